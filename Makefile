@@ -1,0 +1,66 @@
+# `make test` and `make demo` work from a fresh clone: the environment is made on first use.
+#
+#   make PYTHON=python3.12 test     another interpreter (used only when .venv is created)
+#   make WORKERS=8 test             more pytest processes
+
+PYTHON  ?= python3
+WORKERS ?= 2
+
+BIN   := .venv/bin
+STAMP := .venv/.installed
+
+# Exits with status 1 on an interpreter that is too old.
+CHECK_VERSION := import sys; sys.exit(sys.version_info < (3, 11))
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format docs bench clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+venv: $(STAMP)  ## create .venv and install the package with its dev extra
+
+# A .venv without pip is what is left when the venv module could not finish; make it again.
+$(STAMP): pyproject.toml
+	@if ! test -x $(BIN)/pip; then \
+	  command -v $(PYTHON) >/dev/null || \
+	    { echo "error: '$(PYTHON)' not found; choose one with: make PYTHON=/path/to/python" >&2; exit 1; }; \
+	  $(PYTHON) -c '$(CHECK_VERSION)' || \
+	    { echo "error: Python 3.11 or newer is needed, but $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
+	           "choose another with: make PYTHON=python3.12" >&2; exit 1; }; \
+	  echo "$(PYTHON) -m venv .venv"; $(PYTHON) -m venv .venv; \
+	fi
+	@$(BIN)/python -c '$(CHECK_VERSION)' || \
+	  { echo "error: Python 3.11 or newer is needed, but .venv has $$($(BIN)/python --version 2>&1);" \
+	         "delete .venv and choose another with: make PYTHON=python3.12" >&2; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## train a small model, sample, score; results in runs/demo
+	$(BIN)/sde-models demo --out runs/demo
+
+# One thread per process: the workers already fill the cores.
+test: lint docs  ## lint, types, docs, and every test with coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term
+
+lint: $(STAMP)  ## ruff and mypy, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy sde_models
+
+format: $(STAMP)  ## apply ruff's fixes and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The variable silences the theme's announcement about MkDocs 2, which `mkdocs<2` leaves without force.
+docs: $(STAMP)  ## build the documentation into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
+
+bench: $(STAMP)  ## measure the solvers' overhead over bare network time
+	$(BIN)/python benchmarks/overhead.py
+
+clean:  ## remove what builds and tests leave; keeps .venv and runs/
+	rm -rf site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov
+	rm -f .coverage .coverage.*
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

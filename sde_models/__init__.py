@@ -1,0 +1,71 @@
+"""Score-based generative models as torchsde and torchdiffeq systems.
+
+See the documentation, or ``help(sde_models.solve)``.
+"""
+
+from sde_models import data, nn
+from sde_models.analytic import GaussianMixture
+from sde_models.base_systems import System
+from sde_models.counting import count_evaluations
+from sde_models.discrete import BitsPerDim, bits_per_dim
+from sde_models.divergence import Divergence, Exact, Hutchinson
+from sde_models.errors import NonFiniteError, SolveError, StepLimitError, StepSizeError
+from sde_models.latents import Decoding, Encoding, decode, encode
+from sde_models.likelihood import LogProb, log_prob
+from sde_models.models import EnergyModel, Model, ScoreModel
+from sde_models.sampling import Sample, sample
+from sde_models.sdes import (
+    SDE,
+    VESDE,
+    VPSDE,
+    CosineSDE,
+    FlowMatchingSDE,
+    GaussianSDE,
+    SubVPSDE,
+)
+from sde_models.solvers import Solution, Solver, solve, solver, solvers
+from sde_models.systems import ProbabilityFlow, ReverseSDE
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SDE",
+    "VESDE",
+    "VPSDE",
+    "BitsPerDim",
+    "CosineSDE",
+    "Decoding",
+    "Divergence",
+    "Encoding",
+    "EnergyModel",
+    "Exact",
+    "FlowMatchingSDE",
+    "GaussianMixture",
+    "GaussianSDE",
+    "Hutchinson",
+    "LogProb",
+    "Model",
+    "NonFiniteError",
+    "ProbabilityFlow",
+    "ReverseSDE",
+    "Sample",
+    "ScoreModel",
+    "Solution",
+    "SolveError",
+    "Solver",
+    "StepLimitError",
+    "StepSizeError",
+    "SubVPSDE",
+    "System",
+    "bits_per_dim",
+    "count_evaluations",
+    "data",
+    "decode",
+    "encode",
+    "log_prob",
+    "nn",
+    "sample",
+    "solve",
+    "solver",
+    "solvers",
+]

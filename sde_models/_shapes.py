@@ -1,0 +1,94 @@
+"""The one broadcasting helper: per-sample coefficients against batches of any event shape."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Time = float | Tensor
+
+
+def as_time(t: Time, like: Tensor | None = None) -> Tensor:
+    """Turn a time into a floating tensor, with the dtype and device of ``like`` if one is given.
+
+    Args:
+        t: A number, or a floating tensor that is scalar or of shape ``(B,)``.
+        like: A batch whose dtype and device the time takes.
+    """
+    if isinstance(t, Tensor):
+        t = t if t.is_floating_point() else t.to(torch.get_default_dtype())
+        return t if like is None else t.to(dtype=like.dtype, device=like.device)
+    if like is None:
+        return torch.tensor(float(t), dtype=torch.get_default_dtype())
+    return torch.tensor(float(t), dtype=like.dtype, device=like.device)
+
+
+def per_sample(coefficient: Tensor, x: Tensor) -> Tensor:
+    """Shape a coefficient so that it multiplies ``x`` sample by sample.
+
+    Args:
+        coefficient: Scalar, or one value for each sample, shape ``(B,)``.
+        x: Batch of shape ``(B, *event)``.
+
+    Returns:
+        The scalar unchanged, or shape ``(B, 1, ..., 1)`` with the dimensions of ``x``.
+
+    Raises:
+        ValueError: If ``coefficient`` is neither scalar nor of shape ``(B,)``.
+    """
+    if coefficient.ndim == 0:
+        return coefficient
+    if coefficient.ndim != 1 or coefficient.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"a time is a scalar or has shape (B,) = ({x.shape[0]},) for a batch of shape "
+            f"{tuple(x.shape)}; got shape {tuple(coefficient.shape)}"
+        )
+    return coefficient.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def check_batch(x: Tensor, event_shape: tuple[int, ...] | None = None, name: str = "x") -> None:
+    """Refuse anything that is not a non-empty floating batch ``(B, *event)`` of finite numbers.
+
+    Raises:
+        TypeError: If ``x`` is not a floating-point tensor.
+        ValueError: If ``x`` has no batch dimension, no samples, another event shape than
+            ``event_shape``, or holds NaN or infinite values.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {type(x).__name__}; use torch.as_tensor"
+        )
+    if not x.is_floating_point():
+        raise TypeError(
+            f"{name} has dtype {x.dtype}, a floating dtype is wanted: {name}.float() for numbers, "
+            "sm.bits_per_dim or sm.data.dequantize for images with integer levels"
+        )
+    check_event_shape(x, event_shape, name)
+    if x.shape[0] == 0:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: at least one sample is wanted")
+    finite = torch.isfinite(x.detach()).reshape(x.shape[0], -1).all(dim=1)
+    if not bool(finite.all()):
+        rows = (~finite).nonzero().flatten().tolist()
+        raise ValueError(f"{name} holds NaN or infinite values in {describe_rows(rows)}")
+
+
+def check_event_shape(x: Tensor, event_shape: tuple[int, ...] | None, name: str = "x") -> None:
+    """Refuse a batch without a batch dimension or with another event shape."""
+    if x.ndim < 2:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}, wanted (B, *event) with at least one event "
+            f"dimension; for scalar events use {name}.reshape(-1, 1)"
+        )
+    if event_shape is not None and tuple(x.shape[1:]) != tuple(event_shape):
+        raise ValueError(
+            f"{name} has event shape {tuple(x.shape[1:])} (shape {tuple(x.shape)}), the model "
+            f"wants {tuple(event_shape)}, that is a batch of shape "
+            f"(B, {', '.join(map(str, event_shape))})"
+        )
+
+
+def describe_rows(rows: list[int], most: int = 8) -> str:
+    """Name the rows of a batch in an error, cut after ``most``."""
+    shown = ", ".join(map(str, rows[:most]))
+    more = f", ... ({len(rows)} in all)" if len(rows) > most else ""
+    return f"row{'s' if len(rows) > 1 else ''} {shown}{more} of the batch"

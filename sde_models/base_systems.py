@@ -1,0 +1,58 @@
+"""The face that every differential equation shows to the solvers."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from sde_models._shapes import Time
+
+
+class System(nn.Module):
+    r"""Base class of what :func:`~sde_models.solve` integrates: :math:`dx = b(t,x)dt + c(t)dB`.
+
+    A subclass defines :meth:`drift`, and :meth:`noise_scale` if it is stochastic, both in model
+    time and for batches ``(B, *event)``. Run backwards, the same drift is stepped with dt < 0.
+
+    Attributes:
+        stochastic: Whether there is noise. An SDE solver is then wanted, else an ODE solver.
+        directions: Signs of dt in which the equation may be run.
+        state_dependent_noise: Whether the noise scale depends on x.
+        event_shape: Shape of one sample, or None for any.
+        t_min: Time of the data.
+        t_max: Time of the noise.
+    """
+
+    stochastic: bool
+    directions: tuple[int, ...] = (1, -1)
+    state_dependent_noise = False
+    event_shape: Any = None  # tuple[int, ...] or None
+    t_min: float
+    t_max: float
+
+    @property
+    def sde(self) -> Any:
+        """The forward SDE whose clock this is, for time grids; None if there is none."""
+        return None
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        """The drift b(t, x), shape of ``x``."""
+        raise NotImplementedError(f"{type(self).__name__} must define drift(t, x)")
+
+    def noise_scale(self, t: Time, x: Tensor) -> Tensor:
+        """The noise scale c(t), broadcastable against ``x``."""
+        raise NotImplementedError(f"{type(self).__name__} must define noise_scale(t, x)")
+
+    def conditioned(self, **cond: Any) -> Self:
+        """The same system with these conditioning arguments added."""
+        if cond:
+            raise TypeError(f"{type(self).__name__} takes no conditioning, got {', '.join(cond)}")
+        return self
+
+    def error_norm(self, error: Tensor) -> Tensor:
+        """Size of each sample's error in units of tolerance: root mean square, shape ``(B,)``.
+
+        Step control takes the worst of these, so that no sample hides behind its batch-mates.
+        """
+        return error.reshape(error.shape[0], -1).square().mean(dim=1).sqrt()

@@ -1,0 +1,152 @@
+r"""Between images with whole grey levels and the real numbers that a density needs.
+
+Level k of K fills the cell :math:`[e_k, e_{k+1})` with :math:`e_k = low + (high - low) k / K`.
+Uniform dequantisation draws a point of that cell, so that for any density p
+
+.. math:: \log P(k) \ge E_u \log p(x) + D \log \frac{high - low}{K} .
+
+Reference:
+    Theis et al. 2016, A note on the evaluation of generative models, arXiv:1511.01844.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sde_models._shapes import check_batch
+from sde_models.randomness import uniform_like
+
+
+def dequantize(
+    images: Tensor,
+    levels: int = 256,
+    *,
+    data_range: tuple[float, float] = (-1.0, 1.0),
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    r"""Turn grey levels into numbers: :math:`x = low + (high - low) (k + u) / K`, u uniform.
+
+    :func:`quantize` gives back the levels exactly, in every dtype.
+
+    Args:
+        images: Levels k, whole numbers from 0 to ``levels - 1``, shape ``(B, *event)``.
+        levels: Number of levels K.
+        data_range: Lowest and highest number that the levels are spread over.
+        generator: Source of u; torch's global one if None.
+        dtype: Floating dtype of the result.
+
+    Raises:
+        TypeError: If the images are no tensor of numbers, or ``dtype`` is not floating.
+        ValueError: If a value is not a level, the range is empty, or ``dtype`` is too coarse to
+            tell the levels apart.
+
+    Example:
+        >>> x = dequantize(torch.tensor([[0, 16]]), 17)
+        >>> quantize(x, 17)
+        tensor([[ 0, 16]])
+    """
+    check_levels(images, levels)
+    _check_range(levels, data_range, dtype)
+    k = images.to(dtype)
+    lower, upper = _edge(k, levels, data_range), _edge(k + 1, levels, data_range)
+    x = lower + (data_range[1] - data_range[0]) / levels * uniform_like(k, generator)
+    # Rounding may carry x up to the next level, or past an edge that was itself rounded.
+    return torch.minimum(x, torch.nextafter(upper, lower))
+
+
+def quantize(
+    x: Tensor, levels: int = 256, *, data_range: tuple[float, float] = (-1.0, 1.0)
+) -> Tensor:
+    r"""Turn numbers into grey levels, the inverse of :func:`dequantize`.
+
+    .. math:: k = \lfloor K (x - low) / (high - low) \rfloor,
+
+    clamped to 0 and K - 1.
+
+    Args:
+        x: Numbers, shape ``(B, *event)``.
+        levels: Number of levels K.
+        data_range: Lowest and highest number that the levels are spread over.
+
+    Returns:
+        Levels, dtype int64, shape of ``x``.
+
+    Raises:
+        TypeError: If ``x`` is not a floating tensor.
+        ValueError: If ``x`` is not finite, the range is empty, or its dtype is too coarse to tell
+            the levels apart.
+    """
+    check_batch(x)
+    _check_range(levels, data_range, x.dtype)
+    low, high = data_range
+    k = torch.floor((x - low) * (levels / (high - low))).clamp(0, levels - 1)
+    # The division rounds too: the edges decide, as they do in dequantize.
+    k = k - (x < _edge(k, levels, data_range)).to(k) + (x >= _edge(k + 1, levels, data_range)).to(k)
+    return k.clamp(0, levels - 1).to(torch.int64)
+
+
+def check_levels(images: Tensor, levels: int) -> None:
+    """Refuse images whose values are not whole numbers from 0 to ``levels - 1``.
+
+    An integer dtype, or a floating one that holds whole numbers, is accepted.
+
+    Raises:
+        TypeError: If ``images`` is no tensor of numbers or ``levels`` no integer.
+        ValueError: If there are fewer than two levels, no images, or a value is NaN, not whole
+            or out of range.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+    if images.dtype == torch.bool or images.is_complex():
+        raise TypeError(
+            f"images have dtype {images.dtype}; wanted an integer dtype, or a floating one holding "
+            "whole numbers: images.to(torch.uint8)"
+        )
+    _check_level_count(levels)
+    wanted = f"wanted whole numbers from 0 to {levels - 1} for levels={levels}"
+    if images.ndim < 2 or images.numel() == 0:
+        raise ValueError(f"images have shape {tuple(images.shape)}, wanted (B, *event), B >= 1")
+    if images.is_floating_point():
+        if not bool(torch.isfinite(images).all()):
+            raise ValueError(f"images hold NaN or infinite values; {wanted}")
+        broken = images != images.floor()
+        if bool(broken.any()):
+            example = float(images[broken][0])
+            raise ValueError(
+                f"images hold {example:g}, which is no whole number; {wanted}. For images scaled "
+                f"to [0, 1] give (images * {levels - 1}).round()"
+            )
+    low, high = (int(v) for v in torch.aminmax(images))
+    if low < 0 or high > levels - 1:
+        raise ValueError(f"images hold values from {low} to {high}; {wanted}")
+
+
+def _check_level_count(levels: int) -> None:
+    if not isinstance(levels, int) or isinstance(levels, bool):
+        raise TypeError(f"levels must be an integer, got {levels!r}")
+    if levels < 2:
+        raise ValueError(f"levels must be at least 2, got {levels}")
+
+
+def _check_range(levels: int, data_range: tuple[float, float], dtype: torch.dtype) -> None:
+    _check_level_count(levels)
+    low, high = data_range
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"data_range must be (low, high) with low < high, got {data_range}")
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be floating, got {dtype}")
+    if (high - low) / levels < 4 * torch.finfo(dtype).eps * max(abs(low), abs(high)):
+        raise ValueError(
+            f"{dtype} is too coarse to tell {levels} levels on [{low:g}, {high:g}] apart: use "
+            "torch.float32, torch.float64 or a range around 0"
+        )
+
+
+def _edge(k: Tensor, levels: int, data_range: tuple[float, float]) -> Tensor:
+    """Lower edge of level k, rising with k after rounding too."""
+    low, high = data_range
+    return low + (high - low) * (k / levels)

@@ -1,0 +1,53 @@
+"""What went wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from torch import Tensor
+
+
+class SolveError(RuntimeError):
+    """A solve that could not be finished.
+
+    Attributes:
+        t: Model time reached.
+        x: State at that time, shape ``(B, *event)``, or None where there is none worth keeping.
+        nfe: Network forward passes made until then.
+    """
+
+    def __init__(self, message: str, *, t: float, x: Tensor | None, nfe: int) -> None:
+        super().__init__(message)
+        self.t = t
+        self.x = x
+        self.nfe = nfe
+
+
+class NonFiniteError(SolveError):
+    """The drift became NaN or infinite.
+
+    Attributes:
+        rows: Indices of the samples concerned.
+    """
+
+    def __init__(
+        self, message: str, *, t: float, x: Tensor | None, nfe: int, rows: list[int]
+    ) -> None:
+        super().__init__(message, t=t, x=x, nfe=nfe)
+        self.rows = rows
+
+
+class StepLimitError(SolveError):
+    """An adaptive solve reached its cap on steps before the end of its span."""
+
+
+class StepSizeError(SolveError):
+    """An adaptive solver wanted a step too small for the precision of the state."""
+
+
+def nearest_names(name: str, known: Iterable[str]) -> str:
+    """Say which of the known names are nearest to one that is not known."""
+    known = list(known)
+    near = get_close_matches(str(name), known, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"

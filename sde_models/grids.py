@@ -1,0 +1,154 @@
+r"""Time grids: where a fixed-step solver puts its nodes.
+
+For samplers the grid matters as much as the solver. Each grid here is a function
+``(sde, t0, t1, steps)`` that returns ``steps + 1`` times from ``t0`` to ``t1``, in either
+direction, in float64 on the CPU (the solver casts them last).
+
+References:
+    Lu et al. 2022, DPM-Solver, arXiv:2206.00927 (uniform log-SNR); Karras et al. 2022,
+    equation 5, arXiv:2206.00364.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sde_models.base_sdes import SDE, GaussianSDE
+from sde_models.errors import nearest_names
+
+Grid = str | Tensor | Sequence[float] | Callable[[SDE, float, float, int], Tensor]
+
+
+def uniform_grid(sde: SDE, t0: float, t1: float, steps: int) -> Tensor:
+    """Equal steps in t.
+
+    Example:
+        >>> uniform_grid(sm.VPSDE(), 1.0, 0.5, 2)
+        tensor([1.0000, 0.7500, 0.5000], dtype=torch.float64)
+    """
+    return torch.linspace(t0, t1, steps + 1, dtype=torch.float64)
+
+
+def log_snr_grid(sde: SDE, t0: float, t1: float, steps: int) -> Tensor:
+    """Equal steps in log-SNR.
+
+    Example:
+        >>> sde = sm.VPSDE()
+        >>> sde.log_snr(log_snr_grid(sde, 1.0, 0.01, 100)).diff().std() < 1e-12
+        tensor(True)
+    """
+    sde = _gaussian(sde, "log-snr")
+    ends = sde.log_snr(torch.tensor([t0, t1], dtype=torch.float64))
+    levels = torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64)
+    return _with_ends(sde.t_from_log_snr(levels), t0, t1)
+
+
+def karras_grid(sde: SDE, t0: float, t1: float, steps: int, rho: float = 7.0) -> Tensor:
+    r"""Equal steps in :math:`(\sigma/\alpha)^{1/\rho}`.
+
+    Args:
+        sde: Forward SDE with a Gaussian kernel.
+        t0: First time.
+        t1: Last time.
+        steps: Number of intervals.
+        rho: The larger, the more nodes at low noise.
+
+    Example:
+        >>> sde = sm.VESDE(0.01, 50.0)
+        >>> root = sde.sigma(karras_grid(sde, 1.0, 0.0, 10)) ** (1 / 7)
+        >>> root.diff().std() < 1e-12
+        tensor(True)
+    """
+    sde = _gaussian(sde, "karras")
+    ends = torch.exp(-0.5 * sde.log_snr(torch.tensor([t0, t1], dtype=torch.float64)) / rho)
+    roots = torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64)
+    return _with_ends(sde.t_from_log_snr(-2 * rho * roots.log()), t0, t1)
+
+
+GRIDS: dict[str, Callable[[SDE, float, float, int], Tensor]] = {
+    "uniform": uniform_grid,
+    "log-snr": log_snr_grid,
+    "karras": karras_grid,
+}
+
+
+def time_grid(
+    sde: SDE | None, t_span: tuple[float, float], steps: int | None, grid: Grid
+) -> Tensor:
+    """Lay out the nodes of a fixed-step solve.
+
+    Args:
+        sde: Forward SDE whose clock the times are, or None, which leaves "uniform" and times.
+        t_span: First and last time.
+        steps: Number of intervals; None with times given.
+        grid: Name, function ``(sde, t0, t1, steps)``, or the times themselves.
+
+    Returns:
+        Times from ``t_span[0]`` to ``t_span[1]``, float64, strictly monotone.
+
+    Raises:
+        ValueError: For an unknown name, ``steps`` beside times, or times that are not monotone,
+            repeat, or do not start and end with the span.
+    """
+    t0, t1 = t_span
+    if isinstance(grid, str):
+        if grid not in GRIDS:
+            raise ValueError(f"unknown grid {grid!r}; {nearest_names(grid, GRIDS)}")
+        grid = GRIDS[grid]
+    if callable(grid):
+        if steps is None:
+            raise ValueError("steps is wanted beside a named grid")
+        if sde is None and grid is not uniform_grid:
+            raise ValueError("this system has no forward SDE, so only grid='uniform' has a meaning")
+        times = torch.as_tensor(grid(sde, t0, t1, steps), dtype=torch.float64)  # type: ignore[arg-type]
+    else:
+        if steps is not None:
+            raise ValueError(
+                "grid gives the times themselves: leave steps out"
+            )
+        times = torch.as_tensor(grid, dtype=torch.float64).detach().cpu()
+    check_monotone(times, t0, t1)
+    return _with_ends(times, t0, t1)
+
+
+def check_monotone(times: Tensor, t0: float, t1: float, name: str = "grid") -> None:
+    """Refuse times that do not run strictly from ``t0`` to ``t1``.
+
+    Raises:
+        ValueError: Naming the first offending entry.
+    """
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(f"{name} must hold two or more times, got shape {tuple(times.shape)}")
+    if not bool(torch.isfinite(times).all()):
+        raise ValueError(f"{name} holds times that are not finite")
+    forwards = times.diff() * (1 if t1 > t0 else -1)
+    if bool((forwards <= 0).any()):
+        i = int((forwards <= 0).nonzero()[0, 0])
+        a, b = float(times[i]), float(times[i + 1])
+        what = f"repeats the time {a:g}" if a == b else f"turns back from {a:g} to {b:g}"
+        raise ValueError(f"{name} must run strictly from {t0:g} to {t1:g}; entry {i + 1} {what}")
+    slack = 1e-6 * abs(t1 - t0)
+    if abs(float(times[0]) - t0) > slack or abs(float(times[-1]) - t1) > slack:
+        raise ValueError(
+            f"{name} runs from {float(times[0]):g} to {float(times[-1]):g}, the span asked for is "
+            f"{t0:g} to {t1:g}"
+        )
+
+
+def _with_ends(times: Tensor, t0: float, t1: float) -> Tensor:
+    """Put the exact end points in place of rounded ones."""
+    times = times.clone()
+    times[0], times[-1] = t0, t1
+    return times
+
+
+def _gaussian(sde: SDE, name: str) -> GaussianSDE:
+    if not isinstance(sde, GaussianSDE):
+        raise ValueError(
+            f"grid={name!r} needs alpha and sigma, which {type(sde).__name__} does not have; use "
+            "grid='uniform' or give the times"
+        )
+    return sde

@@ -1,0 +1,245 @@
+r"""Models: a forward SDE and something that gives the score of its densities.
+
+Every model answers for :math:`\nabla \log p_t(x)`; those on a
+:class:`~sde_models.GaussianSDE` also for eps, x0 and v, which are the same thing in other units.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sde_models._shapes import Time, as_time, check_event_shape, per_sample
+from sde_models.base_sdes import SDE, GaussianSDE
+from sde_models.counting import record
+from sde_models.predictions import Prediction, find_prediction
+
+
+class Model(nn.Module, ABC):
+    """Base class: the score of a diffused density.
+
+    A subclass on a :class:`~sde_models.GaussianSDE` defines :meth:`denoise`. Time comes first,
+    as a number, a scalar tensor or one time for each sample.
+
+    Args:
+        sde: The forward SDE whose densities these are.
+        event_shape: Shape of one sample, if the model takes only one; else None.
+    """
+
+    def __init__(self, sde: SDE, event_shape: tuple[int, ...] | None = None) -> None:
+        super().__init__()
+        self.sde = sde
+        self.event_shape = None if event_shape is None else tuple(event_shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the parameters and buffers, torch's default if there are none."""
+        return next((v.dtype for v in self._tensors()), torch.get_default_dtype())
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters and buffers, torch's default if there are none."""
+        return next((v.device for v in self._tensors()), torch.get_default_device())
+
+    def _tensors(self) -> Iterator[Tensor]:
+        return (v for v in chain(self.parameters(), self.buffers()) if v.is_floating_point())
+
+    @abstractmethod
+    def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        """Return the estimates (x0, eps) from one evaluation; inputs are not checked."""
+
+    def _checked(self, t: Time, x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            raise TypeError(f"x has dtype {x.dtype}, a floating dtype is wanted: use x.float()")
+        check_event_shape(x, self.event_shape)
+        t = as_time(t, x)
+        per_sample(t, x)
+        if not torch.compiler.is_compiling():
+            self.sde.check_times(t)
+        return t
+
+    def score(self, t: Time, x: Tensor, **cond: Any) -> Tensor:
+        r"""Score :math:`\nabla_x \log p_t(x) = -\hat\epsilon / \sigma_t`.
+
+        Args:
+            t: Time in ``[t_min, t_max]``, scalar or ``(B,)``.
+            x: Noised samples, shape ``(B, *event)``.
+            **cond: Handed to the network.
+
+        Raises:
+            TypeError: If ``x`` is not floating.
+            ValueError: If a shape does not fit or a time is out of range.
+        """
+        t = self._checked(t, x)
+        eps = self.denoise(t, x, **cond)[1]
+        return -eps / per_sample(self._gaussian().sigma(t), x)
+
+    def eps(self, t: Time, x: Tensor, **cond: Any) -> Tensor:
+        r"""Predicted noise :math:`\hat\epsilon = E[\epsilon | x_t]`; arguments as in score."""
+        return self.denoise(self._checked(t, x), x, **cond)[1]
+
+    def x0(self, t: Time, x: Tensor, **cond: Any) -> Tensor:
+        r"""Denoised sample :math:`\hat x_0 = E[x_0 | x_t]`; arguments as in score."""
+        return self.denoise(self._checked(t, x), x, **cond)[0]
+
+    def v(self, t: Time, x: Tensor, **cond: Any) -> Tensor:
+        r"""Velocity :math:`\alpha\hat\epsilon - \sigma\hat x_0`; arguments as in score."""
+        t = self._checked(t, x)
+        x0, eps = self.denoise(t, x, **cond)
+        sde = self._gaussian()
+        return per_sample(sde.alpha(t), x) * eps - per_sample(sde.sigma(t), x) * x0
+
+    def _gaussian(self) -> GaussianSDE:
+        if not isinstance(self.sde, GaussianSDE):
+            raise TypeError(
+                f"{type(self.sde).__name__} has no alpha and sigma, so eps, x0 and v do not "
+                "exist; use score with prediction='score', or subclass GaussianSDE"
+            )
+        return self.sde
+
+
+class ScoreModel(Model):
+    """A network and the SDE it was trained for.
+
+    The network is called as ``network(t, x, **cond)`` with ``t`` of shape ``(B,)`` and must
+    return the shape of ``x``.
+
+    Args:
+        network: Any module with that call.
+        sde: Forward SDE. On an :class:`~sde_models.SDE` without a Gaussian kernel only
+            ``prediction="score"`` has a meaning.
+        prediction: What the network's output stands for: "eps", "x0", "v" or "score".
+        preconditioning: "edm" scales input, output and time as in Karras et al. 2022. The
+            output then is the residual of x0, and ``prediction`` is left out.
+        event_shape: Shape of one sample; given, another shape is refused at the door.
+
+    Raises:
+        ValueError: For unknown names, or a combination without a meaning.
+
+    Example:
+        >>> network = sm.nn.ResidualNetwork((2,), width=16, depth=1)
+        >>> model = ScoreModel(network, sm.VPSDE(), prediction="v")
+        >>> model.score(0.5, torch.zeros(3, 2)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        sde: SDE,
+        prediction: str | None = None,
+        *,
+        preconditioning: str | None = None,
+        event_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__(sde, event_shape)
+        self.network = network
+        data_std = getattr(sde, "data_std", 1.0)
+        self.prediction: Prediction = find_prediction(prediction, preconditioning, data_std)
+        self.predicts_score = prediction == "score"
+        if not isinstance(sde, GaussianSDE) and not self.predicts_score:
+            raise ValueError(
+                f"{type(sde).__name__} has no alpha and sigma, so only prediction='score' has a "
+                f"meaning; got prediction={prediction!r}, preconditioning={preconditioning!r}"
+            )
+
+    def score(self, t: Time, x: Tensor, **cond: Any) -> Tensor:
+        if not self.predicts_score:
+            return super().score(t, x, **cond)
+        t = self._checked(t, x)
+        return self._run(t.expand(x.shape[0]), x, **cond)
+
+    def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self._scales(t, x)
+        output = self._run(*self._network_input(t, x, alpha, sigma), **cond)
+        return self.prediction.denoise(output, x, alpha, sigma)
+
+    def output(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
+        """The network's own output at noised samples, as a loss compares it to a target."""
+        return self._run(*self._network_input(t, x, *self._scales(t, x)), **cond)
+
+    def target(self, t: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
+        """What :meth:`output` should be where data ``x0`` met noise ``eps``."""
+        return self.prediction.target(x0, eps, *self._scales(t, x0))
+
+    def _scales(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        sde = self._gaussian()
+        return per_sample(sde.alpha(t), x), per_sample(sde.sigma(t), x)
+
+    def _network_input(
+        self, t: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self.prediction.network_input(t.expand(x.shape[0]), x, alpha, sigma)
+
+    def _run(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
+        record(nfe=1)
+        output = self.network(t, x, **cond)
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"the network returned {got} for x of shape {tuple(x.shape)}; it is called as "
+                "network(t, x, **cond) and must return the shape of x"
+            )
+        return output
+
+
+class EnergyModel(Model):
+    r"""A network whose output is an energy: :math:`\nabla \log p_t(x) = -\nabla_x E(t, x)`.
+
+    The score is a gradient by construction. Each evaluation costs a forward pass and a
+    vector-Jacobian product.
+
+    Args:
+        network: Called as ``network(t, x, **cond)`` with ``t`` of shape ``(B,)``; returns one
+            energy for each sample, shape ``(B,)`` or ``(B, 1)``.
+        sde: Forward SDE with a Gaussian kernel.
+        event_shape: Shape of one sample; given, another shape is refused at the door.
+
+    Reference:
+        Song and Ermon 2019, section 2, arXiv:1907.05600; Salimans and Ho 2021, Should EBMs
+        model the energy or the score?
+
+    Example:
+        >>> class Bowl(torch.nn.Module):
+        ...     def forward(self, t, x):
+        ...         return 0.5 * x.square().sum(1)
+        >>> EnergyModel(Bowl(), sm.VPSDE()).score(0.5, torch.ones(1, 2)).detach()
+        tensor([[-1., -1.]])
+    """
+
+    def __init__(
+        self, network: nn.Module, sde: SDE, *, event_shape: tuple[int, ...] | None = None
+    ) -> None:
+        super().__init__(sde, event_shape)
+        self._gaussian()
+        self.network = network
+
+    def energy(self, t: Time, x: Tensor, **cond: Any) -> Tensor:
+        """Energy of each sample, shape ``(B,)``, defined up to a function of time."""
+        return self._energy(self._checked(t, x), x, **cond)
+
+    def _energy(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
+        record(nfe=1)
+        energy = self.network(t.expand(x.shape[0]), x, **cond)
+        if energy.shape not in ((x.shape[0],), (x.shape[0], 1)):
+            raise ValueError(
+                f"the energy network returned shape {tuple(energy.shape)} for a batch of "
+                f"{x.shape[0]}; wanted one energy for each sample, ({x.shape[0]},)"
+            )
+        return energy.reshape(-1)
+
+    def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        differentiable = torch.is_grad_enabled()
+        with torch.enable_grad():
+            point = x if x.requires_grad else x.detach().requires_grad_()
+            energy = self._energy(t, point, **cond).sum()
+            record(vjps=1)
+            (gradient,) = torch.autograd.grad(energy, point, create_graph=differentiable)
+        sde = self._gaussian()
+        alpha, sigma = per_sample(sde.alpha(t), x), per_sample(sde.sigma(t), x)
+        return (x - sigma.square() * gradient) / alpha, sigma * gradient

@@ -1,0 +1,5 @@
+"""Networks for score models: called as ``network(t, x, **cond)``, with t of shape ``(B,)``."""
+
+from sde_models.nn.residual import FourierFeatures, ResidualNetwork
+
+__all__ = ["FourierFeatures", "ResidualNetwork"]

@@ -1,0 +1,49 @@
+"""Random numbers from a ``torch.Generator`` (or torch's global one) and from nothing else.
+
+A generator lives on one device. Numbers are drawn there and moved, so that a CPU generator gives
+the same sample on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def standard_normal(
+    shape: Sequence[int],
+    *,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draw independent N(0, 1) numbers."""
+    drawn_on = device if generator is None else generator.device
+    return torch.randn(*shape, generator=generator, dtype=dtype, device=drawn_on).to(device)
+
+
+def standard_normal_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw N(0, 1) numbers with the shape, dtype and device of ``x``."""
+    return standard_normal(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def uniform_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw numbers uniform on [0, 1) with the shape, dtype and device of ``x``."""
+    drawn_on = x.device if generator is None else generator.device
+    drawn = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=drawn_on)
+    return drawn.to(x.device)
+
+
+def rademacher_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw -1 or +1 with equal probability, with the shape, dtype and device of ``x``."""
+    drawn_on = x.device if generator is None else generator.device
+    bits = torch.randint(0, 2, x.shape, generator=generator, device=drawn_on)
+    return (2 * bits - 1).to(dtype=x.dtype, device=x.device)
+
+
+def entropy_from(generator: torch.Generator | None) -> int:
+    """Draw a seed for a library that keeps its own random state."""
+    device = None if generator is None else generator.device
+    return int(torch.randint(0, 2**62, (), generator=generator, device=device).item())

@@ -1,0 +1,132 @@
+"""Drawing samples: from the prior at ``t_max`` down to the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sde_models.models import Model
+from sde_models.solvers import Solution, Solver, solve
+from sde_models.solvers import solver as find_solver
+from sde_models.systems import ProbabilityFlow, ReverseSDE
+
+
+class Prior(Protocol):
+    """What a verb needs of a distribution at ``t_max``."""
+
+    def sample(
+        self, sample_shape: Sequence[int], *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw samples."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density in nats."""
+
+
+@dataclass(frozen=True)
+class Sample(Solution):
+    """Samples and what they cost; ``x`` has shape ``(n, *event)``.
+
+    The other attributes are those of :class:`~sde_models.Solution`.
+    """
+
+
+def sample(
+    model: Model,
+    shape: Sequence[int],
+    solver: str | Solver = "ode:dopri5",
+    *,
+    eta: float | None = None,
+    denoise: bool = False,
+    prior: Prior | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+    **arguments: Any,
+) -> Sample:
+    """Draw samples from a model.
+
+    An ODE solver integrates the probability flow, an SDE solver the reverse SDE; both start from
+    the prior at ``t_max`` and end at ``t_min``.
+
+    Args:
+        model: What gives the score.
+        shape: ``(n, *event)``.
+        solver: Name in :func:`~sde_models.solvers`, or an object of
+            :func:`~sde_models.solver`.
+        eta: Stochasticity of the reverse SDE, 1 if None; refused for ODE solvers.
+        denoise: Replace the result by the model's estimate of x0 at ``t_min``.
+        prior: Distribution at ``t_max``, in place of the SDE's own.
+        dtype: Floating dtype, the model's if None.
+        device: Device, the model's if None.
+        generator: Source of all randomness; torch's global one if None.
+        **arguments: ``steps``, ``grid``, ``rtol``, ``atol``, ``path``, ``max_steps``,
+            ``gradient``, ``progress`` of :func:`~sde_models.solve`, and conditioning.
+
+    Raises:
+        ValueError: If ``shape`` is not ``(n, *event)`` with n of 1 or more or does not fit the
+            model, and whatever :func:`~sde_models.solve` raises.
+
+    Example:
+        >>> model = sm.GaussianMixture([[-2.0], [2.0]], 0.1).score_model(sm.VPSDE())
+        >>> out = sample(model, (16, 1), solver="euler-maruyama", steps=50)
+        >>> out.x.shape, out.nfe
+        (torch.Size([16, 1]), 50)
+    """
+    method = find_solver(solver)
+    event_shape = _check_shape(model, shape)
+    dtype = model.dtype if dtype is None else dtype
+    device = model.device if device is None else device
+    if prior is None:
+        start = model.sde.prior(event_shape).sample(
+            shape[:1], generator=generator, dtype=dtype, device=device
+        )
+    else:
+        start = prior.sample(shape[:1], generator=generator).to(dtype=dtype, device=device)
+        start = start.reshape(tuple(shape))
+    system: ProbabilityFlow | ReverseSDE
+    if method.stochastic:
+        system = ReverseSDE(model, event_shape, 1.0 if eta is None else eta)
+        arguments["generator"] = generator
+    elif eta is not None:
+        raise ValueError(
+            f"solver {method.name!r} cannot use eta=; it integrates the probability flow, which "
+            "is eta = 0: leave it out, or choose an SDE solver such as 'euler-maruyama'"
+        )
+    else:
+        system = ProbabilityFlow(model)
+    sde = model.sde
+    solution = solve(system, start, (sde.t_max, sde.t_min), method, **arguments)
+    fields = dict(vars(solution))
+    if denoise:
+        fields["x"] = _denoised(model, solution.x, arguments)
+        fields["nfe"] += 1
+    return Sample(**fields)
+
+
+def _denoised(model: Model, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+    cond = {key: value for key, value in arguments.items() if key not in SOLVE_ARGUMENTS}
+    with torch.set_grad_enabled(x.requires_grad):
+        return model.x0(model.sde.t_min, x, **cond)
+
+
+SOLVE_ARGUMENTS = frozenset(solve.__kwdefaults__ or {})
+
+
+def _check_shape(model: Model, shape: Sequence[int]) -> tuple[int, ...]:
+    given = tuple(shape)
+    if len(given) < 2 or not all(isinstance(n, int) and n >= 1 for n in given):
+        raise ValueError(
+            f"shape must be (n, *event) with whole numbers of 1 or more, got {given}; for ten "
+            "points in the plane (10, 2)"
+        )
+    if model.event_shape is not None and given[1:] != model.event_shape:
+        raise ValueError(
+            f"shape {given} asks for events of shape {given[1:]}, the model gives "
+            f"{model.event_shape}: use {(given[0], *model.event_shape)}"
+        )
+    return given[1:]

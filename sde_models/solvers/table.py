@@ -1,0 +1,113 @@
+"""The table of solvers: every name, and what it can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from sde_models.errors import nearest_names
+from sde_models.solvers.base import Solver
+from sde_models.solvers.euler_maruyama import EulerMaruyama
+from sde_models.solvers.scipy_methods import scipy_solvers
+from sde_models.solvers.torchdiffeq_methods import torchdiffeq_solvers
+from sde_models.solvers.torchsde_methods import torchsde_solvers
+
+MAKERS: dict[str, Callable[..., Solver]] = {
+    EulerMaruyama.name: EulerMaruyama,
+    **torchdiffeq_solvers(),
+    **torchsde_solvers(),
+    **scipy_solvers(),
+}
+
+
+class SolverTable(Mapping[str, Solver]):
+    """Every solver by name, with what it declares. Prints as a table.
+
+    Example:
+        >>> table = sm.solvers()
+        >>> table["ode:rk4"].order, table["ode:dopri5"].adaptive
+        (4, True)
+    """
+
+    def __init__(self) -> None:
+        self._solvers = {name: make() for name, make in MAKERS.items()}
+
+    def __getitem__(self, name: str) -> Solver:
+        return self._solvers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._solvers)
+
+    def __len__(self) -> int:
+        return len(self._solvers)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Heading and rows, as text."""
+        heading = ("solver", "integrates", "order", "steps", "evaluations", "gradients", "library")
+        return [heading, *(self._row(solver) for solver in self.values())]
+
+    @staticmethod
+    def _row(solver: Solver) -> tuple[str, ...]:
+        gradients = ("direct, adjoint" if solver.adjoint else "direct") * solver.differentiable
+        return (
+            solver.name,
+            "SDE" if solver.stochastic else "ODE",
+            f"{solver.order:g}",
+            "adaptive" if solver.adaptive else "fixed, equal" if solver.equal_steps else "fixed",
+            "varies" if solver.evaluations is None else str(solver.evaluations),
+            gradients or "none",
+            solver.library,
+        )
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def solvers() -> SolverTable:
+    """Return the table of every solver name and what it can do."""
+    return SolverTable()
+
+
+def solver(name: str | Solver, **options: Any) -> Solver:
+    """Make a solver by name, with options.
+
+    Args:
+        name: A name in :func:`solvers`; a solver object is returned as it is.
+        **options: What the solver's class documents, such as ``first_step`` for ``ode:dopri5``.
+
+    Raises:
+        ValueError: For an unknown name, with the nearest ones, or an unknown option.
+        TypeError: If ``name`` is neither a name nor a solver.
+
+    Example:
+        >>> sm.solver("ode:dopri5", first_step=0.01)
+        AdaptiveTorchdiffeq('ode:dopri5', first_step=0.01)
+    """
+    if isinstance(name, Solver):
+        if options:
+            raise ValueError(f"{name!r} has its options already; give them with the name instead")
+        return name
+    if not isinstance(name, str):
+        raise TypeError(f"solver must be a name or a solver, got {type(name).__name__}")
+    if name not in MAKERS:
+        raise ValueError(f"unknown solver {name!r}; {_nearest(name)}")
+    return MAKERS[name](**options)
+
+
+def _nearest(name: str) -> str:
+    """The same method under another prefix is the likeliest thing meant."""
+    method = name.rsplit(":", 1)[-1].lower()
+    same = [known for known in MAKERS if known.rsplit(":", 1)[-1].lower() == method]
+    if same:
+        return f"did you mean {' or '.join(map(repr, same))}?"
+    near = nearest_names(name, MAKERS)
+    return near if near.startswith("did") else "print(sm.solvers()) lists them"

@@ -1,0 +1,234 @@
+"""Every method of torchdiffeq, as ``ode:<method>``.
+
+Adaptive methods run in model time with the worst sample's error norm, step exactly onto the end of
+the span instead of beyond it, and stop at a cap of steps. Fixed-step methods take the grid's nodes
+as their steps, whatever their spacing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torchdiffeq
+from torch import Tensor
+
+from sde_models.errors import StepSizeError
+from sde_models.solvers.base import Solver
+from sde_models.solvers.problem import Problem
+
+
+class TorchdiffeqSolver(Solver):
+    """What the two kinds share: the call, directly or by the adjoint."""
+
+    library = "torchdiffeq"
+    stochastic = False
+    adjoint = True
+
+    def __init__(self, method: str, order: float, evaluations: int | None, **options: Any) -> None:
+        self.name = f"ode:{method}"
+        self.method = method
+        self.order = order
+        self.evaluations = evaluations
+        super().__init__(**options)
+
+    def _odeint(self, problem: Problem, times: Tensor, options: dict[str, Any]) -> Tensor:
+        arguments: dict[str, Any] = {
+            "method": self.method,
+            "options": {**options, **self.options},
+            **self._tolerances(problem),
+        }
+        if not problem.adjoint:
+            return torchdiffeq.odeint(problem.drift, problem.x, times, **arguments)
+        return torchdiffeq.odeint_adjoint(
+            problem.drift, problem.x, times,
+            adjoint_options=self._adjoint_options(problem, times), **arguments,
+        )  # fmt: skip
+
+    def _tolerances(self, problem: Problem) -> dict[str, float]:
+        return {"rtol": problem.rtol, "atol": problem.atol}
+
+    def _adjoint_options(self, problem: Problem, times: Tensor) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class AdaptiveTorchdiffeq(TorchdiffeqSolver):
+    """An adaptive Runge-Kutta method of torchdiffeq.
+
+    Options: ``first_step``, ``min_step``, ``max_step``, ``safety``, ``ifactor``, ``dfactor``, as
+    torchdiffeq documents them.
+
+    Args:
+        method: torchdiffeq's name.
+        order: Order of convergence.
+        evaluations: Evaluations for each step tried.
+        understated: How much smaller the method's error estimate is than its error. The
+            tolerances are divided by it.
+        **options: Passed on.
+    """
+
+    adaptive = True
+    option_names = ("first_step", "min_step", "max_step", "safety", "ifactor", "dfactor")
+
+    def __init__(
+        self,
+        method: str,
+        order: float,
+        evaluations: int,
+        understated: float = 1.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(method, order, evaluations, **options)
+        self.understated = understated
+
+    def _tolerances(self, problem: Problem) -> dict[str, float]:
+        share = 1 / self.understated
+        return {"rtol": problem.rtol * share, "atol": problem.atol * share}
+
+    def integrate(self, problem: Problem) -> Tensor:
+        drift, recorder = problem.drift, problem.recorder
+        reached = (float(problem.times[0]), problem.x)
+
+        def trying(t: Tensor, x: Tensor, dt: Tensor) -> None:
+            nonlocal reached
+            reached = (float(t), x)
+            recorder.check_cap(float(t), x)
+
+        def accepting(t: Tensor, x: Tensor, dt: Tensor) -> None:
+            if recorder.save_all and recorder.accepted:
+                recorder.save(float(t), x)
+            recorder.accept(float(t + problem.direction * dt))
+
+        def rejecting(t: Tensor, x: Tensor, dt: Tensor) -> None:
+            recorder.reject()
+
+        drift.callback_step = trying  # type: ignore[assignment]
+        drift.callback_accept_step = accepting  # type: ignore[assignment]
+        drift.callback_reject_step = rejecting  # type: ignore[assignment]
+
+        times = _library_times(self._output_times(problem), problem.x)
+        try:
+            states = self._odeint(problem, times, self._control(problem, times))
+        except AssertionError as error:
+            raise StepSizeError(
+                f"{self.name} cannot make its steps small enough at t={reached[0]:.6g} after "
+                f"{recorder.cost.nfe} evaluations ({error}): loosen rtol={problem.rtol:g} and "
+                f"atol={problem.atol:g}, or use float64 in place of {problem.x.dtype}",
+                t=reached[0], x=reached[1].detach(), nfe=recorder.cost.nfe,
+            ) from error  # fmt: skip
+        self._save(problem, states)
+        return states[-1]
+
+    def _output_times(self, problem: Problem) -> Tensor:
+        if problem.recorder.save_at is None:
+            return problem.times
+        ends = problem.times[[0, -1]]
+        inner = problem.recorder.save_at
+        inner = inner[(inner != ends[0]) & (inner != ends[1])]
+        return torch.cat([ends[:1], inner, ends[1:]])
+
+    def _save(self, problem: Problem, states: Tensor) -> None:
+        recorder, times = problem.recorder, self._output_times(problem).tolist()
+        if recorder.save_all:
+            recorder.save(times[-1], states[-1])
+        elif recorder.save_at is not None:
+            for t, x in zip(times[1:], states[1:], strict=True):
+                if recorder.wants(t):
+                    recorder.save(t, x)
+
+    def _control(self, problem: Problem, times: Tensor) -> dict[str, Any]:
+        return {"norm": problem.worst_error, "step_t": times[-1:], "dtype": times.dtype}
+
+    def _adjoint_options(self, problem: Problem, times: Tensor) -> dict[str, Any]:
+        return {"step_t": times[:1], "dtype": times.dtype}
+
+
+class FixedTorchdiffeq(TorchdiffeqSolver):
+    """A fixed-step method of torchdiffeq on the nodes of a grid.
+
+    Options: ``perturb``, as torchdiffeq documents it.
+    """
+
+    adaptive = False
+    option_names = ("perturb",)
+
+    def _fixed_options(self) -> dict[str, Any]:
+        return {}
+
+    def integrate(self, problem: Problem) -> Tensor:
+        recorder = problem.recorder
+        nodes = _library_times(problem.times, problem.x)
+        reached = iter(problem.times.tolist()[1:])
+
+        def stepping(t: Tensor, x: Tensor, dt: Tensor) -> None:
+            start = float(problem.times[recorder.accepted])
+            if recorder.accepted and recorder.wants(start):
+                recorder.save(start, x)
+            recorder.accept(next(reached))
+
+        problem.drift.callback_step = stepping  # type: ignore[assignment]
+        options = {"grid_constructor": lambda func, x, t: nodes, **self._fixed_options()}
+        x = self._odeint(problem, nodes[[0, -1]], options)[-1]
+        end = float(problem.times[-1])
+        if recorder.wants(end):
+            recorder.save(end, x)
+        return x
+
+    def _adjoint_options(self, problem: Problem, times: Tensor) -> dict[str, Any]:
+        nodes = _library_times(problem.times, problem.x).flip(0)
+        return {"grid_constructor": lambda func, x, t: nodes, **self._fixed_options()}
+
+
+class AdamsTorchdiffeq(FixedTorchdiffeq):
+    """A multistep Adams method of torchdiffeq, whose weights hold for equal steps only.
+
+    It starts with steps of RK4. The history is held to a length that gives order 4, at which the
+    starting steps do not spoil it and the region of stability is still of use. The implicit ones
+    correct once: more iterations cost evaluations, gain no order, and at their default tolerance
+    stop too early to keep it.
+    """
+
+    equal_steps = True
+
+    def __init__(
+        self, method: str, order: float, evaluations: int | None, max_order: int, **options: Any
+    ) -> None:
+        super().__init__(method, order, evaluations, **options)
+        self.max_order = max_order
+
+    def _fixed_options(self) -> dict[str, Any]:
+        return {"max_order": self.max_order}
+
+    def _tolerances(self, problem: Problem) -> dict[str, float]:
+        return {"rtol": 0.0, "atol": math.inf}  # the first correction counts as converged
+
+
+def _library_times(times: Tensor, x: Tensor) -> Tensor:
+    """Times on the device of the state, in double precision where there is any."""
+    if x.device.type == "mps":
+        return times.to(x)
+    return times.to(device=x.device, dtype=torch.float64)
+
+
+def torchdiffeq_solvers() -> dict[str, Callable[..., Solver]]:
+    """A maker for every torchdiffeq method that is offered, by name."""
+    makers: dict[str, Callable[..., Solver]] = {}
+    # method: (order, evaluations for each step tried)
+    adaptive = {
+        "dopri8": (8, 13), "dopri5": (5, 6), "bosh3": (3, 3), "adaptive_heun": (2, 1),
+    }  # fmt: skip
+    for method, (order, evaluations) in adaptive.items():
+        makers[f"ode:{method}"] = partial(AdaptiveTorchdiffeq, method, order, evaluations)
+    # Its estimate is 1/512 of a difference of slopes; what it leaves out is of higher order but
+    # larger at every tolerance in use.
+    makers["ode:fehlberg2"] = partial(AdaptiveTorchdiffeq, "fehlberg2", 2, 2, 100.0)
+    fixed = {"euler": (1, 1), "midpoint": (2, 2), "heun2": (2, 2), "heun3": (3, 3), "rk4": (4, 4)}
+    for method, (order, evaluations) in fixed.items():
+        makers[f"ode:{method}"] = partial(FixedTorchdiffeq, method, order, evaluations)
+    makers["ode:explicit_adams"] = partial(AdamsTorchdiffeq, "explicit_adams", 4, 1, 5)
+    makers["ode:implicit_adams"] = partial(AdamsTorchdiffeq, "implicit_adams", 4, 2, 4)
+    makers["ode:fixed_adams"] = partial(AdamsTorchdiffeq, "fixed_adams", 4, 2, 4)
+    return makers
