@@ -181,11 +181,25 @@ class GaussianSDE(SDE):
 
     def alpha_rate(self, t: Time) -> Tensor:
         """Time derivative of alpha, shape of ``t``."""
-        return _rate(self.alpha, as_time(t))
+        return self._rate(self.alpha, as_time(t))
 
     def sigma_rate(self, t: Time) -> Tensor:
         """Time derivative of sigma, shape of ``t``."""
-        return _rate(self.sigma, as_time(t))
+        return self._rate(self.sigma, as_time(t))
+
+    def _rate(self, function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+        """Derivative of a function that acts on each time by itself."""
+        learned = t.requires_grad or any(p.requires_grad for p in self.parameters())
+        keep_graph = learned and torch.is_grad_enabled()
+        with torch.enable_grad():
+            point = t if t.requires_grad else t.detach().requires_grad_()
+            value = function(point)
+            if not value.requires_grad:
+                return torch.zeros_like(t)
+            (rate,) = torch.autograd.grad(
+                value.sum(), point, create_graph=keep_graph, materialize_grads=True
+            )
+        return rate
 
     def drift_coefficient(self, t: Time) -> Tensor:
         r"""The factor :math:`a(t) = d \log \alpha / dt` in :math:`f(t, x) = a(t) x`."""
@@ -285,17 +299,3 @@ class GaussianSDE(SDE):
                 f"[{self.t_min:g}, {self.t_max:g}]; it does not at t={where:g}: check alpha and "
                 "sigma, or choose t_min above 0 or t_max lower"
             )
-
-
-def _rate(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """Derivative of a function that acts on each time by itself."""
-    differentiable = torch.is_grad_enabled()
-    with torch.enable_grad():
-        point = t if t.requires_grad else t.detach().requires_grad_()
-        value = function(point)
-        if not value.requires_grad:
-            return torch.zeros_like(t)
-        (rate,) = torch.autograd.grad(
-            value.sum(), point, create_graph=differentiable, materialize_grads=True
-        )
-    return rate

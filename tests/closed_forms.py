@@ -125,7 +125,9 @@ def exact_moments(
         drift, slope, noise = _affine(f, g, t.clamp(ts[0], ts[-1]), state[0])
         return drift, 2 * slope + noise / state[1].exp()
 
-    means, log_variances = odeint(rate, (mean, variance.log()), ts, rtol=1e-10, atol=1e-10)
+    means, log_variances = odeint(
+        rate, (mean, variance.log()), ts, rtol=1e-10, atol=1e-10, options={"step_t": ts}
+    )
     return means, log_variances.exp()
 
 
