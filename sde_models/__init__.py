@@ -3,7 +3,7 @@
 See the documentation, or ``help(sde_models.solve)``.
 """
 
-from sde_models import data, nn
+from sde_models import data, grids, nn
 from sde_models.analytic import GaussianMixture
 from sde_models.base_systems import System
 from sde_models.counting import count_evaluations
@@ -62,6 +62,7 @@ __all__ = [
     "data",
     "decode",
     "encode",
+    "grids",
     "log_prob",
     "nn",
     "sample",

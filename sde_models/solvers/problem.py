@@ -192,6 +192,8 @@ class GuardedDrift(nn.Module):
             NonFiniteError: If any entry is NaN or infinite.
             ValueError: If the shape is not that of ``x``.
         """
+        # Adaptive solvers probe beyond the end of their span, where sigma may be NaN.
+        t = t.clamp(self.system.t_min, self.system.t_max)
         drift = self.system.drift(t, x)
         if drift.shape != x.shape:
             raise ValueError(
