@@ -192,7 +192,7 @@ class GaussianSDE(SDE):
         learned = t.requires_grad or any(p.requires_grad for p in self.parameters())
         keep_graph = learned and torch.is_grad_enabled()
         with torch.enable_grad():
-            point = t if t.requires_grad else t.detach().requires_grad_()
+            point = t if keep_graph and t.requires_grad else t.detach().requires_grad_()
             value = function(point)
             if not value.requires_grad:
                 return torch.zeros_like(t)

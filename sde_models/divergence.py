@@ -64,7 +64,7 @@ class Divergence(ABC):
         """
         differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
-            point = x if x.requires_grad else x.detach().requires_grad_()
+            point = x if differentiable and x.requires_grad else x.detach().requires_grad_()
             value = field(point)
             forms = [
                 self._quadratic_forms(value, point, vectors, differentiable)

@@ -106,9 +106,7 @@ def time_grid(
         times = torch.as_tensor(grid(sde, t0, t1, steps), dtype=torch.float64)  # type: ignore[arg-type]
     else:
         if steps is not None:
-            raise ValueError(
-                "grid gives the times themselves: leave steps out"
-            )
+            raise ValueError("grid gives the times themselves: leave steps out")
         times = torch.as_tensor(grid, dtype=torch.float64).detach().cpu()
     check_monotone(times, t0, t1)
     return _with_ends(times, t0, t1)

@@ -236,7 +236,7 @@ class EnergyModel(Model):
     def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
-            point = x if x.requires_grad else x.detach().requires_grad_()
+            point = x if differentiable and x.requires_grad else x.detach().requires_grad_()
             energy = self._energy(t, point, **cond).sum()
             record(vjps=1)
             (gradient,) = torch.autograd.grad(energy, point, create_graph=differentiable)

@@ -1,4 +1,4 @@
-"""What several test files hold the library against: SDEs, exact flows, exact moments.
+"""What several test files hold the library against: SDEs, mixtures, exact flows and moments.
 
 A statistical test here has a fixed seed and a stated false-alarm rate: the probability, over
 seeds, that a correct library fails it.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
 from scipy.special import ndtri
 from torch import Tensor
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 from torchdiffeq import odeint
 
 from sde_models.base_sdes import GaussianSDE
@@ -73,6 +75,54 @@ def some_times(sde: GaussianSDE, dtype: torch.dtype = F64) -> Tensor:
 def spread(sde: GaussianSDE, t: Tensor, std: Tensor | float) -> Tensor:
     """Standard deviation at time t of data N(m, std^2): sqrt(alpha^2 std^2 + sigma^2)."""
     return torch.hypot(sde.alpha(t) * std, sde.sigma(t))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A Gaussian mixture under an SDE, as torch.distributions writes it and autograd its score.
+
+    Attributes:
+        means: Shape ``(K, D)``.
+        covariances: Shape ``(K, D, D)``.
+        weights: Shape ``(K,)``.
+    """
+
+    means: Tensor
+    covariances: Tensor
+    weights: Tensor
+
+    def at(self, sde: GaussianSDE, t: Tensor) -> MixtureSameFamily:
+        """Law of x_t; a distribution for each sample where ``t`` has shape ``(B,)``."""
+        alpha, sigma = sde.alpha(t)[..., None], sde.sigma(t)[..., None, None, None]
+        noise = sigma.square() * torch.eye(self.means.shape[1], dtype=F64)
+        covariances = alpha[..., None, None].square() * self.covariances + noise
+        components = MultivariateNormal(alpha[..., None] * self.means, covariances)
+        weights = self.weights.expand(components.batch_shape)
+        return MixtureSameFamily(Categorical(probs=weights), components)
+
+    def log_density(self, sde: GaussianSDE, t: Tensor, x: Tensor) -> Tensor:
+        """Log-density at time t of points ``(B, *event)``, shape ``(B,)``."""
+        return self.at(sde, t).log_prob(x.flatten(1))
+
+    def score(self, sde: GaussianSDE, t: Tensor, x: Tensor) -> Tensor:
+        """Gradient of the log-density, shape of ``x``."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self.log_density(sde, t, x).sum(), x)[0]
+
+    def eps_and_x0(self, sde: GaussianSDE, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior means by Tweedie's formula, each of the shape of ``x``."""
+        ones = (1,) * (x.ndim - 1)
+        alpha, sigma = sde.alpha(t).reshape(-1, *ones), sde.sigma(t).reshape(-1, *ones)
+        score = self.score(sde, t, x)
+        return -sigma * score, (x + sigma.square() * score) / alpha
+
+    def points(
+        self, sde: GaussianSDE, event_shape: tuple[int, ...], dtype: torch.dtype = F64
+    ) -> tuple[Tensor, Tensor]:
+        """Each of `some_times`, with a point drawn at it."""
+        t = some_times(sde, dtype)
+        return t, self.at(sde, t.to(F64)).sample().reshape(-1, *event_shape).to(dtype)
 
 
 def exact_flow(

@@ -6,14 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from closed_forms import F64, every_sde
-from test_models import exact_score, log_density, points
+from closed_forms import F64, Reference, every_sde
 from torch import Tensor, nn
 
 from sde_models.base_sdes import GaussianSDE
 from sde_models.counting import Evaluations, count_evaluations
 from sde_models.models import EnergyModel
 from sde_models.sdes import VPSDE
+
+MIXTURE = Reference(
+    torch.tensor([[-1.0, 0.5], [0.8, -0.3]], dtype=F64),
+    torch.tensor([[[0.3, 0.1], [0.1, 0.2]], [[0.1, 0.0], [0.0, 0.4]]], dtype=F64),
+    torch.tensor([0.6, 0.4], dtype=F64),
+)
 
 
 class ExactEnergy(nn.Module):
@@ -25,7 +30,7 @@ class ExactEnergy(nn.Module):
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         assert t.shape == x.shape[:1]
-        energy = 3 * t - log_density(self.sde, t, x)
+        energy = 3 * t - MIXTURE.log_density(self.sde, t, x)
         return energy[:, None] if self.column else energy
 
 
@@ -46,16 +51,18 @@ class Ripples(nn.Module):
 def test_the_energy_of_a_mixture_gives_its_score(
     sde: GaussianSDE, column: bool, grad: bool
 ) -> None:
-    t, x = points(sde, (1, 2))
+    t, x = MIXTURE.points(sde, (1, 2))
     model = EnergyModel(ExactEnergy(sde, column), sde)
     sigma = sde.sigma(t)[:, None, None]
     alpha = sde.alpha(t)[:, None, None]
-    score = exact_score(sde, t, x)
+    score = MIXTURE.score(sde, t, x)
     close = {"rtol": 1e-9, "atol": 1e-9}
     with torch.set_grad_enabled(grad):
         torch.testing.assert_close(sigma * model.score(t, x), sigma * score, **close)
         torch.testing.assert_close(model.x0(t, x), (x + sigma**2 * score) / alpha, **close)
-        torch.testing.assert_close(model.energy(t, x), 3 * t - log_density(sde, t, x), **close)
+        torch.testing.assert_close(
+            model.energy(t, x), 3 * t - MIXTURE.log_density(sde, t, x), **close
+        )
     assert not x.requires_grad
 
 
@@ -64,6 +71,14 @@ def test_under_no_grad_nothing_is_kept() -> None:
     for point in (x, x.clone().requires_grad_()):
         with torch.no_grad():
             assert not model.score(0.5, point).requires_grad
+
+
+def test_the_score_is_there_in_inference_mode() -> None:
+    model, x = EnergyModel(Ripples(), VPSDE()), torch.randn(3, 2, dtype=F64)
+    wanted = model.score(0.5, x)
+    with torch.inference_mode():
+        for point in (x, x.clone()):
+            torch.testing.assert_close(model.score(0.5, point), wanted)
 
 
 def test_the_score_is_differentiable_in_the_state() -> None:

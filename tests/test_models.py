@@ -11,34 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from closed_forms import F64, every_sde, some_times
+from closed_forms import F64, Reference, every_sde, some_times
 from torch import Tensor, nn
-from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from sde_models.base_sdes import SDE, GaussianSDE
 from sde_models.models import EnergyModel, Model, ScoreModel
 from sde_models.sdes import VPSDE
 
 PREDICTIONS = ["eps", "x0", "v", "score", "edm"]
-MEANS = torch.tensor([[-1.0, 0.5], [0.8, -0.3], [0.1, 1.2]], dtype=F64)
-STDS = torch.tensor([0.3, 0.5, 0.2], dtype=F64)
-WEIGHTS = torch.tensor([0.5, 0.2, 0.3], dtype=F64)
-
-
-def log_density(sde: GaussianSDE, t: Tensor, x: Tensor) -> Tensor:
-    """Log of the diffused density, each sample at its own time, shape ``(B,)``."""
-    alpha, sigma = sde.alpha(t)[:, None, None], sde.sigma(t)[:, None, None]
-    scale = torch.hypot(alpha * STDS[:, None], sigma).expand(-1, -1, 2)
-    components = Independent(Normal(alpha * MEANS, scale), 1)
-    weights = Categorical(probs=WEIGHTS.expand(len(x), -1))
-    return MixtureSameFamily(weights, components).log_prob(x.flatten(1))
-
-
-def exact_score(sde: GaussianSDE, t: Tensor, x: Tensor) -> Tensor:
-    """Gradient of that density by autograd."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(log_density(sde, t, x).sum(), x)[0]
+MIXTURE = Reference(
+    torch.tensor([[-1.0, 0.5], [0.8, -0.3], [0.1, 1.2]], dtype=F64),
+    torch.tensor([0.3, 0.5, 0.2], dtype=F64).square()[:, None, None] * torch.eye(2, dtype=F64),
+    torch.tensor([0.5, 0.2, 0.3], dtype=F64),
+)
 
 
 class Oracle(nn.Module):
@@ -56,8 +41,8 @@ class Oracle(nn.Module):
             t = self.sde.t_from_log_snr(-8 * t).clamp(self.sde.t_min, self.sde.t_max)
             x = x * torch.hypot(self.sde.alpha(t) * std, self.sde.sigma(t)).reshape(-1, *ones)
         alpha, sigma = self.sde.alpha(t).reshape(-1, *ones), self.sde.sigma(t).reshape(-1, *ones)
-        score = exact_score(self.sde, t, x)
-        noise, x0 = -sigma * score, (x + sigma**2 * score) / alpha
+        score = MIXTURE.score(self.sde, t, x)
+        noise, x0 = MIXTURE.eps_and_x0(self.sde, t, x)
         total = torch.hypot(alpha * std, sigma)
         residual = (x0 - alpha * std**2 / total**2 * x) * total / (sigma * std)
         v = alpha * noise - sigma * x0
@@ -70,14 +55,6 @@ def oracle_model(sde: GaussianSDE, prediction: str) -> ScoreModel:
     return ScoreModel(Oracle(sde, prediction), sde, **kind)
 
 
-def points(sde: GaussianSDE, shape: tuple[int, ...] = (2,)) -> tuple[Tensor, Tensor]:
-    """Each of `some_times` with a point that is likely there."""
-    t, generator = some_times(sde), torch.Generator().manual_seed(0)
-    x0 = MEANS[torch.arange(len(t)) % 3] + 0.3 * torch.randn(len(t), 2, dtype=F64)
-    noise = torch.randn(len(t), 2, dtype=F64, generator=generator)
-    return t, sde.perturb(t, x0, noise).reshape(-1, *shape)
-
-
 @pytest.mark.parametrize("shape", [(2,), (1, 2, 1)], ids=str)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @every_sde
@@ -85,17 +62,16 @@ def test_every_prediction_gives_the_same_answers(
     sde: GaussianSDE, prediction: str, shape: tuple[int, ...]
 ) -> None:
     """In noise units: eps within 1e-8, and x0 and v with it."""
-    t, x = points(sde, shape)
+    t, x = MIXTURE.points(sde, shape)
     model = oracle_model(sde, prediction)
     ones = (1,) * len(shape)
     alpha, sigma = sde.alpha(t).reshape(-1, *ones), sde.sigma(t).reshape(-1, *ones)
-    score = exact_score(sde, t, x)
-    noise, x0 = -sigma * score, (x + sigma**2 * score) / alpha
+    noise, x0 = MIXTURE.eps_and_x0(sde, t, x)
     close = {"rtol": 1e-8, "atol": 1e-8}
     torch.testing.assert_close(model.eps(t, x), noise, **close)
     torch.testing.assert_close(model.x0(t, x), x0, **close)
     torch.testing.assert_close(model.v(t, x), alpha * noise - sigma * x0, **close)
-    torch.testing.assert_close(sigma * model.score(t, x), sigma * score, **close)
+    torch.testing.assert_close(sigma * model.score(t, x), -noise, **close)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -228,7 +204,7 @@ class Plain(SDE):
     ids=str,
 )
 def test_without_a_kernel_only_the_score_has_a_meaning(kind: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="Plain has no alpha and sigma.*'score'"):
+    with pytest.raises(ValueError, match=r"Plain has no alpha and sigma.*'score'"):
         ScoreModel(Recorder(), Plain(), **kind)
     model, x = ScoreModel(Recorder(), Plain(), prediction="score"), torch.ones(3, 2)
     assert torch.equal(model.score(0.5, x), x)

@@ -1,12 +1,13 @@
 """Every SDE's coefficients are those of its paper, to the last digits, in both precisions.
 
-The reference is each paper's alpha and sigma at 50 digits, differentiated there; drift and diffusion
-follow from them by the identities a = d log alpha / dt and g^2 = d sigma^2 / dt - 2 a sigma^2.
+The reference is each paper's alpha and sigma at 50 digits, differentiated there; drift and
+diffusion follow by the identities a = d log alpha / dt and g^2 = d sigma^2 / dt - 2 a sigma^2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import mpmath
 import pytest
@@ -142,6 +143,17 @@ def test_the_base_class_derives_what_the_closed_forms_say(sde: GaussianSDE) -> N
     torch.testing.assert_close(derived.t_from_log_snr(log_snr), t, rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_derived_rates_do_not_need_gradients_switched_on(mode: Callable[[], Any]) -> None:
+    derived = OnlyScales(CosineSDE())
+    t = some_times(derived)
+    wanted = CosineSDE().drift_coefficient(t), CosineSDE().diffusion(t)
+    with mode():
+        for time in (t, t.clone()):
+            got = derived.drift_coefficient(time), derived.diffusion(time)
+            torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+
+
 def test_bisection_ends_at_the_ends_of_the_span() -> None:
     sde = OnlyScales(VPSDE())
     ends = sde.t_from_log_snr(torch.tensor([100.0, -100.0], dtype=F64))
@@ -150,7 +162,9 @@ def test_bisection_ends_at_the_ends_of_the_span() -> None:
 
 def _any_sde() -> st.SearchStrategy[GaussianSDE]:
     def ordered(low: float, high: float) -> st.SearchStrategy[tuple[float, float]]:
-        return st.tuples(st.floats(low, high), st.floats(1.1, 50)).map(lambda p: (p[0], p[0] * p[1]))
+        return st.tuples(st.floats(low, high), st.floats(1.1, 50)).map(
+            lambda p: (p[0], p[0] * p[1])
+        )
 
     betas = ordered(0.01, 2.0)
     return st.one_of(
@@ -184,9 +198,7 @@ def test_identities_hold_by_central_differences(sde: GaussianSDE, fraction: floa
     torch.testing.assert_close(sde.sigma_rate(time), rate(sde.sigma), rtol=1e-6, atol=1e-8)
     slope = -sde.diffusion(time).square() / sde.sigma(time).square()
     torch.testing.assert_close(rate(sde.log_snr), slope, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(
-        sde.t_from_log_snr(sde.log_snr(time)), time, rtol=1e-10, atol=1e-13
-    )
+    torch.testing.assert_close(sde.t_from_log_snr(sde.log_snr(time)), time, rtol=1e-10, atol=1e-13)
 
 
 def test_betas_and_sigmas_stand_where_the_papers_put_them() -> None:

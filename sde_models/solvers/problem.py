@@ -201,7 +201,7 @@ class GuardedDrift(nn.Module):
                 f"state of shape {tuple(x.shape)}; they must be equal"
             )
         if not bool(torch.isfinite(drift).all()):
-            self._refuse(float(t), x, drift)
+            self._refuse(float(t.detach()), x, drift)
         return drift
 
     def _refuse(self, t: float, x: Tensor, drift: Tensor) -> None:

@@ -94,13 +94,13 @@ class AdaptiveTorchdiffeq(TorchdiffeqSolver):
 
         def trying(t: Tensor, x: Tensor, dt: Tensor) -> None:
             nonlocal reached
-            reached = (float(t), x)
-            recorder.check_cap(float(t), x)
+            reached = (float(t.detach()), x)
+            recorder.check_cap(*reached)
 
         def accepting(t: Tensor, x: Tensor, dt: Tensor) -> None:
             if recorder.save_all and recorder.accepted:
-                recorder.save(float(t), x)
-            recorder.accept(float(t + problem.direction * dt))
+                recorder.save(float(t.detach()), x)
+            recorder.accept(float((t + problem.direction * dt).detach()))
 
         def rejecting(t: Tensor, x: Tensor, dt: Tensor) -> None:
             recorder.reject()
@@ -143,7 +143,8 @@ class AdaptiveTorchdiffeq(TorchdiffeqSolver):
         return {"norm": problem.worst_error, "step_t": times[-1:], "dtype": times.dtype}
 
     def _adjoint_options(self, problem: Problem, times: Tensor) -> dict[str, Any]:
-        return {"step_t": times[:1], "dtype": times.dtype}
+        # torchdiffeq has made the clock rise before it hands over to the adjoint.
+        return {"step_t": problem.direction * times[:1], "dtype": times.dtype}
 
 
 class FixedTorchdiffeq(TorchdiffeqSolver):
@@ -178,7 +179,8 @@ class FixedTorchdiffeq(TorchdiffeqSolver):
         return x
 
     def _adjoint_options(self, problem: Problem, times: Tensor) -> dict[str, Any]:
-        nodes = _library_times(problem.times, problem.x).flip(0)
+        # torchdiffeq has made the clock rise before it hands over to the adjoint.
+        nodes = problem.direction * _library_times(problem.times, problem.x).flip(0)
         return {"grid_constructor": lambda func, x, t: nodes, **self._fixed_options()}
 
 

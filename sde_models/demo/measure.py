@@ -1,0 +1,250 @@
+"""What the demonstration measures on a trained model, each with its cost."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from sde_models.analytic import GaussianMixture
+from sde_models.data import dequantize
+from sde_models.discrete import BitsPerDim, bits_from_log_prob, bits_per_dim
+from sde_models.latents import decode, encode
+from sde_models.models import Model
+from sde_models.sampling import sample
+from sde_models.solvers import solver as find_solver
+
+Result = TypeVar("Result")
+
+SAMPLERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("euler-maruyama", {"steps": 200}),
+    ("sde:heun", {"steps": 100}),
+    ("ode:rk4", {"steps": 20, "grid": "log-snr"}),
+    ("ode:dopri5", {"rtol": 1e-4, "atol": 1e-4}),
+    ("scipy:DOP853", {"rtol": 1e-4, "atol": 1e-4}),
+)
+"""Solvers that are compared, and how each is told to step."""
+
+FINE = "ode:dopri8"
+"""Solver of what is to be accurate: fewer evaluations than dopri5 at tight tolerances."""
+
+
+def timed(work: Callable[[], Result]) -> tuple[Result, float]:
+    """Return what the work gives and the seconds that it took."""
+    start = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class SamplerRun:
+    """Samples by one solver.
+
+    Attributes:
+        solver: Name of the solver.
+        settings: How it was told to step.
+        stochastic: Whether it ran the reverse SDE; else the probability flow.
+        x: Samples, shape ``(n, *event)``.
+        nfe: Network forward passes.
+        seconds: Time taken.
+        error: Root mean square distance to an accurate solution from the same noise, in grey
+            levels; None for an SDE, which has no one solution to compare with.
+    """
+
+    solver: str
+    settings: dict[str, Any]
+    stochastic: bool
+    x: Tensor
+    nfe: int
+    seconds: float
+    error: float | None
+
+
+def compare_samplers(
+    model: Model, shape: tuple[int, ...], levels: int, *, seed: int, progress: bool
+) -> list[SamplerRun]:
+    """Draw samples by every solver of :data:`SAMPLERS`, all from the same noise at ``t_max``."""
+
+    def draw(name: str, settings: dict[str, Any]) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        return sample(model, shape, name, generator=generator, progress=progress, **settings)
+
+    reference = draw(FINE, {"rtol": 1e-6, "atol": 1e-6}).x
+    runs = []
+    for name, settings in SAMPLERS:
+        drawn, seconds = timed(partial(draw, name, settings))
+        stochastic = find_solver(name).stochastic
+        distance = (drawn.x - reference).square().mean().sqrt() * levels / 2
+        error = None if stochastic else float(distance)
+        runs.append(SamplerRun(name, settings, stochastic, drawn.x, drawn.nfe, seconds, error))
+    return runs
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """Data encoded and decoded again.
+
+    Attributes:
+        dtype: Floating dtype, by name.
+        tolerance: Relative and absolute tolerance of the solver.
+        errors: Largest error in each image, in units of x, shape ``(B,)``.
+        decoded: What came back, shape of the data.
+        z: Latents, shape of the data.
+        nfe_encode: Network forward passes on the way to the latents.
+        nfe_decode: Network forward passes on the way back.
+        seconds: Time taken.
+    """
+
+    dtype: str
+    tolerance: float
+    errors: Tensor
+    decoded: Tensor
+    z: Tensor
+    nfe_encode: int
+    nfe_decode: int
+    seconds: float
+
+
+def round_trip(
+    model: Model, x: Tensor, dtype: torch.dtype, tolerance: float, *, progress: bool
+) -> RoundTrip:
+    """Encode and decode data in one dtype, at one tolerance."""
+    model, x = deepcopy(model).to(dtype), x.to(dtype)
+    control = {"rtol": tolerance, "atol": tolerance, "progress": progress}
+    start = time.perf_counter()
+    there = encode(model, x, FINE, **control)
+    back = decode(model, there.z, FINE, **control)
+    return RoundTrip(
+        dtype=str(dtype).removeprefix("torch."),
+        tolerance=tolerance,
+        errors=(back.x - x).abs().flatten(1).amax(dim=1),
+        decoded=back.x,
+        z=there.z,
+        nfe_encode=there.nfe,
+        nfe_decode=back.nfe,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def interpolate(model: Model, first: Tensor, last: Tensor, *, count: int, progress: bool) -> Tensor:
+    """Decode latents between pairs of latents.
+
+    Args:
+        model: What gives the score.
+        first: Latents to start from, shape ``(P, *event)``.
+        last: Latents to end at, shape of ``first``.
+        count: Number of latents on each way, both ends included.
+        progress: Show a progress bar.
+
+    Returns:
+        Images, shape ``(P, count, *event)``.
+    """
+    shares = torch.linspace(0, 1, count, dtype=first.dtype).tolist()
+    between = torch.stack([spherical(first, last, share) for share in shares], dim=1)
+    images = decode(model, between.flatten(0, 1), rtol=1e-4, atol=1e-4, progress=progress).x
+    return images.reshape(between.shape)
+
+
+def spherical(first: Tensor, last: Tensor, share: float) -> Tensor:
+    r"""Interpolate along the great circle, so that norms stay those of Gaussian noise.
+
+    .. math:: \frac{\sin((1 - w)\theta)}{\sin\theta} z_0 + \frac{\sin(w\theta)}{\sin\theta} z_1
+
+    with theta the angle between the two and w the share.
+
+    Args:
+        first: Latents :math:`z_0`, shape ``(B, *event)``.
+        last: Latents :math:`z_1`, shape of ``first``, not parallel to them.
+        share: w, 0 at the first and 1 at the last.
+
+    Reference:
+        Shoemake 1985, Animating rotation with quaternion curves.
+    """
+    cosine = torch.nn.functional.cosine_similarity(first.flatten(1), last.flatten(1), dim=1)
+    angle = torch.acos(cosine.clamp(-1, 1)).reshape(-1, *(1,) * (first.ndim - 1))
+    weights = torch.sin((1 - share) * angle), torch.sin(share * angle)
+    return (weights[0] * first + weights[1] * last) / torch.sin(angle)
+
+
+@dataclass(frozen=True)
+class Density:
+    """Bits per dimension of a model beside those of a Gaussian, on the same dequantised images.
+
+    Attributes:
+        model: Those of the model.
+        gaussian: Those of the Gaussian for each image, shape ``(B,)``.
+        seconds: Time that the model's took.
+    """
+
+    model: BitsPerDim
+    gaussian: Tensor
+    seconds: float
+
+    @property
+    def gain(self) -> Tensor:
+        """What the model saves for each image, bits per dimension, shape ``(B,)``."""
+        return self.gaussian - self.model.per_image
+
+
+def measure_density(
+    model: Model,
+    images: Tensor,
+    train: Tensor,
+    levels: int,
+    *,
+    tolerance: float,
+    seed: int,
+    progress: bool,
+) -> Density:
+    """Compute test bits per dimension of the model and of a Gaussian fitted to the training data.
+
+    Args:
+        model: What gives the score.
+        images: Test images, levels, shape ``(B, *event)``.
+        train: Training images, levels, shape ``(N, *event)``.
+        levels: Number of levels.
+        tolerance: Relative and absolute tolerance of the solver.
+        seed: Seed of the dequantisation.
+        progress: Show a progress bar.
+    """
+    bits, seconds = timed(
+        lambda: bits_per_dim(
+            model, images, levels, solver="ode:dopri5", rtol=tolerance, atol=tolerance,
+            generator=torch.Generator().manual_seed(seed), progress=progress,
+        )
+    )  # fmt: skip
+    x = dequantize(images, levels, generator=torch.Generator().manual_seed(seed))
+    log_prob = fit_gaussian(train, levels).log_prob(x.double())
+    return Density(bits, bits_from_log_prob(log_prob, x[0].numel(), 2 / levels), seconds)
+
+
+def fit_gaussian(images: Tensor, levels: int) -> GaussianMixture:
+    r"""The Gaussian of largest likelihood for images dequantised over and over, on (-1, 1).
+
+    Its mean is that of the centres of the levels, of width w; its covariance theirs plus
+    :math:`w^2 / 12`, the variance of the uniform noise, in each coordinate.
+
+    Args:
+        images: Levels, shape ``(N, *event)``.
+        levels: Number of levels.
+    """
+    width = 2 / levels
+    centres = -1 + width * (images.flatten(1).double() + 0.5)
+    noise = width**2 / 12 * torch.eye(centres.shape[1], dtype=centres.dtype)
+    covariance = torch.cov(centres.T, correction=0) + noise
+    return GaussianMixture(centres.mean(0, keepdim=True), covariances=covariance[None])
+
+
+def mean_and_error(values: Tensor) -> dict[str, float]:
+    """Mean of independent values, and its standard error."""
+    return {
+        "value": float(values.mean()),
+        "stderr": float(values.std()) / math.sqrt(len(values)),
+    }

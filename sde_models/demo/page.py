@@ -1,0 +1,207 @@
+"""The page that the demonstration leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from sde_models.demo.measure import Density, RoundTrip, SamplerRun
+from sde_models.report import COLOURS, INK, Page, add_legend, image_strips, new_axes
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is drawn.
+
+    Attributes:
+        real: Test images, dequantised, shape ``(n, 1, 8, 8)``.
+        losses: Loss at each step of training, shape ``(steps,)``.
+        runs: Samples by each solver.
+        trips: Round trips.
+        originals: What went on the round trips, shape ``(B, 1, 8, 8)``.
+        between: Latents decoded between pairs, shape ``(P, count, 1, 8, 8)``.
+        density: Bits per dimension.
+    """
+
+    real: Tensor
+    losses: Tensor
+    runs: list[SamplerRun]
+    trips: list[RoundTrip]
+    originals: Tensor
+    between: Tensor
+    density: Density
+
+
+def build_page(metrics: dict[str, Any], pictures: Pictures) -> Page:
+    """Compose the page from what was measured and what is drawn."""
+    page = Page("A score model of handwritten digits")
+    page.text(
+        "A network learned the score of noised 8x8 digits. With it the diffusion runs backwards, "
+        "as a stochastic or an ordinary differential equation, by whichever solver; the ordinary "
+        "one runs both ways and gives every image a latent and a likelihood."
+    )
+    _add_density(page, metrics, pictures.density)
+    _add_samples(page, pictures)
+    _add_interpolation(page, pictures.between)
+    _add_round_trips(page, pictures)
+    _add_training(page, metrics, pictures.losses)
+    return page
+
+
+def _add_density(page: Page, metrics: dict[str, Any], density: Density) -> None:
+    bits, gaussian = metrics["bits_per_dim"], metrics["gaussian_bits_per_dim"]
+    gain = metrics["gain_over_gaussian"]
+    count = len(density.gaussian)
+    page.heading("Likelihood")
+    page.table(
+        ["", "test bits/dim", "standard error"],
+        [
+            ["score model", f"{bits['value']:.3f}", f"{bits['stderr']:.3f}"],
+            ["full-covariance Gaussian", f"{gaussian['value']:.3f}", f"{gaussian['stderr']:.3f}"],
+            ["difference", f"{gain['value']:.3f}", f"{gain['stderr']:.3f}"],
+        ],
+        f"Bits per dimension of {count} test images with 17 grey levels, uniformly dequantised; "
+        "fewer are better. The Gaussian was fitted to the same training images.",
+    )
+    page.text(
+        f"The model's took {bits['nfe']} evaluations of the network and {bits['vjps']} "
+        f"vector-Jacobian products on the whole batch, {bits['seconds']:.0f} seconds, for the "
+        "exact trace. A solve at ten times the tolerance differs by "
+        f"{bits['mean_solver_error_nats']:.2g} nats per image on average."
+    )
+    axes = new_axes("Bits per dimension of each test image", "bits/dim", "images")
+    model, other = density.model.per_image.double(), density.gaussian.double()
+    low, high = min(model.min(), other.min()), max(model.max(), other.max())
+    edges = np.linspace(float(low), float(high)).tolist()
+    for values, name, colour in (
+        (model, "score model", COLOURS[0]),
+        (other, "Gaussian", COLOURS[1]),
+    ):
+        axes.hist(values.numpy(), edges, color=colour, alpha=0.6, label=name)
+        axes.axvline(float(values.mean()), color=colour, linestyle="--", label=f"mean, {name}")
+    add_legend(axes)
+    page.figure(axes, "Each image counts once; dashed lines are means.")
+
+
+def _add_samples(page: Page, pictures: Pictures) -> None:
+    page.heading("Samples")
+    shown = 32
+    strips = {"real digits": pictures.real[:shown]}
+    strips |= {run.solver: run.x[:shown] for run in pictures.runs}
+    page.figure(
+        image_strips("Real digits and samples", strips),
+        "All solvers start from the same noise, so those of the ordinary differential equation "
+        "draw the same digits.",
+    )
+    page.table(
+        ["solver", "equation", "told", "evaluations", "seconds", "error (levels)"],
+        [
+            [
+                run.solver,
+                "reverse SDE" if run.stochastic else "probability flow",
+                _as_words(run.settings),
+                str(run.nfe),
+                f"{run.seconds:.2f}",
+                "" if run.error is None else f"{run.error:.2g}",
+            ]
+            for run in pictures.runs
+        ],
+        f"What {len(pictures.runs[0].x)} samples cost. Evaluations are of the network on the whole "
+        "batch. The error is the root mean square distance to an accurate solution, in grey "
+        "levels.",
+    )
+
+
+def _as_words(settings: dict[str, Any]) -> str:
+    if "rtol" in settings:
+        return f"tolerance {settings['rtol']:g}"
+    grid = f", {settings['grid']} grid" if "grid" in settings else ""
+    return f"{settings['steps']} steps{grid}"
+
+
+def _add_interpolation(page: Page, between: Tensor) -> None:
+    page.heading("Between two digits")
+    count = between.shape[1]
+    axes = image_strips(
+        "Latent interpolation",
+        {f"pair {i + 1}": row for i, row in enumerate(between)},
+        columns=count,
+    )
+    size = between.shape[-1] + 1
+    axes.set_xticks([size * i + size / 2 - 1 for i in (0, (count - 1) / 2, count - 1)])
+    axes.set_xticklabels(["0", "0.5", "1"])
+    axes.set_xlabel("share of the way from one latent to the other", color=INK)
+    page.figure(
+        axes,
+        "Two test digits, at the ends, and what lies between their latents on a great circle.",
+    )
+
+
+def _add_round_trips(page: Page, pictures: Pictures) -> None:
+    page.heading("There and back")
+    page.table(
+        ["precision", "tolerance", "evaluations", "seconds", "largest error"],
+        [
+            [
+                trip.dtype,
+                f"{trip.tolerance:g}",
+                f"{trip.nfe_encode} + {trip.nfe_decode}",
+                f"{trip.seconds:.1f}",
+                f"{float(trip.errors.max()):.1e}",
+            ]
+            for trip in pictures.trips
+        ],
+        f"{len(pictures.originals)} test digits encoded and decoded again. Errors are in units of "
+        "x, which runs from -1 to 1; a grey level is 0.12 wide.",
+    )
+    axes = new_axes("Round-trip error", "largest error in an image (units of x)", "images")
+    errors = [trip.errors.double().clamp(min=1e-16).numpy() for trip in pictures.trips]
+    low, high = min(e.min() for e in errors), max(e.max() for e in errors)
+    edges = np.geomspace(low / 1.1, high * 1.1, 50).tolist()
+    for trip, values, colour in zip(pictures.trips, errors, COLOURS, strict=False):
+        label = f"{trip.dtype}, tolerance {trip.tolerance:g}"
+        axes.hist(values, edges, color=colour, alpha=0.6, label=label)
+    axes.set_xscale("log")
+    add_legend(axes)
+    page.figure(axes, "Each image counts once, by its worst pixel.")
+    shown = 16
+    page.figure(
+        image_strips(
+            "Before and after",
+            {
+                "test digits": pictures.originals[:shown],
+                "decoded": pictures.trips[0].decoded[:shown],
+            },
+        ),
+        f"Test digits, and what came back in {pictures.trips[0].dtype}.",
+    )
+
+
+def _add_training(page: Page, metrics: dict[str, Any], losses: Tensor) -> None:
+    training = metrics["training"]
+    page.heading("Training")
+    page.text(
+        f"{training['steps']} steps of denoising score matching in {training['seconds']:.0f} "
+        f"seconds, {training['steps_per_second']:.0f} a second, for {training['parameters']:,} "
+        "parameters. Everything on this page uses their exponential moving average."
+    )
+    page.figure(_training_curve(losses), "Squared error of the preconditioned network.")
+
+
+def _training_curve(losses: Tensor) -> Axes:
+    axes = new_axes("Training curve", "step", "loss (no unit)")
+    steps = torch.arange(1, len(losses) + 1)
+    thinned = slice(None, None, max(1, len(losses) // 1000))
+    axes.plot(steps[thinned], losses[thinned], color=COLOURS[0], alpha=0.3, label="one batch")
+    window = min(100, len(losses))
+    means = losses.unfold(0, window, 1).mean(1)
+    axes.plot(
+        steps[window - 1 :][thinned], means[thinned], color=COLOURS[1], label=f"mean of {window}"
+    )
+    add_legend(axes)
+    return axes
