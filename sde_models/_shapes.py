@@ -46,6 +46,11 @@ def per_sample(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.reshape(-1, *(1,) * (x.ndim - 1))
 
 
+def leaf_copy(x: Tensor) -> Tensor:
+    """A leaf with the values of ``x`` that a derivative can be taken at, in any autograd mode."""
+    return x.detach().clone().requires_grad_()
+
+
 def check_batch(x: Tensor, event_shape: tuple[int, ...] | None = None, name: str = "x") -> None:
     """Refuse anything that is not a non-empty floating batch ``(B, *event)`` of finite numbers.
 

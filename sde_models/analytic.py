@@ -64,9 +64,9 @@ class GaussianMixture(nn.Module):
         if (stds is None) == (covariances is None):
             raise ValueError("give exactly one of stds and covariances")
         if covariances is not None:
-            variances, axes = _eigen(torch.as_tensor(covariances).to(means), means)
+            variances, axes = _eigen(_like(covariances, means), means)
         else:
-            variances = _as_std_matrix(torch.as_tensor(stds).to(means), means).square()
+            variances = _as_std_matrix(_like(stds, means), means).square()
             axes = means.new_zeros(0)
         self.register_buffer("means", means)
         self.register_buffer("variances", variances)
@@ -156,10 +156,10 @@ class GaussianMixture(nn.Module):
 
     def _whiten(self, deviation: Tensor) -> Tensor:
         """Deviations (K, B, D) in the axes of each component."""
-        return deviation @ self.axes if self.axes.numel() else deviation
+        return deviation @ self.axes.to(deviation) if self.axes.numel() else deviation
 
     def _unwhiten(self, deviation: Tensor) -> Tensor:
-        return deviation @ self.axes.mT if self.axes.numel() else deviation
+        return deviation @ self.axes.mT.to(deviation) if self.axes.numel() else deviation
 
     def _log_joint(self, deviation: Tensor, variances: Tensor | None = None) -> Tensor:
         """Log of w_k N_k, shape (K, B), from deviations in the axes of each component."""
@@ -204,7 +204,15 @@ class MixtureModel(Model):
         standardised = deviation / diffused
         x0 = means + mixture._unwhiten(alpha * variances * standardised)
         eps = mixture._unwhiten(sigma * standardised)
-        return (share * x0).sum(0).reshape(x.shape), (share * eps).sum(0).reshape(x.shape)
+        x0, eps = (share * x0).sum(0), (share * eps).sum(0)
+        return x0.to(x).reshape(x.shape), eps.to(x).reshape(x.shape)
+
+
+def _like(values: Any, means: Tensor) -> Tensor:
+    """Numbers in the dtype of the means, without a stop at torch's default dtype."""
+    if isinstance(values, Tensor):
+        return values.to(means)
+    return torch.as_tensor(values, dtype=means.dtype, device=means.device)
 
 
 def _as_std_matrix(stds: Tensor, means: Tensor) -> Tensor:
@@ -240,7 +248,7 @@ def _as_log_weights(weights: Tensor | Sequence[float] | None, means: Tensor) -> 
     count = means.shape[0]
     if weights is None:
         return means.new_full((count,), -math.log(count))
-    weights = torch.as_tensor(weights).to(means)
+    weights = _like(weights, means)
     if weights.shape != (count,) or not bool((weights > 0).all()):
         raise ValueError(f"weights must be {count} positive numbers, got {weights.tolist()}")
     return (weights / weights.sum()).log()

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._shapes import Time, as_time, per_sample
+from sde_models._shapes import Time, as_time, leaf_copy, per_sample
 from sde_models.base_systems import System
 from sde_models.priors import IsotropicGaussian
 
@@ -115,7 +115,8 @@ class SDE(System):
         Raises:
             ValueError: Naming the smallest and largest time given.
         """
-        slack = 4 * torch.finfo(t.dtype).eps * self.t_max
+        # An end rounded to float32 may lie outside, also when it arrives as float64.
+        slack = 4 * max(torch.finfo(t.dtype).eps, torch.finfo(torch.float32).eps) * self.t_max
         low, high = (float(v) for v in torch.aminmax(t.detach()))
         if not (self.t_min - slack <= low and high <= self.t_max + slack):
             given = f"t={low:g}" if low == high else f"times from {low:g} to {high:g}"
@@ -191,8 +192,8 @@ class GaussianSDE(SDE):
         """Derivative of a function that acts on each time by itself."""
         learned = t.requires_grad or any(p.requires_grad for p in self.parameters())
         keep_graph = learned and torch.is_grad_enabled()
-        with torch.enable_grad():
-            point = t if keep_graph and t.requires_grad else t.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            point = t if keep_graph and t.requires_grad else leaf_copy(t)
             value = function(point)
             if not value.requires_grad:
                 return torch.zeros_like(t)
@@ -203,16 +204,19 @@ class GaussianSDE(SDE):
 
     def drift_coefficient(self, t: Time) -> Tensor:
         r"""The factor :math:`a(t) = d \log \alpha / dt` in :math:`f(t, x) = a(t) x`."""
+        t = as_time(t)
         return self.alpha_rate(t) / self.alpha(t)
 
     def diffusion(self, t: Time) -> Tensor:
         r"""The noise amplitude :math:`g(t)`, shape of ``t``."""
+        t = as_time(t)
         sigma = self.sigma(t)
         squared = 2 * sigma * (self.sigma_rate(t) - sigma * self.drift_coefficient(t))
         return squared.sqrt()
 
     def log_snr(self, t: Time) -> Tensor:
         r"""Log signal-to-noise ratio :math:`\log(\alpha^2 / \sigma^2)`, falling in ``t``."""
+        t = as_time(t)
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
     def t_from_log_snr(self, log_snr: Time) -> Tensor:
@@ -246,8 +250,11 @@ class GaussianSDE(SDE):
             noise: Standard normal numbers, shape of ``x0``.
 
         Raises:
+            TypeError: If ``x0`` is not floating.
             ValueError: If a shape does not fit or ``t`` is outside ``[t_min, t_max]``.
         """
+        if not x0.is_floating_point():
+            raise TypeError(f"x0 has dtype {x0.dtype}, a floating dtype is wanted: use x0.float()")
         if noise.shape != x0.shape:
             raise ValueError(
                 f"noise has shape {tuple(noise.shape)}, wanted that of x0: {tuple(x0.shape)}"

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sde_models._shapes import leaf_copy
 from sde_models.counting import record
 from sde_models.errors import nearest_names
 from sde_models.randomness import rademacher_like, standard_normal_like
@@ -63,8 +64,8 @@ class Divergence(ABC):
             graph if gradients are enabled.
         """
         differentiable = torch.is_grad_enabled()
-        with torch.enable_grad():
-            point = x if differentiable and x.requires_grad else x.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            point = x if differentiable and x.requires_grad else leaf_copy(x)
             value = field(point)
             forms = [
                 self._quadratic_forms(value, point, vectors, differentiable)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_models._shapes import Time, as_time, check_event_shape, per_sample
+from sde_models._shapes import Time, as_time, check_event_shape, leaf_copy, per_sample
 from sde_models.base_sdes import SDE, GaussianSDE
 from sde_models.counting import record
 from sde_models.predictions import Prediction, find_prediction
@@ -235,8 +235,9 @@ class EnergyModel(Model):
 
     def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         differentiable = torch.is_grad_enabled()
-        with torch.enable_grad():
-            point = x if differentiable and x.requires_grad else x.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            point = x if differentiable and x.requires_grad else leaf_copy(x)
+            t = t.clone() if t.is_inference() else t
             energy = self._energy(t, point, **cond).sum()
             record(vjps=1)
             (gradient,) = torch.autograd.grad(energy, point, create_graph=differentiable)

@@ -50,7 +50,17 @@ class IsotropicGaussian(Distribution):
         return self.std * noise
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density in nats, shape of ``value`` without its event dimensions."""
+        """Log-density in nats, shape of ``value`` without its event dimensions.
+
+        Raises:
+            ValueError: If ``value`` does not end in the event shape.
+        """
+        if value.shape[value.ndim - len(self.event_shape) :] != self.event_shape:
+            raise ValueError(
+                f"value has shape {tuple(value.shape)}, wanted (..., "
+                f"{', '.join(map(str, self.event_shape))}) for events of shape "
+                f"{tuple(self.event_shape)}"
+            )
         flat = value.reshape(*value.shape[: value.ndim - len(self.event_shape)], -1)
         constant = flat.shape[-1] * math.log(self.std * math.sqrt(2 * math.pi))
         return -0.5 * (flat / self.std).square().sum(-1) - constant

@@ -116,7 +116,10 @@ def test_points_of_any_event_shape() -> None:
 MIXTURES = {
     name: GaussianMixture(means, stds, _weights(len(means))) for name, (means, stds) in STDS.items()
 }
-MIXTURES["covariances"] = GaussianMixture(MEANS, None, WEIGHTS, covariances=_covariances(3, 2))
+MIXTURES["full, D = 2"] = GaussianMixture(MEANS, None, WEIGHTS, covariances=_covariances(3, 2))
+# Eigenvectors of 2 x 2 matrices may come as a symmetric matrix, which hides a transpose.
+SOLID = GaussianMixture(SQUARE_MEANS, None, WEIGHTS, covariances=_covariances(3, 3))
+MIXTURES["full, D = 3"] = SOLID
 PLANE = {name: mixture for name, mixture in MIXTURES.items() if mixture.dim == 2}
 every_mixture = pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES)
 
@@ -132,6 +135,14 @@ def test_mean_and_covariance_are_the_moments_of_the_density(mixture: GaussianMix
     torch.testing.assert_close(mixture.mean(), mean, rtol=1e-9, atol=1e-10)
     covariance = torch.einsum("n,ni,nj->ij", density, x - mean, x - mean)
     torch.testing.assert_close(mixture.covariance(), covariance, rtol=1e-9, atol=1e-10)
+
+
+def test_mean_and_covariance_by_their_definition() -> None:
+    second = torch.einsum("ki,kj->kij", SQUARE_MEANS, SQUARE_MEANS) + _covariances(3, 3)
+    mean = WEIGHTS @ SQUARE_MEANS
+    covariance = torch.einsum("k,kij->ij", WEIGHTS, second) - torch.outer(mean, mean)
+    torch.testing.assert_close(SOLID.mean(), mean)
+    torch.testing.assert_close(SOLID.covariance(), covariance)
 
 
 @every_mixture

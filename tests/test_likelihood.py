@@ -196,3 +196,16 @@ def test_bad_input_is_refused(change: dict[str, Any], kind: type[Exception], mes
     exact = ProductMixture(sm.VPSDE(), (2,))
     with pytest.raises(kind, match=message):
         sm.log_prob(exact.model, **{"x": torch.zeros(2, 2), **change})
+
+
+def test_inference_mode_gives_the_same_numbers() -> None:
+    exact = ProductMixture(sm.VPSDE(), (2,))
+    x = exact.sample(3, exact.sde.t_min, generator())
+    for divergence in ("exact", "hutchinson"):
+
+        def value(x: Tensor, divergence: str = divergence) -> Tensor:
+            return sm.log_prob(exact.model, x, divergence=divergence, generator=generator()).value
+
+        plain = value(x)
+        with torch.inference_mode():
+            assert torch.equal(value(x + 0), plain)

@@ -15,7 +15,7 @@ import torch
 from closed_forms import BUILT_IN, F64, OnlyScales, every_built_in, every_sde, name_of, some_times
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_models.base_sdes import GaussianSDE
 from sde_models.sdes import VESDE, VPSDE, CosineSDE, FlowMatchingSDE, SubVPSDE
@@ -152,6 +152,32 @@ def test_derived_rates_do_not_need_gradients_switched_on(mode: Callable[[], Any]
         for time in (t, t.clone()):
             got = derived.drift_coefficient(time), derived.diffusion(time)
             torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+class Learned(GaussianSDE):
+    """A schedule with a parameter: alpha = exp(-w t), sigma = t^w."""
+
+    def __init__(self) -> None:
+        super().__init__(t_min=1e-3, t_max=1.0)
+        self.w = nn.Parameter(torch.tensor(0.7, dtype=F64))
+
+    def alpha(self, t: float | Tensor) -> Tensor:
+        return torch.exp(-self.w * torch.as_tensor(t))
+
+    def sigma(self, t: float | Tensor) -> Tensor:
+        return torch.as_tensor(t) ** self.w
+
+
+def test_derived_coefficients_are_differentiable_in_a_learned_schedule() -> None:
+    """By hand: a = -w, and g^2 = 2 w t^(2 w) (1 / t + 1)."""
+    sde, t = Learned(), torch.tensor([0.2, 0.9], dtype=F64)
+    w = sde.w.detach().clone().requires_grad_()
+    squared = 2 * w * t ** (2 * w) * (1 / t + 1)
+    for got, wanted in ((sde.drift_coefficient(t), -w.expand(2)), (sde.diffusion(t) ** 2, squared)):
+        torch.testing.assert_close(got, wanted)
+        (one,) = torch.autograd.grad((got * t).sum(), sde.w)
+        (other,) = torch.autograd.grad((wanted * t).sum(), w)
+        torch.testing.assert_close(one, other)
 
 
 def test_bisection_ends_at_the_ends_of_the_span() -> None:

@@ -105,6 +105,8 @@ def solve(
         times = _nodes(method, system, span, steps, grid, save_at)
     with contextlib.ExitStack() as stack:
         cost = stack.enter_context(count_evaluations())
+        # Scores and traces that are derivatives cannot be taken in inference mode.
+        stack.enter_context(torch.inference_mode(False))
         if not differentiate:
             stack.enter_context(torch.no_grad())
         recorder = Recorder(
@@ -117,7 +119,7 @@ def solve(
         )
         problem = Problem(
             system.conditioned(**cond),
-            x if differentiate else x.detach(),
+            x if differentiate else x.detach().clone(),
             times,
             rtol=DEFAULT_TOLERANCE if rtol is None else rtol,
             atol=DEFAULT_TOLERANCE if atol is None else atol,
