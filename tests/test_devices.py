@@ -1,0 +1,71 @@
+"""The same numbers on every device that is here, and from a generator on the CPU.
+
+On a machine without an accelerator the CPU is held against itself.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sde_models as sm
+
+TABLE = sm.solvers()
+DEVICES = ["cpu"]
+DEVICES += ["cuda"] if torch.cuda.is_available() else []
+DEVICES += ["mps"] if torch.backends.mps.is_available() else []
+every_device = pytest.mark.parametrize("device", DEVICES)
+
+MIXTURE = sm.GaussianMixture([[-1.0, 0.2], [0.8, -0.3]], [0.3, 0.5], [0.4, 0.6])
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def model_on(device: str, sde: sm.GaussianSDE) -> sm.Model:
+    return sm.GaussianMixture(MIXTURE.means, [0.3, 0.5], [0.4, 0.6]).score_model(sde).to(device)
+
+
+@every_device
+@pytest.mark.parametrize("name", TABLE)
+def test_every_solver_samples_the_same_in_float32(device: str, name: str) -> None:
+    sde = sm.VPSDE(t_min=1e-3)
+    here, there = (
+        sm.sample(model_on(d, sde), (5, 2), name, generator=generator()).x for d in ("cpu", device)
+    )
+    assert there.device.type == device
+    assert there.dtype == torch.float32
+    torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-3)
+
+
+@every_device
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_likelihood_and_latents_are_the_same(device: str, divergence: str) -> None:
+    sde = sm.VPSDE()
+    x = MIXTURE.sample(5, generator=generator())
+    results = []
+    for d in ("cpu", device):
+        model = model_on(d, sde)
+        lp = sm.log_prob(model, x.to(d), divergence=divergence, generator=generator(1))
+        assert lp.value.device.type == d
+        back = sm.decode(model, lp.z).x
+        results.append((lp.value.cpu(), back.cpu()))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=1e-3)
+    torch.testing.assert_close(results[1][1], x, rtol=0, atol=1e-3)
+
+
+@every_device
+def test_gradients_and_bits_per_dim(device: str) -> None:
+    torch.manual_seed(0)
+    network = sm.nn.ResidualNetwork((1, 2, 2), width=16, depth=1)
+    model = sm.ScoreModel(network, sm.VPSDE(t_min=1e-3), preconditioning="edm").to(device)
+    z = torch.randn(3, 1, 2, 2, generator=generator()).to(device).requires_grad_()
+    for way in ("direct", "adjoint"):
+        loss = sm.decode(model, z, gradient=way, rtol=1e-3, atol=1e-3).x.square().sum()
+        (gradient,) = torch.autograd.grad(loss, z)
+        assert gradient.device.type == device
+        assert float(gradient.abs().max()) > 0
+    images = torch.randint(0, 4, (3, 1, 2, 2), generator=generator())
+    bits = sm.bits_per_dim(model, images, levels=4, generator=generator(), rtol=1e-3, atol=1e-3)
+    assert bits.value.device.type == device
