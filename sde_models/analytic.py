@@ -59,8 +59,11 @@ class GaussianMixture(nn.Module):
         means = torch.as_tensor(means)
         if not means.is_floating_point():
             means = means.to(torch.get_default_dtype())
-        if means.ndim != 2:
-            raise ValueError(f"means must have shape (K, D), got {tuple(means.shape)}")
+        if means.ndim != 2 or means.numel() == 0 or not bool(torch.isfinite(means).all()):
+            raise ValueError(
+                f"means must be finite and have shape (K, D) with K and D of 1 or more, got shape "
+                f"{tuple(means.shape)}"
+            )
         if (stds is None) == (covariances is None):
             raise ValueError("give exactly one of stds and covariances")
         if covariances is not None:
@@ -83,8 +86,15 @@ class GaussianMixture(nn.Module):
         return self._log_joint(self._whiten(self._flat(x) - self.means[:, None])).logsumexp(0)
 
     def sample(self, n: int | Sequence[int], *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` points, shape ``(n, D)``."""
-        count = int(n if isinstance(n, int) else math.prod(n))
+        """Draw points: shape ``(n, D)``, or ``(*n, D)`` for a shape ``n``.
+
+        Raises:
+            ValueError: If none are asked for.
+        """
+        shape = (n,) if isinstance(n, int) else tuple(n)
+        count = math.prod(shape)
+        if count < 1:
+            raise ValueError(f"at least one point is wanted, got n={n}")
         device = self.means.device if generator is None else generator.device
         weights = self.log_weights.exp().to(device)
         component = torch.multinomial(weights, count, replacement=True, generator=generator)
@@ -96,7 +106,7 @@ class GaussianMixture(nn.Module):
         deviation = self.variances[component].sqrt() * noise
         if self.axes.numel():
             deviation = torch.einsum("bij,bj->bi", self.axes[component], deviation)
-        return self.means[component] + deviation
+        return (self.means[component] + deviation).reshape(*shape, self.dim)
 
     def mean(self) -> Tensor:
         """Mean of the mixture, shape ``(D,)``."""

@@ -115,11 +115,14 @@ class SDE(System):
         Raises:
             ValueError: Naming the smallest and largest time given.
         """
+        if t.numel() == 0:
+            return
         # An end rounded to float32 may lie outside, also when it arrives as float64.
-        slack = 4 * max(torch.finfo(t.dtype).eps, torch.finfo(torch.float32).eps) * self.t_max
+        slack = 4 * max(torch.finfo(t.dtype).eps, torch.finfo(torch.float32).eps)
         low, high = (float(v) for v in torch.aminmax(t.detach()))
-        if not (self.t_min - slack <= low and high <= self.t_max + slack):
-            given = f"t={low:g}" if low == high else f"times from {low:g} to {high:g}"
+        if not ((1 - slack) * self.t_min <= low and high <= (1 + slack) * self.t_max):
+            one = low == high or math.isnan(low)
+            given = f"t={low:g}" if one else f"times from {low:g} to {high:g}"
             raise ValueError(
                 f"{given} outside [t_min, t_max] = [{self.t_min:g}, {self.t_max:g}] "
                 f"of {type(self).__name__}"
@@ -142,9 +145,9 @@ class SDE(System):
 class GaussianSDE(SDE):
     r"""Base class of SDEs with the kernel :math:`p(x_t|x_0) = N(\alpha_t x_0, \sigma_t^2 I)`.
 
-    A subclass defines :meth:`alpha` and :meth:`sigma`; drift, diffusion and the inverse of the
-    log-SNR follow by differentiation and bisection. The built-in ones override them by closed
-    forms.
+    A subclass defines :meth:`alpha` and :meth:`sigma`, in torch operations; drift, diffusion and
+    the inverse of the log-SNR follow by differentiation and bisection. The built-in ones override
+    them by closed forms. What is learned in alpha and sigma must be registered as a parameter.
 
     Args:
         t_min: Time of the data, where the kernel is truncated.
@@ -291,7 +294,8 @@ class GaussianSDE(SDE):
         """Refuse an alpha and sigma that are no noising process.
 
         Raises:
-            ValueError: If on ``[t_min, t_max]`` the log-SNR is not finite or does not fall.
+            ValueError: If on ``[t_min, t_max]`` the log-SNR is not finite or does not fall, or
+                the rates are not the derivatives of alpha and sigma.
         """
         super().check_reversible()
         t = torch.linspace(self.t_min, self.t_max, 257, dtype=torch.float64)
@@ -306,3 +310,20 @@ class GaussianSDE(SDE):
                 f"[{self.t_min:g}, {self.t_max:g}]; it does not at t={where:g}: check alpha and "
                 "sigma, or choose t_min above 0 or t_max lower"
             )
+        self._check_rates()
+
+    def _check_rates(self) -> None:
+        span = self.t_max - self.t_min
+        t = self.t_min + span * torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+        h = 1e-4 * span
+        for name in ("alpha", "sigma"):
+            scale = getattr(self, name)
+            with torch.no_grad():
+                measured = (scale(t + h) - scale(t - h)) / (2 * h)
+                stated = getattr(self, f"{name}_rate")(t)
+            if bool(((measured - stated).abs() > 0.02 * measured.abs().max() + 1e-6).any()):
+                raise ValueError(
+                    f"{name}_rate of {type(self).__name__} is not the derivative of {name}: "
+                    f"override both, or derive from GaussianSDE and write {name} in torch "
+                    "operations on t, without no_grad or detach"
+                )

@@ -238,9 +238,15 @@ class EnergyModel(Model):
         with torch.inference_mode(False), torch.enable_grad():
             point = x if differentiable and x.requires_grad else leaf_copy(x)
             t = t.clone() if t.is_inference() else t
+            cond = {key: _usable(value) for key, value in cond.items()}
             energy = self._energy(t, point, **cond).sum()
             record(vjps=1)
             (gradient,) = torch.autograd.grad(energy, point, create_graph=differentiable)
         sde = self._gaussian()
         alpha, sigma = per_sample(sde.alpha(t), x), per_sample(sde.sigma(t), x)
         return (x - sigma.square() * gradient) / alpha, sigma * gradient
+
+
+def _usable(value: Any) -> Any:
+    """A conditioning tensor made in inference mode, as one that autograd can take."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value

@@ -21,7 +21,7 @@ def standard_normal(
 ) -> Tensor:
     """Draw independent N(0, 1) numbers."""
     drawn_on = device if generator is None else generator.device
-    return torch.randn(*shape, generator=generator, dtype=dtype, device=drawn_on).to(device)
+    return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=drawn_on).to(device)
 
 
 def standard_normal_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -111,7 +111,8 @@ class VPSDE(_LinearBeta):
         return self.beta(t).sqrt()
 
     def log_snr(self, t: Time) -> Tensor:
-        return -torch.log(torch.expm1(self.integrated_beta(t)))
+        integral = self.integrated_beta(t)
+        return -(integral + torch.log(-torch.expm1(-integral)))
 
     def t_from_log_snr(self, log_snr: Time) -> Tensor:
         return self._t_from_integrated_beta(softplus(-as_time(log_snr), threshold=50.0))

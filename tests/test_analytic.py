@@ -205,7 +205,10 @@ INDEFINITE = torch.tensor([[[1.0, 2.0], [2.0, 1.0]]])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"means": [0.0, 1.0], "stds": 1.0}, r"means must have shape \(K, D\), got \(2,\)"),
+        (
+            {"means": [0.0, 1.0], "stds": 1.0},
+            r"means must be finite and have shape .* got shape \(2,\)",
+        ),
         ({"means": MEANS}, "exactly one of stds and covariances"),
         (
             {"means": MEANS, "stds": 1.0, "covariances": _covariances(3, 2)},
@@ -234,3 +237,14 @@ def test_points_of_another_size_are_refused() -> None:
         GaussianMixture(MEANS, 0.4).log_prob(torch.zeros(5, 3))
     with pytest.raises(ValueError, match=r"\(1, 4, 4\) holds 16 numbers, .* have 2"):
         GaussianMixture(MEANS, 0.4).score_model(VPSDE(), (1, 4, 4))
+
+
+def test_samples_have_the_shape_asked_for() -> None:
+    mixture = GaussianMixture(MEANS, 0.4)
+    assert mixture.sample((3, 2)).shape == (3, 2, 2)
+    for none in (0, (3, 0)):
+        with pytest.raises(ValueError, match="at least one point"):
+            mixture.sample(none)
+    for means in (torch.zeros(0, 2), torch.tensor([[float("nan"), 0.0]])):
+        with pytest.raises(ValueError, match="means must be finite"):
+            GaussianMixture(means, 1.0)

@@ -279,3 +279,38 @@ def test_a_users_own_coefficients() -> None:
     sigma = 0.05 + t
     torch.testing.assert_close(sde.drift_coefficient(t), -1 / (1 + t))
     torch.testing.assert_close(sde.diffusion(t).square(), 2 * sigma + 2 * sigma**2 / (1 + t))
+
+
+class Forgetful(VPSDE):
+    """A VP with another sigma whose rate was forgotten."""
+
+    def sigma(self, t: float | torch.Tensor) -> torch.Tensor:
+        return 0.5 * super().sigma(t)
+
+
+def test_a_rate_that_is_not_the_derivative_is_refused() -> None:
+    with pytest.raises(ValueError, match="sigma_rate of Forgetful is not the derivative of sigma"):
+        Forgetful().check_reversible()
+
+    class Detached(Hyperbolic):
+        def alpha(self, t: float | torch.Tensor) -> torch.Tensor:
+            return super().alpha(t).detach()
+
+    with pytest.raises(ValueError, match="alpha_rate of Detached"):
+        Detached().check_reversible()
+
+
+@every_sde
+def test_sound_rates_pass(sde: GaussianSDE) -> None:
+    sde.check_reversible()
+
+
+def test_times_just_below_a_small_t_min_are_refused() -> None:
+    sde, x = VPSDE(t_min=1e-7), torch.ones(2, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="outside"):
+        sde.perturb(-2e-7, x, x)
+
+
+def test_log_snr_of_much_noise_does_not_overflow() -> None:
+    """At B = 100.05 the log-SNR is -100.05, also in float32, where exp(B) is infinite."""
+    assert VPSDE(0.1, 200.0).log_snr(1.0).item() == pytest.approx(-100.05)

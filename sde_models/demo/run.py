@@ -289,10 +289,9 @@ def prepare_folder(out: str | os.PathLike[str]) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
+        reason = "there is a file of that name" if folder.is_file() else error.strerror
         raise type(error)(
-            error.errno,
-            f"the results cannot be written to that folder ({error.strerror})",
-            str(out),
+            f"the results cannot be written to {folder}: {reason}; choose another folder"
         ) from error
     return folder
 

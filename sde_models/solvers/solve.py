@@ -140,9 +140,8 @@ def _check_span(system: System, t_span: tuple[float, float]) -> tuple[float, flo
     if t0 == t1:
         raise ValueError(f"t_span starts and ends at t={t0:g}: there is nothing to integrate")
     low, high = system.t_min, system.t_max
-    slack = 1e-6 * high
     for t in (t0, t1):
-        if not low - slack <= t <= high + slack:
+        if not low * (1 - 1e-6) <= t <= high * (1 + 1e-6):
             raise ValueError(
                 f"t_span ({t0:g}, {t1:g}) leaves [t_min, t_max] = [{low:g}, {high:g}] of "
                 f"{type(system).__name__}"
