@@ -3,9 +3,10 @@
 See the documentation, or ``help(sde_models.solve)``.
 """
 
-from sde_models import data, grids, nn
+from sde_models import data, grids, losses, nn
 from sde_models.analytic import GaussianMixture
 from sde_models.base_systems import System
+from sde_models.checkpoints import load_model, save_model
 from sde_models.counting import count_evaluations
 from sde_models.discrete import BitsPerDim, bits_per_dim
 from sde_models.divergence import Divergence, Exact, Hutchinson
@@ -25,6 +26,7 @@ from sde_models.sdes import (
 )
 from sde_models.solvers import Solution, Solver, solve, solver, solvers
 from sde_models.systems import ProbabilityFlow, ReverseSDE
+from sde_models.training import Fit, fit
 
 __version__ = "0.1.0"
 
@@ -39,6 +41,7 @@ __all__ = [
     "Encoding",
     "EnergyModel",
     "Exact",
+    "Fit",
     "FlowMatchingSDE",
     "GaussianMixture",
     "GaussianSDE",
@@ -62,10 +65,14 @@ __all__ = [
     "data",
     "decode",
     "encode",
+    "fit",
     "grids",
+    "load_model",
     "log_prob",
+    "losses",
     "nn",
     "sample",
+    "save_model",
     "solve",
     "solver",
     "solvers",

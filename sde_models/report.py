@@ -34,7 +34,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8885; --soft: #8881; }
-body { font: 1rem/1.5 system-ui, sans-serif; max-width: 46rem; margin: 0 auto; padding: 1rem; }
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 52rem; margin: 0 auto; padding: 1rem; }
 h1 { line-height: 1.2; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 figure { margin: 1.5rem 0; }
@@ -211,7 +211,7 @@ def _as_svg(axes: Axes) -> str:
     buffer = io.StringIO()
     # The salt makes names inside the SVG depend on what is drawn, not on chance.
     with mpl.rc_context({"svg.hashsalt": axes.get_title(loc="left"), "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     return svg.replace(INK, "currentColor")

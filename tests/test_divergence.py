@@ -24,8 +24,10 @@ def linear_field(matrix: Tensor, shape: tuple[int, ...]):  # type: ignore[no-unt
 
 
 @pytest.mark.parametrize("shape", [(6,), (1, 2, 3)], ids=str)
-@pytest.mark.parametrize("chunk", [1, 4, 64])
-def test_exact_is_the_trace_of_autograds_jacobian(shape: tuple[int, ...], chunk: int) -> None:
+@pytest.mark.parametrize("chunk", [1, 4, 64, None])
+def test_exact_is_the_trace_of_autograds_jacobian(
+    shape: tuple[int, ...], chunk: int | None
+) -> None:
     matrix = torch.randn(6, 6, generator=generator(), dtype=torch.float64)
     field = linear_field(matrix, shape)
     x = torch.randn(B, *shape, generator=generator(1), dtype=torch.float64)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 import torchsde
 from torch import Tensor
 
@@ -66,6 +67,20 @@ class TorchsdeSolver(Solver):
         clock = problem.times * problem.direction
         brownian = self._brownian(problem, y, clock)
         view = _view_of(problem, self.sde_type)
+        # torchsde's shape checks draw from the global generator, which is not theirs to move when
+        # another one was given.
+        devices = [y.device] if y.device.type == "cuda" else []
+        with torch.random.fork_rng(devices, enabled=problem.generator is not None):
+            return self._steps(problem, view, y, clock, brownian).reshape(shape)
+
+    def _steps(
+        self,
+        problem: Problem,
+        view: _AdditiveView,
+        y: Tensor,
+        clock: Tensor,
+        brownian: torchsde.BaseBrownian,
+    ) -> Tensor:
         for k in range(len(clock) - 1):
             interval = clock[k : k + 2]
             # torchsde steps to min(t + dt, end): a dt beyond the end makes exactly one step.
@@ -75,8 +90,8 @@ class TorchsdeSolver(Solver):
             reached = float(problem.times[k + 1])
             problem.recorder.accept(reached)
             if problem.recorder.wants(reached):
-                problem.recorder.save(reached, y.reshape(shape))
-        return y.reshape(shape)
+                problem.recorder.save(reached, y.reshape(problem.x.shape))
+        return y
 
     def _brownian(self, problem: Problem, y: Tensor, clock: Tensor) -> torchsde.BaseBrownian:
         brownian = self.options.get("brownian", "fresh")
