@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import SupportsFloat
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,14 @@ def as_time(t: Time, like: Tensor | None = None) -> Tensor:
     Args:
         t: A number, or a floating tensor that is scalar or of shape ``(B,)``.
         like: A batch whose dtype and device the time takes.
+
+    Raises:
+        TypeError: If ``t`` is neither a number nor a tensor.
     """
+    if not isinstance(t, Tensor | SupportsFloat):
+        raise TypeError(
+            f"t must be a number or a tensor, scalar or of shape (B,), got {type(t).__name__}"
+        )
     if isinstance(t, Tensor):
         t = t if t.is_floating_point() else t.to(torch.get_default_dtype())
         return t if like is None else t.to(dtype=like.dtype, device=like.device)
@@ -59,6 +68,26 @@ def check_batch(x: Tensor, event_shape: tuple[int, ...] | None = None, name: str
         ValueError: If ``x`` has no batch dimension, no samples, another event shape than
             ``event_shape``, or holds NaN or infinite values.
     """
+    check_floating(x, name)
+    if x.dtype in (torch.float16, torch.bfloat16):
+        raise TypeError(
+            f"{name} is {x.dtype}, too coarse for the state of a solver: use {name}.float(); the "
+            "network may stay in half precision"
+        )
+    check_event_shape(x, event_shape, name)
+    if x.shape[0] == 0:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: at least one sample is wanted")
+    rows = non_finite_rows(x)
+    if rows:
+        raise ValueError(f"{name} holds NaN or infinite values in {describe_rows(rows)}")
+
+
+def check_floating(x: Tensor, name: str = "x") -> None:
+    """Refuse what is not a floating-point tensor.
+
+    Raises:
+        TypeError: Saying what was given.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{name} must be a torch.Tensor, got {type(x).__name__}; use torch.as_tensor"
@@ -68,13 +97,6 @@ def check_batch(x: Tensor, event_shape: tuple[int, ...] | None = None, name: str
             f"{name} has dtype {x.dtype}, a floating dtype is wanted: {name}.float() for numbers, "
             "sm.bits_per_dim or sm.data.dequantize for images with integer levels"
         )
-    check_event_shape(x, event_shape, name)
-    if x.shape[0] == 0:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}: at least one sample is wanted")
-    finite = torch.isfinite(x.detach()).reshape(x.shape[0], -1).all(dim=1)
-    if not bool(finite.all()):
-        rows = (~finite).nonzero().flatten().tolist()
-        raise ValueError(f"{name} holds NaN or infinite values in {describe_rows(rows)}")
 
 
 def check_event_shape(x: Tensor, event_shape: tuple[int, ...] | None, name: str = "x") -> None:
@@ -90,6 +112,15 @@ def check_event_shape(x: Tensor, event_shape: tuple[int, ...] | None, name: str 
             f"wants {tuple(event_shape)}, that is a batch of shape "
             f"(B, {', '.join(map(str, event_shape))})"
         )
+
+
+def non_finite_rows(x: Tensor) -> list[int]:
+    """Rows of a batch that hold NaN or infinite values."""
+    finite = torch.isfinite(x.detach())
+    if bool(finite.all()):
+        return []
+    bad = ~finite.reshape(x.shape[0], -1).all(dim=1)
+    return [int(i) for i in bad.nonzero().flatten()]
 
 
 def describe_rows(rows: list[int], most: int = 8) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._shapes import Time, as_time, leaf_copy, per_sample
+from sde_models._shapes import Time, as_time, check_floating, leaf_copy, per_sample
 from sde_models.base_systems import System
 from sde_models.priors import IsotropicGaussian
 
@@ -183,6 +183,12 @@ class GaussianSDE(SDE):
         """Standard deviation of the noise, shape of ``t``."""
         raise NotImplementedError(f"{type(self).__name__} must define sigma(t)")
 
+    def times(self, values: Tensor | Sequence[float]) -> Tensor:
+        """Times in double precision, where there is any, beside what alpha and sigma learn."""
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        return torch.as_tensor(values, dtype=dtype, device=device)
+
     def alpha_rate(self, t: Time) -> Tensor:
         """Time derivative of alpha, shape of ``t``."""
         return self._rate(self.alpha, as_time(t))
@@ -256,8 +262,7 @@ class GaussianSDE(SDE):
             TypeError: If ``x0`` is not floating.
             ValueError: If a shape does not fit or ``t`` is outside ``[t_min, t_max]``.
         """
-        if not x0.is_floating_point():
-            raise TypeError(f"x0 has dtype {x0.dtype}, a floating dtype is wanted: use x0.float()")
+        check_floating(x0, "x0")
         if noise.shape != x0.shape:
             raise ValueError(
                 f"noise has shape {tuple(noise.shape)}, wanted that of x0: {tuple(x0.shape)}"
@@ -271,7 +276,7 @@ class GaussianSDE(SDE):
 
         Here s is ``data_std``. For VP with unit-variance data this is N(0, I).
         """
-        t = torch.tensor(self.t_max, dtype=torch.float64)
+        t = self.times([self.t_max])[0]
         signal, noise = float(self.alpha(t)) * self.data_std, float(self.sigma(t))
         return IsotropicGaussian(event_shape, math.hypot(signal, noise))
 
@@ -298,7 +303,7 @@ class GaussianSDE(SDE):
                 the rates are not the derivatives of alpha and sigma.
         """
         super().check_reversible()
-        t = torch.linspace(self.t_min, self.t_max, 257, dtype=torch.float64)
+        t = self.times(torch.linspace(self.t_min, self.t_max, 257, dtype=torch.float64))
         with torch.no_grad():
             log_snr = self.log_snr(t)
         bad = ~torch.isfinite(log_snr)
@@ -314,7 +319,7 @@ class GaussianSDE(SDE):
 
     def _check_rates(self) -> None:
         span = self.t_max - self.t_min
-        t = self.t_min + span * torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+        t = self.times(self.t_min + span * torch.linspace(0.05, 0.95, 19, dtype=torch.float64))
         h = 1e-4 * span
         for name in ("alpha", "sigma"):
             scale = getattr(self, name)

@@ -22,6 +22,7 @@ class System(nn.Module):
         event_shape: Shape of one sample, or None for any.
         t_min: Time of the data.
         t_max: Time of the noise.
+        cond: Conditioning by name. Its tensors do not move with the system to another device.
     """
 
     stochastic: bool
@@ -30,6 +31,7 @@ class System(nn.Module):
     event_shape: Any = None  # tuple[int, ...] or None
     t_min: float
     t_max: float
+    cond: dict[str, Any] = {}  # noqa: RUF012 (never written to)
 
     @property
     def sde(self) -> Any:

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from sde_models.data.dequantization import check_levels, dequantize
+from sde_models.divergence import standard_error
 from sde_models.errors import nearest_names
 from sde_models.likelihood import LogProb, log_prob
-from sde_models.models import Model
+from sde_models.models import Model, check_model
 from sde_models.solvers import Solver
 
 
@@ -88,17 +89,19 @@ def bits_per_dim(
             f"unknown dequantization {dequantization!r}; "
             f"{nearest_names(dequantization, ['uniform'])}"
         )
+    check_model(model)
     check_levels(images, levels)
     x = dequantize(
         images.to(model.device), levels,
-        data_range=data_range, generator=generator, dtype=model.dtype,
+        data_range=data_range, generator=generator,
+        dtype=torch.promote_types(model.dtype, torch.float32),
     )  # fmt: skip
     density = log_prob(model, x, solver, generator=generator, **arguments)
     low, high = data_range
     per_image = bits_from_log_prob(density.value, x[0].numel(), (high - low) / levels)
     return BitsPerDim(
         value=per_image.mean(),
-        stderr=per_image.std() / math.sqrt(len(per_image)),
+        stderr=standard_error(per_image[None].detach())[0],
         per_image=per_image,
         log_prob=density,
         nfe=density.nfe,

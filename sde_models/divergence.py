@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -44,8 +44,8 @@ class Divergence(ABC):
         """Draw the probes for a batch ``(B, *event)``: shape ``(probes, B, *event)``."""
 
     @abstractmethod
-    def vectors(self, x: Tensor, drawn: Tensor | None) -> list[Tensor]:
-        """Return chunks ``(k, B, *event)`` of vectors whose products are wanted."""
+    def vectors(self, x: Tensor, drawn: Tensor | None) -> Iterator[Tensor]:
+        """Yield chunks ``(k, B, *event)`` of vectors whose products are wanted."""
 
     @abstractmethod
     def combine(self, products: Tensor) -> Tensor:
@@ -120,12 +120,15 @@ class Exact(Divergence):
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> None:
         return None
 
-    def vectors(self, x: Tensor, drawn: Tensor | None) -> list[Tensor]:
+    def vectors(self, x: Tensor, drawn: Tensor | None) -> Iterator[Tensor]:
         size = x[0].numel()
-        basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
         most = 2**18 if x.device.type == "cpu" else 2**24
         chunk = self.chunk or max(1, most // x.numel())
-        return [part.expand(-1, *x.shape) for part in basis.split(chunk)]
+        for first in range(0, size, chunk):
+            count = min(chunk, size - first)
+            basis = x.new_zeros(count, size)
+            basis[:, first : first + count].fill_diagonal_(1)
+            yield basis.reshape(count, 1, *x.shape[1:]).expand(-1, *x.shape)
 
     def combine(self, products: Tensor) -> Tensor:
         return products.sum(dim=0)[:, None]
@@ -169,10 +172,10 @@ class Hutchinson(Divergence):
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return self._draw(x.detach().expand(self.probes, *x.shape), generator)
 
-    def vectors(self, x: Tensor, drawn: Tensor | None) -> list[Tensor]:
+    def vectors(self, x: Tensor, drawn: Tensor | None) -> Iterator[Tensor]:
         if drawn is None:
             raise ValueError("Hutchinson needs the probes that draw() returns")
-        return [drawn]
+        yield drawn
 
     def combine(self, products: Tensor) -> Tensor:
         return products.T
@@ -188,10 +191,16 @@ def find_divergence(divergence: str | Divergence) -> Divergence:
     """Look up a trace estimator by name; an object is returned as it is.
 
     Raises:
+        TypeError: If it is neither a name nor an estimator.
         ValueError: For an unknown name, with the nearest ones.
     """
     if isinstance(divergence, Divergence):
         return divergence
+    if not isinstance(divergence, str):
+        raise TypeError(
+            f"divergence must be a name or an object such as sm.Hutchinson(probes=4), got "
+            f"{divergence!r}"
+        )
     if divergence not in DIVERGENCES:
         raise ValueError(
             f"unknown divergence {divergence!r}; {nearest_names(divergence, DIVERGENCES)}; or give "

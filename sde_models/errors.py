@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 from torch import Tensor
 
@@ -22,6 +23,16 @@ class SolveError(RuntimeError):
         self.t = t
         self.x = x
         self.nfe = nfe
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[SolveError], args: tuple[Any, ...], state: dict[str, Any]) -> SolveError:
+    """Rebuild an error that went through pickle, as those of worker processes do."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class NonFiniteError(SolveError):

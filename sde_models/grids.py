@@ -41,9 +41,9 @@ def log_snr_grid(sde: SDE, t0: float, t1: float, steps: int) -> Tensor:
         tensor(True)
     """
     sde = _gaussian(sde, "log-snr")
-    ends = sde.log_snr(torch.tensor([t0, t1], dtype=torch.float64))
+    ends = sde.log_snr(sde.times([t0, t1])).detach()
     levels = torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64)
-    return _with_ends(sde.t_from_log_snr(levels), t0, t1)
+    return _with_ends(sde.t_from_log_snr(sde.times(levels)), t0, t1)
 
 
 def karras_grid(sde: SDE, t0: float, t1: float, steps: int, rho: float = 7.0) -> Tensor:
@@ -63,9 +63,9 @@ def karras_grid(sde: SDE, t0: float, t1: float, steps: int, rho: float = 7.0) ->
         tensor(True)
     """
     sde = _gaussian(sde, "karras")
-    ends = torch.exp(-0.5 * sde.log_snr(torch.tensor([t0, t1], dtype=torch.float64)) / rho)
+    ends = torch.exp(-0.5 * sde.log_snr(sde.times([t0, t1])).detach() / rho)
     roots = torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64)
-    return _with_ends(sde.t_from_log_snr(-2 * rho * roots.log()), t0, t1)
+    return _with_ends(sde.t_from_log_snr(sde.times(-2 * rho * roots.log())), t0, t1)
 
 
 GRIDS: dict[str, Callable[[SDE, float, float, int], Tensor]] = {
@@ -107,7 +107,13 @@ def time_grid(
     else:
         if steps is not None:
             raise ValueError("grid gives the times themselves: leave steps out")
-        times = torch.as_tensor(grid, dtype=torch.float64).detach().cpu()
+        try:
+            times = torch.as_tensor(grid, dtype=torch.float64).detach().cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(
+                f"grid must be a name ({', '.join(GRIDS)}), a function (sde, t0, t1, steps), or "
+                f"times, got {grid!r}"
+            ) from None
     check_monotone(times, t0, t1)
     return _with_ends(times, t0, t1)
 
@@ -138,7 +144,7 @@ def check_monotone(times: Tensor, t0: float, t1: float, name: str = "grid") -> N
 
 def _with_ends(times: Tensor, t0: float, t1: float) -> Tensor:
     """Put the exact end points in place of rounded ones."""
-    times = times.clone()
+    times = times.detach().to("cpu", torch.float64, copy=True)
     times[0], times[-1] = t0, t1
     return times
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sde_models.models import Model
+from sde_models.models import Model, check_model
 from sde_models.solvers import Solution, Solver, solve
 from sde_models.systems import ProbabilityFlow
 
@@ -65,6 +65,7 @@ def encode(
         >>> bool((decode(model, z, rtol=1e-7, atol=1e-7).x - x).abs().max() < 1e-5)
         True
     """
+    check_model(model)
     span = (model.sde.t_min, model.sde.t_max)
     solution = solve(ProbabilityFlow(model), x, span, solver, **arguments)
     fields = dict(vars(solution))
@@ -86,5 +87,6 @@ def decode(
     Raises:
         ValueError, TypeError: What :func:`~sde_models.solve` raises.
     """
+    check_model(model)
     span = (model.sde.t_max, model.sde.t_min)
     return Decoding(**vars(solve(ProbabilityFlow(model), z, span, solver, **arguments)))

@@ -24,11 +24,11 @@ from sde_models.base_sdes import SDE
 from sde_models.base_systems import System
 from sde_models.counting import count_evaluations
 from sde_models.divergence import Divergence, find_divergence, standard_error
-from sde_models.models import Model
+from sde_models.models import Model, check_model
+from sde_models.randomness import check_generator
 from sde_models.sampling import Prior
 from sde_models.solvers import Solver, solve
 from sde_models.solvers import solver as find_solver
-from sde_models.solvers.solve import coarser_arguments
 from sde_models.systems import ProbabilityFlow
 
 
@@ -42,7 +42,7 @@ class LogProb:
             trace, NaN for a single probe, which cannot tell.
         solver_error: Difference in nats to a coarser solve with the same probes, shape ``(B,)``:
             an estimate of the error of that coarser solve, and so on the safe side for this one.
-            NaN if it was not asked for.
+            NaN if it was not asked for, or where a single step leaves nothing coarser.
         z: Latents, shape of the data.
         nfe: Network forward passes, each on the whole batch, the coarser solve included.
         vjps: Vector-Jacobian products, each on the whole batch, likewise.
@@ -94,6 +94,10 @@ class AugmentedFlow(System):
     @property
     def sde(self) -> SDE:
         return self.flow.sde
+
+    @property
+    def cond(self) -> dict[str, Any]:  # type: ignore[override]
+        return self.flow.cond
 
     def start(self, x: Tensor) -> Tensor:
         """Samples with integrals of zero beside them."""
@@ -166,6 +170,9 @@ def log_prob(
         >>> bool((lp.value - mixture.log_prob(x)).abs() < 1e-3)
         True
     """
+    check_model(model)
+    check_generator(generator)
+    method = find_solver(solver)
     estimator = find_divergence(divergence)
     check_batch(x, model.event_shape)
     event_shape = tuple(x.shape[1:])
@@ -178,19 +185,20 @@ def log_prob(
 
     def run(gradient: str | None, control: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
         solution = solve(
-            augmented, augmented.start(x), span, solver,
+            augmented, augmented.start(x), span, method,
             gradient=gradient, progress=progress, **control,
         )  # fmt: skip
         z, integrals = augmented.split(solution.x)
-        return z, at_t_max.log_prob(z)[:, None] + integrals, solution
+        return z, _at_the_end(at_t_max, z)[:, None] + integrals, solution
 
     with count_evaluations() as cost:
         z, estimates, solution = run(gradient, control)
         value = estimates.mean(dim=1)
         solver_error = torch.full_like(value, torch.nan)
-        if estimate_solver_error:
+        coarser = method.coarser(**control) if estimate_solver_error else None
+        if coarser is not None:
             with torch.no_grad():
-                coarse = run(None, coarser_arguments(find_solver(solver), **control))[1]
+                coarse = run(None, coarser)[1]
             solver_error = (coarse.mean(dim=1) - value.detach()).abs()
     return LogProb(
         value=value,
@@ -202,3 +210,14 @@ def log_prob(
         accepted=solution.accepted,
         rejected=solution.rejected,
     )
+
+
+def _at_the_end(prior: Prior, z: Tensor) -> Tensor:
+    value = prior.log_prob(z)
+    if value.shape != z.shape[:1]:
+        raise ValueError(
+            f"prior.log_prob gave shape {tuple(value.shape)} for {len(z)} latents, wanted "
+            f"({len(z)},): a torch distribution over coordinates becomes one over events by "
+            f"torch.distributions.Independent(prior, {z.ndim - 1})"
+        )
+    return value

@@ -14,9 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_models._shapes import Time, as_time, check_event_shape, leaf_copy, per_sample
+from sde_models._shapes import (
+    Time,
+    as_time,
+    check_event_shape,
+    check_floating,
+    leaf_copy,
+    per_sample,
+)
 from sde_models.base_sdes import SDE, GaussianSDE
+from sde_models.conditioning import usable
 from sde_models.counting import record
+from sde_models.network_calls import call_network
 from sde_models.predictions import Prediction, find_prediction
 
 
@@ -33,6 +42,7 @@ class Model(nn.Module, ABC):
 
     def __init__(self, sde: SDE, event_shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
+        _check_sde(sde)
         self.sde = sde
         self.event_shape = None if event_shape is None else tuple(event_shape)
 
@@ -54,8 +64,7 @@ class Model(nn.Module, ABC):
         """Return the estimates (x0, eps) from one evaluation; inputs are not checked."""
 
     def _checked(self, t: Time, x: Tensor) -> Tensor:
-        if not x.is_floating_point():
-            raise TypeError(f"x has dtype {x.dtype}, a floating dtype is wanted: use x.float()")
+        check_floating(x)
         check_event_shape(x, self.event_shape)
         t = as_time(t, x)
         per_sample(t, x)
@@ -178,12 +187,11 @@ class ScoreModel(Model):
 
     def _run(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
         record(nfe=1)
-        output = self.network(t, x, **cond)
-        if not isinstance(output, Tensor) or output.shape != x.shape:
-            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        output = call_network(self.network, t, x, cond)
+        if output.shape != x.shape:
             raise ValueError(
-                f"the network returned {got} for x of shape {tuple(x.shape)}; it is called as "
-                "network(t, x, **cond) and must return the shape of x"
+                f"the network returned {tuple(output.shape)} for x of shape {tuple(x.shape)}; it "
+                "is called as network(t, x, **cond) and must return the shape of x"
             )
         return output
 
@@ -225,7 +233,7 @@ class EnergyModel(Model):
 
     def _energy(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
         record(nfe=1)
-        energy = self.network(t.expand(x.shape[0]), x, **cond)
+        energy = call_network(self.network, t.expand(x.shape[0]), x, cond)
         if energy.shape not in ((x.shape[0],), (x.shape[0], 1)):
             raise ValueError(
                 f"the energy network returned shape {tuple(energy.shape)} for a batch of "
@@ -237,16 +245,37 @@ class EnergyModel(Model):
         differentiable = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
             point = x if differentiable and x.requires_grad else leaf_copy(x)
-            t = t.clone() if t.is_inference() else t
-            cond = {key: _usable(value) for key, value in cond.items()}
-            energy = self._energy(t, point, **cond).sum()
+            cond = {key: usable(value) for key, value in cond.items()}
+            energy = self._energy(usable(t), point, **cond).sum()
             record(vjps=1)
+            if not energy.requires_grad:
+                raise ValueError(
+                    "the energy does not depend on x, or the network cuts the graph (no_grad or "
+                    "detach in its forward?): there is no gradient to take"
+                )
             (gradient,) = torch.autograd.grad(energy, point, create_graph=differentiable)
         sde = self._gaussian()
         alpha, sigma = per_sample(sde.alpha(t), x), per_sample(sde.sigma(t), x)
         return (x - sigma.square() * gradient) / alpha, sigma * gradient
 
 
-def _usable(value: Any) -> Any:
-    """A conditioning tensor made in inference mode, as one that autograd can take."""
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+def check_model(model: Any) -> None:
+    """Refuse what is not a model.
+
+    Raises:
+        TypeError: Saying how to make a model of what was given.
+    """
+    if isinstance(getattr(model, "_orig_mod", model), Model):  # torch.compile wraps
+        return
+    hint = "sm.ScoreModel(network, sde) makes one of a network"
+    if hasattr(model, "score_model"):
+        hint = "use mixture.score_model(sde)"
+    elif isinstance(getattr(model, "model", None), Model):
+        hint = "it is made of one: give its .model"
+    raise TypeError(f"wanted a model, got {type(model).__name__}: {hint}")
+
+
+def _check_sde(sde: Any) -> None:
+    if not isinstance(sde, SDE):
+        given = f"the class {sde.__name__}" if isinstance(sde, type) else type(sde).__name__
+        raise TypeError(f"sde must be an SDE such as sm.VPSDE(), got {given}")

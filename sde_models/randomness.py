@@ -7,6 +7,7 @@ the same sample on every device.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +21,8 @@ def standard_normal(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Draw independent N(0, 1) numbers."""
-    drawn_on = device if generator is None else generator.device
-    return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=drawn_on).to(device)
+    where = _drawn_on(generator, device)
+    return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=where).to(device)
 
 
 def standard_normal_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -31,19 +32,38 @@ def standard_normal_like(x: Tensor, generator: torch.Generator | None = None) ->
 
 def uniform_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw numbers uniform on [0, 1) with the shape, dtype and device of ``x``."""
-    drawn_on = x.device if generator is None else generator.device
-    drawn = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=drawn_on)
+    where = _drawn_on(generator, x.device)
+    drawn = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=where)
     return drawn.to(x.device)
 
 
 def rademacher_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw -1 or +1 with equal probability, with the shape, dtype and device of ``x``."""
-    drawn_on = x.device if generator is None else generator.device
-    bits = torch.randint(0, 2, x.shape, generator=generator, device=drawn_on)
+    where = _drawn_on(generator, x.device)
+    bits = torch.randint(0, 2, x.shape, generator=generator, device=where)
     return (2 * bits - 1).to(dtype=x.dtype, device=x.device)
 
 
 def entropy_from(generator: torch.Generator | None) -> int:
     """Draw a seed for a library that keeps its own random state."""
-    device = None if generator is None else generator.device
-    return int(torch.randint(0, 2**62, (), generator=generator, device=device).item())
+    where = _drawn_on(generator, None)
+    return int(torch.randint(0, 2**62, (), generator=generator, device=where).item())
+
+
+def check_generator(generator: Any) -> None:
+    """Refuse what is no generator.
+
+    Raises:
+        TypeError: Saying how to make one.
+    """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator, got {generator!r}: use "
+            "torch.Generator().manual_seed(0)"
+        )
+
+
+def _drawn_on(
+    generator: torch.Generator | None, device: torch.device | str | None
+) -> torch.device | str | None:
+    return device if generator is None else generator.device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,7 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sde_models.models import Model
+from sde_models._shapes import describe_rows, non_finite_rows
+from sde_models.counting import count_evaluations
+from sde_models.errors import NonFiniteError
+from sde_models.models import Model, check_model
+from sde_models.randomness import check_generator
 from sde_models.solvers import Solution, Solver, solve
 from sde_models.solvers import solver as find_solver
 from sde_models.systems import ProbabilityFlow, ReverseSDE
@@ -25,6 +30,10 @@ class Prior(Protocol):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats."""
+
+
+SOLVE_ARGUMENTS = frozenset(solve.__kwdefaults__ or {})
+"""What solve takes by keyword; the rest is conditioning."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +86,22 @@ def sample(
         >>> out.x.shape, out.nfe
         (torch.Size([16, 1]), 50)
     """
+    check_model(model)
+    check_generator(generator)
     method = find_solver(solver)
     event_shape = _check_shape(model, shape)
-    dtype = model.dtype if dtype is None else dtype
+    # A network in half precision still has a state in single precision.
+    dtype = torch.promote_types(model.dtype, torch.float32) if dtype is None else dtype
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating dtype such as torch.float32, got {dtype}")
     device = model.device if device is None else device
     if prior is None:
         start = model.sde.prior(event_shape).sample(
             shape[:1], generator=generator, dtype=dtype, device=device
         )
     else:
-        start = prior.sample(shape[:1], generator=generator).to(dtype=dtype, device=device)
+        source = {} if generator is None else {"generator": generator}
+        start = prior.sample(shape[:1], **source).to(dtype=dtype, device=device)
         start = start.reshape(tuple(shape))
     system: ProbabilityFlow | ReverseSDE
     if method.stochastic:
@@ -103,25 +118,34 @@ def sample(
     solution = solve(system, start, (sde.t_max, sde.t_min), method, **arguments)
     fields = dict(vars(solution))
     if denoise:
-        fields["x"] = _denoised(model, solution.x, arguments)
-        fields["nfe"] += 1
+        with count_evaluations() as cost:
+            fields["x"] = _denoised(model, solution.x, arguments)
+        fields["nfe"] += cost.nfe
     return Sample(**fields)
 
 
 def _denoised(model: Model, x: Tensor, arguments: dict[str, Any]) -> Tensor:
     cond = {key: value for key, value in arguments.items() if key not in SOLVE_ARGUMENTS}
     with torch.set_grad_enabled(x.requires_grad):
-        return model.x0(model.sde.t_min, x, **cond)
-
-
-SOLVE_ARGUMENTS = frozenset(solve.__kwdefaults__ or {})
+        clean = model.x0(model.sde.t_min, x, **cond)
+    rows = non_finite_rows(clean)
+    if rows:
+        raise NonFiniteError(
+            f"the denoised samples at t={model.sde.t_min:g} are NaN or infinite in "
+            f"{describe_rows(rows)}: look at the network there, or leave denoise out",
+            t=model.sde.t_min, x=x.detach(), nfe=1, rows=rows,
+        )  # fmt: skip
+    return clean
 
 
 def _check_shape(model: Model, shape: Sequence[int]) -> tuple[int, ...]:
-    given = tuple(shape)
-    if len(given) < 2 or not all(isinstance(n, int) and n >= 1 for n in given):
+    try:
+        given = tuple(operator.index(n) for n in shape)
+    except TypeError:
+        given = ()
+    if len(given) < 2 or min(given) < 1:
         raise ValueError(
-            f"shape must be (n, *event) with whole numbers of 1 or more, got {given}; for ten "
+            f"shape must be (n, *event) with whole numbers of 1 or more, got {shape!r}; for ten "
             "points in the plane (10, 2)"
         )
     if model.event_shape is not None and given[1:] != model.event_shape:

@@ -25,7 +25,8 @@ from torch import Tensor
 from sde_models._shapes import Time, as_time
 from sde_models.base_sdes import SDE
 from sde_models.base_systems import System
-from sde_models.models import Model
+from sde_models.conditioning import check_conditioning, usable
+from sde_models.models import Model, check_model
 
 
 class _ModelSystem(System):
@@ -33,9 +34,11 @@ class _ModelSystem(System):
 
     def __init__(self, model: Model, cond: dict[str, Any]) -> None:
         super().__init__()
+        check_model(model)
         model.sde.check_reversible()
+        check_conditioning(model, cond)
         self.model = model
-        self.cond = cond
+        self.cond = {key: usable(value) for key, value in cond.items()}
         self.event_shape = model.event_shape
         self.t_min = model.sde.t_min
         self.t_max = model.sde.t_max
@@ -48,11 +51,17 @@ class _ModelSystem(System):
         """The same system with these conditioning arguments added."""
         if not cond:
             return self
+        check_conditioning(self.model, cond)
         system = copy(self)
-        system.cond = {**self.cond, **cond}
+        system.cond = {**self.cond, **{key: usable(value) for key, value in cond.items()}}
         return system
 
     def _clamped(self, t: Time, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor) or x.ndim < 2:
+            raise TypeError(
+                "a system is called as (t, x) with x of shape (B, *event); got "
+                f"{f'x of shape {tuple(x.shape)}' if isinstance(x, Tensor) else type(x).__name__}"
+            )
         # Adaptive solvers probe beyond the end of their span, where sigma may be NaN.
         return as_time(t, x).clamp(self.t_min, self.t_max)
 

@@ -146,13 +146,18 @@ class Misshapen(nn.Module):
         (torch.zeros(3, 1), r"\(3, 1\)"),
         (torch.zeros(3), r"\(3,\)"),
         (torch.zeros(2), r"\(2,\)"),
-        ((torch.zeros(3, 2),), "tuple"),
-        (None, "NoneType"),
     ],
 )
 def test_a_network_that_returns_another_shape_is_refused(output: Any, got: str) -> None:
     model = ScoreModel(Misshapen(output), VPSDE())
     with pytest.raises(ValueError, match=rf"returned {got} for x of shape \(3, 2\)"):
+        model.score(0.5, torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize(("output", "got"), [((torch.zeros(3, 2),), "tuple"), (None, "NoneType")])
+def test_a_network_that_returns_no_tensor_is_refused(output: Any, got: str) -> None:
+    model = ScoreModel(Misshapen(output), VPSDE())
+    with pytest.raises(TypeError, match=f"the network returned a {got}"):
         model.score(0.5, torch.zeros(3, 2))
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from sde_models.base_systems import System
 from sde_models.errors import nearest_names
 from sde_models.solvers.problem import Problem
+
+DEFAULT_TOLERANCE = 1e-5
+"""Relative and absolute tolerance of adaptive solvers that are told none."""
 
 
 class Solver(ABC):
@@ -53,6 +57,9 @@ class Solver(ABC):
                     f"solver {self.name!r} has no option {key!r}; "
                     + (nearest_names(key, known) if known else "it takes none")
                 )
+        for key, value in options.items():
+            if isinstance(value, float | int) and not value > 0:
+                raise ValueError(f"option {key!r} must be positive, got {value!r}")
         self.options = options
 
     @abstractmethod
@@ -82,6 +89,32 @@ class Solver(ABC):
                 f"depend on the state, and that of {kind} does: use 'euler-maruyama', "
                 "'sde:euler', 'sde:milstein' or 'sde:srk'"
             )
+
+    def coarser(
+        self,
+        *,
+        steps: int | None,
+        rtol: float | None,
+        atol: float | None,
+        grid: Any,
+        max_steps: int | None,
+    ) -> dict[str, Any] | None:
+        """Arguments of the same solve at ten times the tolerance, or on every other node.
+
+        The difference of the two answers estimates the error of the coarser one. None where
+        there is no coarser solve, since it has a single step.
+        """
+        if self.adaptive:
+            return {
+                "rtol": 10 * (rtol or DEFAULT_TOLERANCE),
+                "atol": 10 * (atol or DEFAULT_TOLERANCE),
+                "max_steps": max_steps,
+            }
+        if grid is None or isinstance(grid, str) or callable(grid):
+            steps = self.default_steps if steps is None else steps
+            return {"steps": steps // 2, "grid": grid} if steps > 1 else None
+        nodes = torch.as_tensor(grid, dtype=torch.float64)
+        return {"grid": torch.cat([nodes[:-1:2], nodes[-1:]])} if len(nodes) > 2 else None
 
     def __repr__(self) -> str:
         options = "".join(f", {key}={value!r}" for key, value in self.options.items())

@@ -36,7 +36,7 @@ class EulerMaruyama(Solver):
         for k, dt in enumerate(steps.tolist()):
             t = times[k]
             noise = standard_normal_like(x, problem.generator)
-            scale = problem.system.noise_scale(t, x) * abs(dt) ** 0.5
+            scale = problem.noise_scale(t, x) * abs(dt) ** 0.5
             x = x + problem.drift(t, x) * dt + scale * noise
             reached = float(problem.times[k + 1])
             problem.recorder.accept(reached)

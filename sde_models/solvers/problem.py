@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sde_models._shapes import describe_rows
+from sde_models._shapes import describe_rows, non_finite_rows
 from sde_models.base_systems import System
 from sde_models.counting import Evaluations
 from sde_models.errors import NonFiniteError, StepLimitError
@@ -162,6 +162,39 @@ class Problem:
         """The largest of the samples' errors; what step control looks at."""
         return self.system.error_norm(error.reshape(self.x.shape)).max()
 
+    def noise_scale(self, t: Tensor, x: Tensor) -> Tensor:
+        """The noise scale, checked: a number, or broadcastable against ``x`` sample by sample.
+
+        Raises:
+            ValueError: If its shape does not fit.
+        """
+        scale = torch.as_tensor(self.system.noise_scale(t, x))
+        fits = scale.ndim == x.ndim and all(
+            a in (1, b) for a, b in zip(scale.shape, x.shape, strict=True)
+        )
+        if scale.ndim and not fits:
+            raise ValueError(
+                f"the noise scale of {type(self.system).__name__} has shape {tuple(scale.shape)} "
+                f"for a state of shape {tuple(x.shape)}; wanted a number or that many dimensions, "
+                "each of equal size or 1"
+            )
+        return scale
+
+    def check_finite(self, x: Tensor) -> None:
+        """Refuse an answer that is NaN or infinite though every drift was finite.
+
+        Raises:
+            NonFiniteError: With the rows.
+        """
+        rows = non_finite_rows(x)
+        if rows:
+            nfe, t = self.recorder.cost.nfe, float(self.times[-1])
+            raise NonFiniteError(
+                f"the solve ended at t={t:.6g} after {nfe} evaluations with NaN or infinite "
+                f"values in {describe_rows(rows)}: take more steps, or look at the noise scale",
+                t=t, x=x.detach(), nfe=nfe, rows=rows,
+            )  # fmt: skip
+
     @contextmanager
     def recording(self) -> Iterator[Recorder]:
         """Keep the first state, and close the progress bar whatever happens."""
@@ -172,6 +205,7 @@ class Problem:
             yield self.recorder
         finally:
             self.recorder.close()
+            self.drift.release()
 
 
 class GuardedDrift(nn.Module):
@@ -195,22 +229,25 @@ class GuardedDrift(nn.Module):
         # Adaptive solvers probe beyond the end of their span, where sigma may be NaN.
         t = t.clamp(self.system.t_min, self.system.t_max)
         drift = self.system.drift(t, x)
-        if drift.shape != x.shape:
+        if not isinstance(drift, Tensor) or drift.shape != x.shape:
+            got = f"shape {tuple(drift.shape)}" if isinstance(drift, Tensor) else repr(drift)
             raise ValueError(
-                f"the drift of {type(self.system).__name__} has shape {tuple(drift.shape)} for a "
-                f"state of shape {tuple(x.shape)}; they must be equal"
+                f"the drift of {type(self.system).__name__} has {got} for a state of shape "
+                f"{tuple(x.shape)}; it must be a tensor of that shape"
             )
         if not bool(torch.isfinite(drift).all()):
             self._refuse(float(t.detach()), x, drift)
         return drift
 
-    def _refuse(self, t: float, x: Tensor, drift: Tensor) -> None:
-        def rows_of(values: Tensor) -> list[int]:
-            finite = torch.isfinite(values.detach()).reshape(len(values), -1).all(dim=1)
-            return [int(i) for i in (~finite).nonzero().flatten()]
+    def release(self) -> None:
+        """Let go of the solver's callbacks, which hold the problem, so that nothing waits for
+        the garbage collector."""
+        for name in ("callback_step", "callback_accept_step", "callback_reject_step"):
+            self.__dict__.pop(name, None)
 
-        diverged = rows_of(x)
-        rows = diverged or rows_of(drift)
+    def _refuse(self, t: float, x: Tensor, drift: Tensor) -> None:
+        diverged = non_finite_rows(x)
+        rows = diverged or non_finite_rows(drift)
         cause = (
             "the state itself had already become NaN or infinite: take more steps or a tighter "
             "tolerance"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,12 +13,21 @@ from sde_models._shapes import check_batch
 from sde_models.base_sdes import GaussianSDE
 from sde_models.base_systems import System
 from sde_models.counting import count_evaluations
-from sde_models.grids import Grid, check_monotone, time_grid
-from sde_models.solvers.base import Solver
+from sde_models.grids import Grid, time_grid
+from sde_models.solvers.arguments import (
+    check_adjoint,
+    check_arguments,
+    check_gradient,
+    check_mode,
+    check_precision,
+    check_span,
+    save_times,
+    whole_number,
+)
+from sde_models.solvers.base import DEFAULT_TOLERANCE, Solver
 from sde_models.solvers.problem import Problem, Recorder, Solution
 from sde_models.solvers.table import solver as find_solver
 
-DEFAULT_TOLERANCE = 1e-5
 DEFAULT_MAX_STEPS = 10_000
 
 
@@ -63,8 +71,8 @@ def solve(
         max_steps: Cap on the steps tried by an adaptive solver, 10,000 if None.
         generator: Source of the noise of an SDE solver; torch's global one if None.
         gradient: "direct" to differentiate through the solver, "adjoint" for the adjoint
-            equation. If None: direct where x requires a gradient, else no graph is kept, also
-            not for the parameters.
+            equation. If None: direct where x or conditioning requires a gradient, else no graph
+            is kept, also not for the parameters.
         progress: Show a progress bar.
         **cond: Conditioning, handed to the network.
 
@@ -75,7 +83,8 @@ def solve(
         TypeError: If ``x`` is not a floating tensor or ``system`` is not a system.
         ValueError: For a wrong shape, NaN in ``x``, times out of range or in a direction in which
             the system cannot run, a solver that cannot integrate the system, an argument that
-            the solver cannot use, or tolerances and steps that are not positive.
+            the solver cannot use, tolerances and steps that are not positive, or a network in
+            training mode whose answers are then random.
         NonFiniteError: If the network returns NaN or infinity: with time, evaluations and rows.
         StepLimitError: If an adaptive solver reaches its cap: with the state reached.
         StepSizeError: If an adaptive solver needs steps below the precision of the state.
@@ -95,11 +104,15 @@ def solve(
         )
     method.check_system(system)
     check_batch(x, system.event_shape)
-    span = _check_span(system, t_span)
-    _check_arguments(method, steps, rtol, atol, grid, max_steps, generator)
-    _check_precision(x, rtol)
-    differentiate = _check_gradient(method, gradient, x)
-    save_at = _save_times(path, span)
+    span = check_span(system, t_span)
+    steps, max_steps = whole_number("steps", steps), whole_number("max_steps", max_steps)
+    check_arguments(method, steps, rtol, atol, grid, max_steps, generator)
+    check_precision(method, x, rtol)
+    system = system.conditioned(**cond)
+    check_mode(system)
+    differentiate = check_gradient(method, gradient, x, system)
+    save_at = save_times(path, span)
+    check_adjoint(method, gradient, path, system)
     times = torch.tensor(span, dtype=torch.float64)
     if not method.adaptive:
         times = _nodes(method, system, span, steps, grid, save_at)
@@ -118,7 +131,7 @@ def solve(
             cost=cost,
         )
         problem = Problem(
-            system.conditioned(**cond),
+            system,
             x if differentiate else x.detach().clone(),
             times,
             rtol=DEFAULT_TOLERANCE if rtol is None else rtol,
@@ -129,102 +142,8 @@ def solve(
         )
         with problem.recording():
             end = method.integrate(problem)
+            problem.check_finite(end)
         return recorder.solution(end)
-
-
-def _check_span(system: System, t_span: tuple[float, float]) -> tuple[float, float]:
-    try:
-        t0, t1 = (float(t) for t in t_span)
-    except (TypeError, ValueError):
-        raise ValueError(f"t_span must be two times (first, last), got {t_span!r}") from None
-    if t0 == t1:
-        raise ValueError(f"t_span starts and ends at t={t0:g}: there is nothing to integrate")
-    low, high = system.t_min, system.t_max
-    for t in (t0, t1):
-        if not low * (1 - 1e-6) <= t <= high * (1 + 1e-6):
-            raise ValueError(
-                f"t_span ({t0:g}, {t1:g}) leaves [t_min, t_max] = [{low:g}, {high:g}] of "
-                f"{type(system).__name__}"
-            )
-    direction = 1 if t1 > t0 else -1
-    if direction not in system.directions:
-        way = "down, from noise to data" if direction > 0 else "up, from data to noise"
-        raise ValueError(
-            f"{type(system).__name__} runs {way}, so t_span ({t0:g}, {t1:g}) is the wrong way "
-            f"round: use ({t1:g}, {t0:g}), or ProbabilityFlow, which runs both ways"
-        )
-    return min(max(t0, low), high), min(max(t1, low), high)
-
-
-def _check_arguments(
-    method: Solver,
-    steps: int | None,
-    rtol: float | None,
-    atol: float | None,
-    grid: Grid | None,
-    max_steps: int | None,
-    generator: torch.Generator | None,
-) -> None:
-    unusable: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
-    hint = "it takes fixed steps: give steps= and grid="
-    if method.adaptive:
-        unusable = {"steps": steps, "grid": grid}
-        hint = "it chooses its own steps: give rtol= and atol="
-    for name, value in unusable.items():
-        if value is not None:
-            raise ValueError(f"solver {method.name!r} cannot use {name}=; {hint}")
-    if generator is not None and not method.stochastic:
-        raise ValueError(
-            f"solver {method.name!r} cannot use generator=; it is deterministic: leave it out"
-        )
-    for name, tolerance in {"rtol": rtol, "atol": atol}.items():
-        if tolerance is not None and not 0 < tolerance < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {tolerance!r}")
-    for name, count in {"steps": steps, "max_steps": max_steps}.items():
-        if count is not None and (not isinstance(count, int) or count < 1):
-            raise ValueError(f"{name} must be a whole number of 1 or more, got {count!r}")
-
-
-def _check_precision(x: Tensor, rtol: float | None) -> None:
-    rounding = torch.finfo(x.dtype).eps
-    if rtol is not None and rtol < rounding:
-        raise ValueError(
-            f"rtol={rtol:g} is below the rounding of {x.dtype}, {rounding:.2g}: no step would be "
-            "small enough; loosen it, or use x.double() and a model in float64"
-        )
-
-
-def _check_gradient(method: Solver, gradient: str | None, x: Tensor) -> bool:
-    if gradient not in (None, "direct", "adjoint"):
-        raise ValueError(f"gradient must be None, 'direct' or 'adjoint', got {gradient!r}")
-    wanted = gradient is not None or (x.requires_grad and torch.is_grad_enabled())
-    if wanted and not method.differentiable:
-        raise ValueError(
-            f"solver {method.name!r} cannot be differentiated, since SciPy works outside of "
-            "autograd: use an 'ode:' solver, or x.detach()"
-        )
-    if gradient == "adjoint" and not method.adjoint:
-        raise ValueError(
-            f"solver {method.name!r} has no adjoint: use gradient='direct' or an 'ode:' solver"
-        )
-    return wanted
-
-
-def _save_times(path: bool | Tensor | Sequence[float], span: tuple[float, float]) -> Tensor | None:
-    if isinstance(path, bool):
-        return None
-    times = torch.as_tensor(path, dtype=torch.float64).detach().cpu()
-    low, high = min(span), max(span)
-    if times.ndim != 1 or len(times) == 0 or not bool(((times >= low) & (times <= high)).all()):
-        raise ValueError(
-            f"path must be True, False, or times within ({span[0]:g}, {span[1]:g}), got {path!r}"
-        )
-    if len(times) > 1:
-        start, end = float(times[0]), float(times[-1])
-        if (end - start) * (span[1] - span[0]) <= 0:
-            raise ValueError(f"path must run the way of the span, from {span[0]:g} to {span[1]:g}")
-        check_monotone(times, start, end, "path")
-    return times
 
 
 def _nodes(
@@ -253,32 +172,16 @@ def _nodes(
     if steps is None and named:
         steps = method.default_steps
     nodes = time_grid(system.sde, span, steps, grid)
-    if save_at is not None:
-        nodes = torch.cat([nodes, save_at]).unique()
-        nodes = nodes if span[1] > span[0] else nodes.flip(0)
-    return nodes
+    return nodes if save_at is None else _with_nodes(nodes, save_at)
 
 
-def coarser_arguments(
-    method: Solver,
-    *,
-    steps: int | None,
-    rtol: float | None,
-    atol: float | None,
-    grid: Grid | None,
-    max_steps: int | None,
-) -> dict[str, Any]:
-    """Arguments of :func:`solve` for the same solve at ten times the tolerance or half the steps.
-
-    The difference of the two answers estimates the error of the coarser one.
-    """
-    if method.adaptive:
-        return {
-            "rtol": 10 * (rtol or DEFAULT_TOLERANCE),
-            "atol": 10 * (atol or DEFAULT_TOLERANCE),
-            "max_steps": max_steps,
-        }
-    if grid is not None and not isinstance(grid, str) and not callable(grid):
-        nodes = torch.as_tensor(grid, dtype=torch.float64)
-        return {"grid": torch.cat([nodes[:-1:2], nodes[-1:]])}
-    return {"steps": max(1, (steps or method.default_steps) // 2), "grid": grid}
+def _with_nodes(nodes: Tensor, save_at: Tensor) -> Tensor:
+    """Add times to step onto; a node that is one of them but for rounding gives way."""
+    gaps = nodes.diff().abs()
+    near = 1e-3 * torch.minimum(torch.cat([gaps[:1], gaps]), torch.cat([gaps, gaps[-1:]])).clamp(
+        max=1e-3 * float(gaps.sum())
+    )
+    doubled = ((nodes[:, None] - save_at).abs() < near[:, None]).any(dim=1)
+    doubled[0] = doubled[-1] = False
+    merged = torch.cat([nodes[~doubled], save_at]).unique()
+    return merged if nodes[-1] > nodes[0] else merged.flip(0)

@@ -97,7 +97,7 @@ def solver(name: str | Solver, **options: Any) -> Solver:
             raise ValueError(f"{name!r} has its options already; give them with the name instead")
         return name
     if not isinstance(name, str):
-        raise TypeError(f"solver must be a name or a solver, got {type(name).__name__}")
+        raise TypeError(f"solver must be a name or a solver, got {name!r}")
     if name not in MAKERS:
         raise ValueError(f"unknown solver {name!r}; {_nearest(name)}")
     return MAKERS[name](**options)

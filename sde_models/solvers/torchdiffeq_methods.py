@@ -113,6 +113,8 @@ class AdaptiveTorchdiffeq(TorchdiffeqSolver):
         try:
             states = self._odeint(problem, times, self._control(problem, times))
         except AssertionError as error:
+            if "underflow in dt" not in str(error):
+                raise
             raise StepSizeError(
                 f"{self.name} cannot make its steps small enough at t={reached[0]:.6g} after "
                 f"{recorder.cost.nfe} evaluations ({error}): loosen rtol={problem.rtol:g} and "

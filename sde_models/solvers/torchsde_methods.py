@@ -70,7 +70,8 @@ class TorchsdeSolver(Solver):
         # torchsde's shape checks draw from the global generator, which is not theirs to move when
         # another one was given.
         devices = [y.device] if y.device.type == "cuda" else []
-        with torch.random.fork_rng(devices, enabled=problem.generator is not None):
+        own = problem.generator is None or problem.generator is torch.default_generator
+        with torch.random.fork_rng(devices, enabled=not own):
             return self._steps(problem, view, y, clock, brownian).reshape(shape)
 
     def _steps(
@@ -129,7 +130,7 @@ class _AdditiveView:
 
     def g_prod(self, c: Tensor, y: Tensor, v: Tensor) -> Tensor:
         t, x = self._at(c, y)
-        return (self._problem.system.noise_scale(t, x) * v.reshape(x.shape)).reshape(y.shape)
+        return (self._problem.noise_scale(t, x) * v.reshape(x.shape)).reshape(y.shape)
 
     def forget(self) -> None:
         """Drop the drifts of the step that ended."""
@@ -146,7 +147,7 @@ class _DiagonalView(_AdditiveView):
 
     def g(self, c: Tensor, y: Tensor) -> Tensor:
         t, x = self._at(c, y)
-        return self._problem.system.noise_scale(t, x).expand_as(x).reshape(y.shape)
+        return self._problem.noise_scale(t, x).expand_as(x).reshape(y.shape)
 
 
 def _view_of(problem: Problem, sde_type: str) -> _AdditiveView:

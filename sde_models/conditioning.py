@@ -1,0 +1,86 @@
+"""Conditioning: keywords that a verb does not know are handed to the network.
+
+So that a misspelt ``step=10`` does not vanish into a network that takes any keyword, those that
+look like an argument of a verb are refused unless the network's own signature names them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+VERB_ARGUMENTS = frozenset(
+    [
+        "steps",
+        "rtol",
+        "atol",
+        "grid",
+        "path",
+        "max_steps",
+        "generator",
+        "gradient",
+        "progress",
+        "solver",
+        "eta",
+        "denoise",
+        "prior",
+        "dtype",
+        "device",
+        "divergence",
+        "estimate_solver_error",
+        "levels",
+        "dequantization",
+        "data_range",
+    ]
+)
+"""Arguments of the verbs and of solve; a test holds this against their signatures."""
+
+PROMISED = frozenset({"tol", "seed", "probes"})
+"""Words that users try, and that no verb takes today."""
+
+
+def check_conditioning(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse conditioning that is more likely a misspelt argument.
+
+    Args:
+        model: The model whose network the conditioning would go to.
+        names: Names of the keywords.
+
+    Raises:
+        TypeError: Naming the keyword, and the argument that it resembles.
+    """
+    network = getattr(model, "network", None)
+    named = _named_by(getattr(network, "forward", network))
+    for name in names:
+        if name in ("t", "x"):
+            raise TypeError(f"{name}= cannot be conditioning: the network is given {name} already")
+        if name in named:
+            continue
+        known = name in VERB_ARGUMENTS or name in PROMISED
+        near = get_close_matches(name, VERB_ARGUMENTS, n=1, cutoff=0.75)
+        if known or near:
+            guess = "this verb has no such argument" if known else f"did you mean {near[0]}=?"
+            raise TypeError(
+                f"unexpected argument {name}=: {guess}; a network that wants it as conditioning "
+                "must name it in its forward"
+            )
+
+
+def usable(value: Any) -> Any:
+    """A tensor made in inference mode as one that autograd can take; anything else as it is."""
+    if not (isinstance(value, Tensor) and value.is_inference()):
+        return value
+    with torch.inference_mode(False):
+        return value.clone()
+
+
+def _named_by(function: Any) -> set[str]:
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return set()

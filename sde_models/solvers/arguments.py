@@ -1,0 +1,173 @@
+"""What solve refuses before it starts, each with what was given and what is wanted."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, SupportsFloat
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from sde_models.base_systems import System
+from sde_models.grids import Grid, check_monotone
+from sde_models.randomness import check_generator
+from sde_models.solvers.base import DEFAULT_TOLERANCE, Solver
+
+
+def check_span(system: System, t_span: tuple[float, float]) -> tuple[float, float]:
+    """Return the span as numbers within range; refuse one that the system cannot run."""
+    try:
+        t0, t1 = (float(t) for t in t_span)
+    except (TypeError, ValueError):
+        raise ValueError(f"t_span must be two times (first, last), got {t_span!r}") from None
+    if t0 == t1:
+        raise ValueError(f"t_span starts and ends at t={t0:g}: there is nothing to integrate")
+    low, high = system.t_min, system.t_max
+    for t in (t0, t1):
+        if not low * (1 - 1e-6) <= t <= high * (1 + 1e-6):
+            raise ValueError(
+                f"t_span ({t0:g}, {t1:g}) leaves [t_min, t_max] = [{low:g}, {high:g}] of "
+                f"{type(system).__name__}"
+            )
+    direction = 1 if t1 > t0 else -1
+    if direction not in system.directions:
+        way = "down, from noise to data" if direction > 0 else "up, from data to noise"
+        raise ValueError(
+            f"{type(system).__name__} runs {way}, so t_span ({t0:g}, {t1:g}) is the wrong way "
+            f"round: use ({t1:g}, {t0:g}), or ProbabilityFlow, which runs both ways"
+        )
+    return min(max(t0, low), high), min(max(t1, low), high)
+
+
+def check_arguments(
+    method: Solver,
+    steps: int | None,
+    rtol: float | None,
+    atol: float | None,
+    grid: Grid | None,
+    max_steps: int | None,
+    generator: torch.Generator | None,
+) -> None:
+    """Refuse arguments that the solver cannot use, and values without a meaning."""
+    unusable: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
+    hint = "it takes fixed steps: give steps= and grid="
+    if method.adaptive:
+        unusable = {"steps": steps, "grid": grid}
+        hint = "it chooses its own steps: give rtol= and atol="
+    for name, value in unusable.items():
+        if value is not None:
+            raise ValueError(f"solver {method.name!r} cannot use {name}=; {hint}")
+    if generator is not None and not method.stochastic:
+        raise ValueError(
+            f"solver {method.name!r} cannot use generator=; it is deterministic: leave it out"
+        )
+    check_generator(generator)
+    for name, tolerance in {"rtol": rtol, "atol": atol}.items():
+        if tolerance is None:
+            continue
+        if not isinstance(tolerance, SupportsFloat) or not 0 < float(tolerance) < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {tolerance!r}")
+
+
+def whole_number(name: str, count: Any) -> int | None:
+    """Return a count of 1 or more as an int, NumPy's included; None stays None."""
+    if count is None:
+        return None
+    try:
+        number = None if isinstance(count, bool) else operator.index(count)
+    except TypeError:
+        number = None
+    if number is None or number < 1:
+        raise ValueError(f"{name} must be a whole number of 1 or more, got {count!r}")
+    return number
+
+
+def check_mode(system: System) -> None:
+    """Refuse a network that is random or learns while it is evaluated."""
+    for module in system.modules():
+        random = isinstance(module, _DropoutNd) and module.p > 0
+        if module.training and (random or isinstance(module, _BatchNorm)):
+            raise ValueError(
+                f"the network is in training mode and has {type(module).__name__}, so that it is "
+                "not one function of (t, x): call model.eval() first"
+            )
+
+
+def check_adjoint(
+    method: Solver, gradient: str | None, path: bool | Tensor | Sequence[float], system: System
+) -> None:
+    """Refuse what the adjoint equation would leave without a gradient, silently."""
+    if gradient != "adjoint":
+        return
+    if path is True or (path is not False and not method.adaptive):
+        raise ValueError(
+            "gradient='adjoint' carries no gradient to the states of path=: use "
+            "gradient='direct', or path= times with an adaptive solver"
+        )
+    for name, value in system.cond.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise ValueError(
+                f"gradient='adjoint' carries no gradient to the conditioning {name}=: use "
+                f"gradient='direct', or {name}.detach()"
+            )
+
+
+def check_precision(method: Solver, x: Tensor, rtol: float | None) -> None:
+    """Refuse a relative tolerance below the rounding of the state."""
+    if not method.adaptive:
+        return
+    rtol = DEFAULT_TOLERANCE if rtol is None else rtol
+    rounding = torch.finfo(x.dtype).eps
+    if rtol < rounding:
+        raise ValueError(
+            f"rtol={rtol:g} is below the rounding of {x.dtype}, {rounding:.2g}: no step would be "
+            "small enough; loosen it, or use x.double() and a model in float64"
+        )
+
+
+def check_gradient(method: Solver, gradient: str | None, x: Tensor, system: System) -> bool:
+    """Say whether a graph is wanted; refuse a solver that has none to give."""
+    if gradient not in (None, "direct", "adjoint"):
+        raise ValueError(f"gradient must be None, 'direct' or 'adjoint', got {gradient!r}")
+    inputs = [x, *(v for v in system.cond.values() if isinstance(v, Tensor))]
+    asked = any(v.requires_grad for v in inputs) and torch.is_grad_enabled()
+    wanted = gradient is not None or asked
+    if wanted and not method.differentiable:
+        raise ValueError(
+            f"solver {method.name!r} cannot be differentiated, since SciPy works outside of "
+            "autograd: use an 'ode:' solver, or x.detach()"
+        )
+    if gradient == "adjoint" and not method.adjoint:
+        raise ValueError(
+            f"solver {method.name!r} has no adjoint: use gradient='direct' or an 'ode:' solver"
+        )
+    return wanted
+
+
+def save_times(path: bool | Tensor | Sequence[float], span: tuple[float, float]) -> Tensor | None:
+    """Return the times at which states are kept, None where all or none are."""
+    if isinstance(path, bool):
+        return None
+    low, high = min(span), max(span)
+    try:
+        times = torch.as_tensor(path, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        times = torch.empty(0, 0)
+    slack = 2e-7 * (high - low)  # ends that were rounded to float32
+    inside = bool(((times >= low - slack) & (times <= high + slack)).all())
+    if times.ndim != 1 or len(times) == 0 or not inside:
+        raise ValueError(
+            f"path must be True, False, or times within ({span[0]:g}, {span[1]:g}), got {path!r}"
+        )
+    for end in span:
+        times = torch.where((times - end).abs() <= slack, end, times)
+    if len(times) > 1:
+        start, end = float(times[0]), float(times[-1])
+        if (end - start) * (span[1] - span[0]) <= 0:
+            raise ValueError(f"path must run the way of the span, from {span[0]:g} to {span[1]:g}")
+        check_monotone(times, start, end, "path")
+    return times
