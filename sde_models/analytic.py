@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sde_models._shapes import Time, as_time, per_sample
-from sde_models.base_sdes import GaussianSDE
 from sde_models.counting import record
+from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.models import Model
 from sde_models.randomness import standard_normal
 

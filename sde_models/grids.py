@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sde_models.base_sdes import SDE, GaussianSDE
+from sde_models.base_sdes import SDE
 from sde_models.errors import nearest_names
+from sde_models.gaussian_sdes import GaussianSDE
 
 Grid = str | Tensor | Sequence[float] | Callable[[SDE, float, float, int], Tensor]
 

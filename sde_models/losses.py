@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from sde_models._shapes import Time, as_time, check_batch, per_sample
-from sde_models.base_sdes import GaussianSDE
 from sde_models.errors import nearest_names
+from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.models import Model, ScoreModel
 from sde_models.randomness import standard_normal_like, uniform_like
 

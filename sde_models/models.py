@@ -22,9 +22,10 @@ from sde_models._shapes import (
     leaf_copy,
     per_sample,
 )
-from sde_models.base_sdes import SDE, GaussianSDE
+from sde_models.base_sdes import SDE
 from sde_models.conditioning import usable
 from sde_models.counting import record
+from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.network_calls import call_network
 from sde_models.predictions import Prediction, find_prediction
 

@@ -1,6 +1,6 @@
 r"""The forward SDEs of the literature, in closed form.
 
-Each is a :class:`~sde_models.base_sdes.GaussianSDE`: see there for what alpha, sigma, drift and
+Each is a :class:`~sde_models.GaussianSDE`: see there for what alpha, sigma, drift and
 diffusion have to do with each other.
 """
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from sde_models._shapes import Time, as_time
-from sde_models.base_sdes import SDE, GaussianSDE
+from sde_models.base_sdes import SDE
+from sde_models.gaussian_sdes import GaussianSDE
 
 __all__ = [
     "SDE",

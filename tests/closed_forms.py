@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 from torchdiffeq import odeint
 
-from sde_models.base_sdes import GaussianSDE
+from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.sdes import VESDE, VPSDE, CosineSDE, FlowMatchingSDE, SubVPSDE
 
 F64 = torch.float64

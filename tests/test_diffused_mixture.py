@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from sde_models.analytic import GaussianMixture
-from sde_models.base_sdes import SDE, GaussianSDE
+from sde_models.base_sdes import SDE
+from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.sdes import VPSDE
 
 

@@ -9,8 +9,8 @@ import torch
 from closed_forms import F64, Reference, every_sde
 from torch import Tensor, nn
 
-from sde_models.base_sdes import GaussianSDE
 from sde_models.counting import Evaluations, count_evaluations
+from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.models import EnergyModel
 from sde_models.sdes import VPSDE
 

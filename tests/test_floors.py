@@ -31,7 +31,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     4: ("solvers",),
     3: ("systems", "losses"),
     2: ("models", "analytic", "predictions"),
-    1: ("sdes", "base_sdes", "base_systems", "grids"),
+    1: ("sdes", "base_sdes", "gaussian_sdes", "base_systems", "grids"),
     0: (
         "nn",
         "data",

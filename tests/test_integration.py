@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
 from sde_models.analytic import GaussianMixture
-from sde_models.base_sdes import GaussianSDE
+from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.models import ScoreModel
 from sde_models.sdes import VESDE, VPSDE
 from sde_models.systems import ProbabilityFlow, ReverseSDE

@@ -11,7 +11,8 @@ from scipy.linalg import hadamard
 from torch import Tensor, nn
 
 from sde_models.analytic import GaussianMixture
-from sde_models.base_sdes import SDE, GaussianSDE
+from sde_models.base_sdes import SDE
+from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.losses import (
     denoising_score_matching,
     draw_times,

@@ -14,7 +14,8 @@ import torch
 from closed_forms import F64, Reference, every_sde, some_times
 from torch import Tensor, nn
 
-from sde_models.base_sdes import SDE, GaussianSDE
+from sde_models.base_sdes import SDE
+from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.models import EnergyModel, Model, ScoreModel
 from sde_models.sdes import VPSDE
 

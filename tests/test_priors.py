@@ -12,7 +12,7 @@ import torch
 from closed_forms import F64, SDES, assert_distribution, assert_moments, every_sde, name_of
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
-from sde_models.base_sdes import GaussianSDE
+from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.priors import IsotropicGaussian
 from sde_models.sdes import VESDE, VPSDE
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sde_models.base_sdes import GaussianSDE
+from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.sdes import VESDE, VPSDE, CosineSDE, FlowMatchingSDE, SubVPSDE
 
 mp = mpmath.MPContext()

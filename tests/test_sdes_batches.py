@@ -26,7 +26,8 @@ from closed_forms import (
 from torch import Tensor
 
 from sde_models._shapes import Time
-from sde_models.base_sdes import SDE, GaussianSDE
+from sde_models.base_sdes import SDE
+from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.sdes import VESDE, VPSDE, CosineSDE, FlowMatchingSDE, SubVPSDE
 
 # Batches whose size is also an event dimension, and one whose size is not.

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from sde_models._shapes import Time
 from sde_models.analytic import GaussianMixture
-from sde_models.base_sdes import SDE, GaussianSDE
+from sde_models.base_sdes import SDE
 from sde_models.base_systems import System
+from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.models import Model, ScoreModel
 from sde_models.sdes import VPSDE
 from sde_models.systems import ProbabilityFlow, ReverseSDE

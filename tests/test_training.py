@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sde_models.base_sdes import GaussianSDE
 from sde_models.checkpoints import load_model, save_model
+from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.losses import denoising_score_matching
 from sde_models.models import EnergyModel, ScoreModel
 from sde_models.nn import ResidualNetwork

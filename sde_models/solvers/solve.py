@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sde_models._shapes import check_batch
-from sde_models.base_sdes import GaussianSDE
 from sde_models.base_systems import System
 from sde_models.counting import count_evaluations
 from sde_models.grids import Grid, time_grid
@@ -167,7 +166,7 @@ def _nodes(
             )
         grid = "uniform"
     if grid is None:
-        grid = "log-snr" if isinstance(system.sde, GaussianSDE) else "uniform"
+        grid = "uniform" if system.sde is None else system.sde.default_grid
     named = isinstance(grid, str) or callable(grid)
     if steps is None and named:
         steps = method.default_steps
