@@ -81,14 +81,15 @@ class Divergence(ABC):
         record(vjps=len(vectors))
         if not value.requires_grad:  # a field that does not depend on x
             return value.new_zeros(vectors.shape[:2])
-        (products,) = torch.autograd.grad(
-            value,
-            point,
-            vectors,
-            is_grads_batched=True,
-            retain_graph=True,
-            create_graph=differentiable,
-        )
+        graph = {"retain_graph": True, "create_graph": differentiable}
+        try:
+            (products,) = torch.autograd.grad(value, point, vectors, is_grads_batched=True, **graph)
+        except RuntimeError as error:  # an operation that torch cannot batch: one at a time
+            if "atching rule" not in str(error) and "vmap" not in str(error):
+                raise
+            products = torch.stack(
+                [torch.autograd.grad(value, point, vector, **graph)[0] for vector in vectors]
+            )
         return (products * vectors).flatten(2).sum(dim=2)
 
 

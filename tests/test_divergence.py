@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -92,3 +94,25 @@ def test_unknown_distribution_brings_the_nearest() -> None:
         sm.Hutchinson(2, "gausian")
     with pytest.raises(ValueError, match="needs the probes"):
         sm.Hutchinson(2)(lambda y: y, torch.zeros(B, D), None)
+
+
+class Cube(torch.autograd.Function):
+    """x^3 with a backward pass in NumPy, which torch cannot batch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return torch.from_numpy(3 * x.detach().numpy() ** 2 * gradient.numpy())
+
+
+def test_operations_that_cannot_be_batched_are_taken_one_at_a_time() -> None:
+    x = torch.randn(B, D, generator=generator(), dtype=torch.float64)
+    with torch.no_grad(), sm.count_evaluations() as cost:
+        _, trace = sm.Exact()(Cube.apply, x, None)
+    torch.testing.assert_close(trace[:, 0], 3 * x.square().sum(1))
+    assert cost.vjps == D
