@@ -121,21 +121,24 @@ def sample(
         with count_evaluations() as cost:
             fields["x"] = _denoised(model, solution.x, arguments)
         fields["nfe"] += cost.nfe
+        _check_denoised(model, fields["x"], fields["nfe"])
     return Sample(**fields)
 
 
 def _denoised(model: Model, x: Tensor, arguments: dict[str, Any]) -> Tensor:
     cond = {key: value for key, value in arguments.items() if key not in SOLVE_ARGUMENTS}
     with torch.set_grad_enabled(x.requires_grad):
-        clean = model.x0(model.sde.t_min, x, **cond)
+        return model.x0(model.sde.t_min, x, **cond)
+
+
+def _check_denoised(model: Model, clean: Tensor, nfe: int) -> None:
     rows = non_finite_rows(clean)
     if rows:
         raise NonFiniteError(
             f"the denoised samples at t={model.sde.t_min:g} are NaN or infinite in "
             f"{describe_rows(rows)}: look at the network there, or leave denoise out",
-            t=model.sde.t_min, x=x.detach(), nfe=1, rows=rows,
+            t=model.sde.t_min, x=clean.detach(), nfe=nfe, rows=rows,
         )  # fmt: skip
-    return clean
 
 
 def _check_shape(model: Model, shape: Sequence[int]) -> tuple[int, ...]:

@@ -142,3 +142,14 @@ def test_an_sde_without_a_kernel_wants_a_prior() -> None:
     for solver in ("ode:dopri5", "euler-maruyama"):
         out = sm.sample(model, (4000, 2), solver, prior=prior, generator=generator())
         assert (out.x.std(0) - 1).abs().max() < 5 / (2 * 4000) ** 0.5 + 0.01
+
+
+def test_denoised_samples_that_are_not_finite_are_refused_with_the_count() -> None:
+    class BlindAtTheEnd(torch.nn.Module):
+        def forward(self, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            return torch.where(t[:, None] < 2e-5, torch.nan, x)
+
+    model = sm.ScoreModel(BlindAtTheEnd(), sm.VPSDE())
+    with pytest.raises(sm.NonFiniteError, match="denoised samples") as caught:
+        sm.sample(model, (3, 2), "ode:euler", steps=5, denoise=True)
+    assert caught.value.nfe == 6
