@@ -24,7 +24,7 @@ from sde_models.sdes import (
     GaussianSDE,
     SubVPSDE,
 )
-from sde_models.solvers import Solution, Solver, solve, solver, solvers
+from sde_models.solvers import Solution, Solver, Step, solve, solver, solvers
 from sde_models.systems import ProbabilityFlow, ReverseSDE
 from sde_models.training import Fit, fit
 
@@ -56,6 +56,7 @@ __all__ = [
     "Solution",
     "SolveError",
     "Solver",
+    "Step",
     "StepLimitError",
     "StepSizeError",
     "SubVPSDE",

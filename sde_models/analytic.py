@@ -202,7 +202,7 @@ class MixtureModel(Model):
     def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         if cond:
             raise TypeError(f"a mixture takes no conditioning, got {', '.join(cond)}")
-        record(nfe=1)
+        record(nfe=1, rows=len(x))
         mixture, sde = self.mixture, self._gaussian()
         flat = mixture._flat(x)
         alpha, sigma = per_sample(sde.alpha(t), flat), per_sample(sde.sigma(t), flat)

@@ -45,6 +45,8 @@ class SDE(System):
     directions = (1,)
     default_grid = "uniform"
     """Where fixed-step solvers put their nodes if they are told nothing."""
+    gaussian = False
+    """Whether there is a Gaussian kernel, with alpha and sigma."""
 
     def __init__(self, *, t_min: float = 0.0, t_max: float = 1.0) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from sde_models._shapes import Time
@@ -19,6 +20,8 @@ class System(nn.Module):
         stochastic: Whether there is noise. An SDE solver is then wanted, else an ODE solver.
         directions: Signs of dt in which the equation may be run.
         state_dependent_noise: Whether the noise scale depends on x.
+        denoises: Whether it is the flow or the reverse SDE of a model that tells x0 and eps.
+        eta: Stochasticity, where the system is that of a model.
         event_shape: Shape of one sample, or None for any.
         t_min: Time of the data.
         t_max: Time of the noise.
@@ -28,6 +31,8 @@ class System(nn.Module):
     stochastic: bool
     directions: tuple[int, ...] = (1, -1)
     state_dependent_noise = False
+    denoises = False
+    eta: float = 0.0
     event_shape: Any = None  # tuple[int, ...] or None
     t_min: float
     t_max: float
@@ -46,6 +51,15 @@ class System(nn.Module):
         """The noise scale c(t), broadcastable against ``x``."""
         raise NotImplementedError(f"{type(self).__name__} must define noise_scale(t, x)")
 
+    def at_nodes(self, times: Tensor, like: Tensor) -> AtNodes:
+        """This equation at the nodes of a grid, for a solver that knows them beforehand.
+
+        Args:
+            times: Model times, float64 on the CPU.
+            like: State whose dtype and device the solve has.
+        """
+        return AtNodes(self, times, like)
+
     def conditioned(self, **cond: Any) -> Self:
         """The same system with these conditioning arguments added."""
         if cond:
@@ -58,3 +72,42 @@ class System(nn.Module):
         Step control takes the worst of these, so that no sample hides behind its batch-mates.
         """
         return error.reshape(error.shape[0], -1).square().mean(dim=1).sqrt()
+
+
+class AtNodes:
+    """An equation at the nodes of a grid; everything that depends on t alone is computed once.
+
+    Args:
+        system: The equation.
+        times: Model times, float64 on the CPU.
+        like: State whose dtype and device the solve has.
+
+    Attributes:
+        t: Each node as a scalar tensor like the state.
+    """
+
+    def __init__(self, system: System, times: Tensor, like: Tensor) -> None:
+        self.system = system
+        self.t = times.to(like).unbind()
+
+    def drift(self, k: int, x: Tensor) -> Tensor:
+        """The drift at node ``k``."""
+        return self.system.drift(self.t[k], x)
+
+    def noise_scale(self, k: int, x: Tensor) -> Any:
+        """The noise scale at node ``k``: a number, or broadcastable against ``x``."""
+        return self.system.noise_scale(self.t[k], x)
+
+    def denoise(self, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The estimates (x0, eps) at node ``k``, where the system is that of a model."""
+        raise NotImplementedError(f"{type(self.system).__name__} has no model that denoises")
+
+
+def as_coefficients(values: Tensor) -> Any:
+    """Coefficients of a solver, one for each node: numbers, or scalar tensors where they learn."""
+    return values.unbind() if values.requires_grad else values.tolist()
+
+
+def scalars_like(values: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+    """One scalar tensor for each node, with the dtype and device of the state."""
+    return torch.as_tensor(values).to(like).unbind()

@@ -25,6 +25,7 @@ VERB_ARGUMENTS = frozenset(
         "generator",
         "gradient",
         "progress",
+        "callback",
         "solver",
         "eta",
         "denoise",

@@ -18,10 +18,12 @@ class Evaluations:
 
     Attributes:
         nfe: Network forward passes, each on a whole batch.
+        rows: Network forward passes of single samples: the sizes of those batches, added up.
         vjps: Vector-Jacobian products through the network, each on a whole batch.
     """
 
     nfe: int = 0
+    rows: int = 0
     vjps: int = 0
 
 
@@ -48,8 +50,9 @@ def count_evaluations() -> Iterator[Evaluations]:
         _open_counters.reset(token)
 
 
-def record(nfe: int = 0, vjps: int = 0) -> None:
+def record(nfe: int = 0, rows: int = 0, vjps: int = 0) -> None:
     """Add to every open counter."""
     for counter in _open_counters.get():
         counter.nfe += nfe
+        counter.rows += rows
         counter.vjps += vjps

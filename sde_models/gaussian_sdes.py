@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sde_models._shapes import Time, as_time, check_floating, leaf_copy, per_sample
 from sde_models.base_sdes import SDE
+from sde_models.base_systems import AtNodes, as_coefficients
 from sde_models.priors import IsotropicGaussian
 
 
@@ -58,6 +59,7 @@ class GaussianSDE(SDE):
     """
 
     default_grid = "log-snr"
+    gaussian = True
 
     def __init__(self, *, t_min: float, t_max: float, data_std: float = 1.0) -> None:
         super().__init__(t_min=t_min, t_max=t_max)
@@ -179,11 +181,18 @@ class GaussianSDE(SDE):
                   + \frac{\eta^2}{2} \frac{g^2}{\sigma_t} \hat\epsilon .
         """
         x0, eps = model.denoise(t, x, **cond)
-        drift = per_sample(self.alpha_rate(t), x) * x0 + per_sample(self.sigma_rate(t), x) * eps
+        of_x0, of_eps = self.reverse_coefficients(t, eta)
+        return per_sample(of_x0, x) * x0 + per_sample(of_eps, x) * eps
+
+    def reverse_coefficients(self, t: Tensor, eta: float = 0.0) -> tuple[Tensor, Tensor]:
+        """The factors of x0 and eps in :meth:`reverse_drift`, shape of ``t``."""
+        of_eps = self.sigma_rate(t)
         if eta:
-            extra = 0.5 * eta**2 * self.diffusion(t).square() / self.sigma(t)
-            drift = drift + per_sample(extra, x) * eps
-        return drift
+            of_eps = of_eps + 0.5 * eta**2 * self.diffusion(t).square() / self.sigma(t)
+        return self.alpha_rate(t), of_eps
+
+    def at_nodes(self, times: Tensor, like: Tensor) -> AtNodes:
+        return _ForwardAtNodes(self, times, like)
 
     def check_reversible(self) -> None:
         """Refuse an alpha and sigma that are no noising process.
@@ -222,3 +231,19 @@ class GaussianSDE(SDE):
                     f"override both, or derive from GaussianSDE and write {name} in torch "
                     "operations on t, without no_grad or detach"
                 )
+
+
+class _ForwardAtNodes(AtNodes):
+    """The forward SDE with a(t) and g(t) computed once."""
+
+    def __init__(self, sde: GaussianSDE, times: Tensor, like: Tensor) -> None:
+        super().__init__(sde, times, like)
+        times = sde.times(times)
+        self._drift = as_coefficients(sde.drift_coefficient(times))
+        self._noise = as_coefficients(sde.diffusion(times))
+
+    def drift(self, k: int, x: Tensor) -> Tensor:
+        return self._drift[k] * x
+
+    def noise_scale(self, k: int, x: Tensor) -> Any:
+        return self._noise[k]

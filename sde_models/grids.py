@@ -6,7 +6,7 @@ direction, in float64 on the CPU (the solver casts them last).
 
 References:
     Lu et al. 2022, DPM-Solver, arXiv:2206.00927 (uniform log-SNR); Karras et al. 2022,
-    equation 5, arXiv:2206.00364.
+    equation 5, arXiv:2206.00364; Song et al. 2020, DDIM, arXiv:2010.02502 (quadratic).
 """
 
 from __future__ import annotations
@@ -31,6 +31,16 @@ def uniform_grid(sde: SDE, t0: float, t1: float, steps: int) -> Tensor:
         tensor([1.0000, 0.7500, 0.5000], dtype=torch.float64)
     """
     return torch.linspace(t0, t1, steps + 1, dtype=torch.float64)
+
+
+def quadratic_grid(sde: SDE, t0: float, t1: float, steps: int) -> Tensor:
+    r"""Equal steps in :math:`\sqrt t`, as Song et al. 2020 (DDIM) use.
+
+    Example:
+        >>> quadratic_grid(sm.VPSDE(), 1.0, 0.0, 2)
+        tensor([1.0000, 0.2500, 0.0000], dtype=torch.float64)
+    """
+    return _with_ends(uniform_grid(sde, t0**0.5, t1**0.5, steps).square(), t0, t1)
 
 
 def log_snr_grid(sde: SDE, t0: float, t1: float, steps: int) -> Tensor:
@@ -71,6 +81,7 @@ def karras_grid(sde: SDE, t0: float, t1: float, steps: int, rho: float = 7.0) ->
 
 GRIDS: dict[str, Callable[[SDE, float, float, int], Tensor]] = {
     "uniform": uniform_grid,
+    "quadratic": quadratic_grid,
     "log-snr": log_snr_grid,
     "karras": karras_grid,
 }
@@ -102,8 +113,11 @@ def time_grid(
     if callable(grid):
         if steps is None:
             raise ValueError("steps is wanted beside a named grid")
-        if sde is None and grid is not uniform_grid:
-            raise ValueError("this system has no forward SDE, so only grid='uniform' has a meaning")
+        if sde is None and grid not in (uniform_grid, quadratic_grid):
+            raise ValueError(
+                "this system has no forward SDE, so only grid='uniform' and 'quadratic' have a "
+                "meaning"
+            )
         times = torch.as_tensor(grid(sde, t0, t1, steps), dtype=torch.float64)  # type: ignore[arg-type]
     else:
         if steps is not None:

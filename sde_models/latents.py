@@ -19,6 +19,7 @@ class Encoding:
     Attributes:
         z: Latents at ``t_max``, shape of the data.
         nfe: Network forward passes, each on the whole batch.
+        rows: Network forward passes of single samples.
         accepted: Steps taken.
         rejected: Steps tried and thrown away; None where the library does not tell.
         times: Times of the saved states; None unless ``path`` was asked for.
@@ -31,6 +32,7 @@ class Encoding:
     rejected: int | None
     times: Tensor | None = None
     path: Tensor | None = None
+    rows: int = 0
 
 
 @dataclass(frozen=True)

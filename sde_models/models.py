@@ -64,6 +64,12 @@ class Model(nn.Module, ABC):
     def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         """Return the estimates (x0, eps) from one evaluation; inputs are not checked."""
 
+    def denoise_scaled(
+        self, t: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, **cond: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The same for a solver that has alpha and sigma at ``t`` already, as scalars."""
+        return self.denoise(t, x, **cond)
+
     def _checked(self, t: Time, x: Tensor) -> Tensor:
         check_floating(x)
         check_event_shape(x, self.event_shape)
@@ -165,7 +171,11 @@ class ScoreModel(Model):
         return self._run(t.expand(x.shape[0]), x, **cond)
 
     def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        alpha, sigma = self._scales(t, x)
+        return self.denoise_scaled(t, x, *self._scales(t, x), **cond)
+
+    def denoise_scaled(
+        self, t: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, **cond: Any
+    ) -> tuple[Tensor, Tensor]:
         output = self._run(*self._network_input(t, x, alpha, sigma), **cond)
         return self.prediction.denoise(output, x, alpha, sigma)
 
@@ -187,7 +197,7 @@ class ScoreModel(Model):
         return self.prediction.network_input(t.expand(x.shape[0]), x, alpha, sigma)
 
     def _run(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
-        record(nfe=1)
+        record(nfe=1, rows=len(x))
         output = call_network(self.network, t, x, cond)
         if output.shape != x.shape:
             raise ValueError(
@@ -233,7 +243,7 @@ class EnergyModel(Model):
         return self._energy(self._checked(t, x), x, **cond)
 
     def _energy(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
-        record(nfe=1)
+        record(nfe=1, rows=len(x))
         energy = call_network(self.network, t.expand(x.shape[0]), x, cond)
         if energy.shape not in ((x.shape[0],), (x.shape[0], 1)):
             raise ValueError(

@@ -59,22 +59,23 @@ def sample(
 ) -> Sample:
     """Draw samples from a model.
 
-    An ODE solver integrates the probability flow, an SDE solver the reverse SDE; both start from
-    the prior at ``t_max`` and end at ``t_min``.
+    An ODE solver integrates the probability flow, an SDE solver the reverse SDE, one that can do
+    both (``ddim``) the flow unless ``eta`` is given. All start from the prior at ``t_max`` and end
+    at ``t_min``.
 
     Args:
         model: What gives the score.
         shape: ``(n, *event)``.
         solver: Name in :func:`~sde_models.solvers`, or an object of
             :func:`~sde_models.solver`.
-        eta: Stochasticity of the reverse SDE, 1 if None; refused for ODE solvers.
+        eta: Stochasticity of the reverse SDE; refused for ODE solvers.
         denoise: Replace the result by the model's estimate of x0 at ``t_min``.
         prior: Distribution at ``t_max``, in place of the SDE's own.
         dtype: Floating dtype, the model's if None.
         device: Device, the model's if None.
         generator: Source of all randomness; torch's global one if None.
         **arguments: ``steps``, ``grid``, ``rtol``, ``atol``, ``path``, ``max_steps``,
-            ``gradient``, ``progress`` of :func:`~sde_models.solve`, and conditioning.
+            ``gradient``, ``progress``, ``callback`` of :func:`~sde_models.solve`, and conditioning.
 
     Raises:
         ValueError: If ``shape`` is not ``(n, *event)`` with n of 1 or more or does not fit the
@@ -104,16 +105,17 @@ def sample(
         start = prior.sample(shape[:1], **source).to(dtype=dtype, device=device)
         start = start.reshape(tuple(shape))
     system: ProbabilityFlow | ReverseSDE
-    if method.stochastic:
-        system = ReverseSDE(model, event_shape, 1.0 if eta is None else eta)
-        arguments["generator"] = generator
-    elif eta is not None:
+    if eta is not None and not method.stochastic:
         raise ValueError(
             f"solver {method.name!r} cannot use eta=; it integrates the probability flow, which "
             "is eta = 0: leave it out, or choose an SDE solver such as 'euler-maruyama'"
         )
-    else:
+    if method.deterministic and eta is None:
         system = ProbabilityFlow(model)
+    else:
+        system = ReverseSDE(model, event_shape, 1.0 if eta is None else eta)
+    if method.draws_noise(system):
+        arguments["generator"] = generator
     sde = model.sde
     solution = solve(system, start, (sde.t_max, sde.t_min), method, **arguments)
     fields = dict(vars(solution))

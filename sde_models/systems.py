@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sde_models._shapes import Time, as_time
 from sde_models.base_sdes import SDE
-from sde_models.base_systems import System
+from sde_models.base_systems import AtNodes, System, as_coefficients, scalars_like
 from sde_models.conditioning import check_conditioning, usable
 from sde_models.models import Model, check_model
 
@@ -42,10 +42,14 @@ class _ModelSystem(System):
         self.event_shape = model.event_shape
         self.t_min = model.sde.t_min
         self.t_max = model.sde.t_max
+        self.denoises = model.sde.gaussian
 
     @property
     def sde(self) -> SDE:
         return self.model.sde
+
+    def at_nodes(self, times: Tensor, like: Tensor) -> AtNodes:
+        return (_ModelAtNodes if self.denoises else AtNodes)(self, times, like)
 
     def conditioned(self, **cond: Any) -> Self:
         """The same system with these conditioning arguments added."""
@@ -64,6 +68,33 @@ class _ModelSystem(System):
             )
         # Adaptive solvers probe beyond the end of their span, where sigma may be NaN.
         return as_time(t, x).clamp(self.t_min, self.t_max)
+
+
+class _ModelAtNodes(AtNodes):
+    """The flow or the reverse SDE of a model on a GaussianSDE, its coefficients computed once."""
+
+    system: _ModelSystem
+
+    def __init__(self, system: _ModelSystem, times: Tensor, like: Tensor) -> None:
+        super().__init__(system, times, like)
+        sde: Any = system.sde
+        times = sde.times(times)
+        of_x0, of_eps = sde.reverse_coefficients(times, system.eta)
+        self._of_x0, self._of_eps = as_coefficients(of_x0), as_coefficients(of_eps)
+        self._noise = as_coefficients(system.eta * sde.diffusion(times))
+        self._alpha = scalars_like(sde.alpha(times), like)
+        self._sigma = scalars_like(sde.sigma(times), like)
+
+    def denoise(self, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        model, cond = self.system.model, self.system.cond
+        return model.denoise_scaled(self.t[k], x, self._alpha[k], self._sigma[k], **cond)
+
+    def drift(self, k: int, x: Tensor) -> Tensor:
+        x0, eps = self.denoise(k, x)
+        return self._of_x0[k] * x0 + self._of_eps[k] * eps
+
+    def noise_scale(self, k: int, x: Tensor) -> Any:
+        return self._noise[k]
 
 
 class ProbabilityFlow(_ModelSystem):

@@ -54,7 +54,7 @@ def names(**wanted: bool) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("solver", names(stochastic=False, adaptive=True))
+@pytest.mark.parametrize("solver", names(deterministic=True, adaptive=True))
 @matrix
 def test_adaptive_ode_solver_keeps_to_its_tolerance(
     solver: str, sde: sm.GaussianSDE, event_shape: tuple[int, ...], span: tuple[float, float]
@@ -69,7 +69,7 @@ def test_adaptive_ode_solver_keeps_to_its_tolerance(
         assert error < 1e-2
 
 
-@pytest.mark.parametrize("solver", names(stochastic=False, adaptive=False))
+@pytest.mark.parametrize("solver", names(deterministic=True, adaptive=False))
 @matrix
 def test_fixed_step_ode_solver_has_its_order(
     solver: str, sde: sm.GaussianSDE, event_shape: tuple[int, ...], span: tuple[float, float]
@@ -105,7 +105,7 @@ def test_sde_solver_reaches_the_marginal_backward(
     exact.check_marginal(got.x, low, bias=0.05)
 
 
-@pytest.mark.parametrize("solver", names(stochastic=True))
+@pytest.mark.parametrize("solver", names(stochastic=True, diffusion_only=False))
 @matrix
 def test_sde_solver_reaches_the_marginal_forward(
     solver: str, sde: sm.GaussianSDE, event_shape: tuple[int, ...], span: tuple[float, float]

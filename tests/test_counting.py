@@ -71,7 +71,7 @@ def test_every_question_to_a_score_model_costs_one_pass(prediction: str, method:
     model = ScoreModel(network, VPSDE(), prediction=prediction)
     with count_evaluations() as cost:
         getattr(model, method)(0.5, torch.ones(3, 2))
-    assert cost == Evaluations(nfe=1, vjps=0)
+    assert cost == Evaluations(nfe=1, rows=3, vjps=0)
     assert network.calls == 1
 
 
@@ -81,11 +81,11 @@ def test_every_question_to_an_energy_model_costs_a_pass_and_a_vjp(method: str) -
     model = EnergyModel(network, VPSDE())
     with count_evaluations() as cost:
         getattr(model, method)(0.5, torch.ones(3, 2))
-    assert cost == Evaluations(nfe=1, vjps=1)
+    assert cost == Evaluations(nfe=1, rows=3, vjps=1)
     assert network.calls == 1
     with count_evaluations() as cost:
         model.energy(0.5, torch.ones(3, 2))
-    assert cost == Evaluations(nfe=1, vjps=0)
+    assert cost == Evaluations(nfe=1, rows=3, vjps=0)
 
 
 def test_a_mixture_counts_like_a_network() -> None:
@@ -93,7 +93,7 @@ def test_a_mixture_counts_like_a_network() -> None:
     with count_evaluations() as cost:
         model.score(0.5, torch.ones(3, 2))
         model.x0(0.5, torch.ones(3, 2))
-    assert cost == Evaluations(nfe=2, vjps=0)
+    assert cost == Evaluations(nfe=2, rows=6, vjps=0)
 
 
 def test_a_refused_call_costs_nothing() -> None:

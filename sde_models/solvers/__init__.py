@@ -1,8 +1,8 @@
 """Solvers: one verb, one table, one file for each family."""
 
 from sde_models.solvers.base import Solver
-from sde_models.solvers.problem import Problem, Solution
+from sde_models.solvers.problem import Problem, Solution, Step
 from sde_models.solvers.solve import solve
 from sde_models.solvers.table import SolverTable, solver, solvers
 
-__all__ = ["Problem", "Solution", "Solver", "SolverTable", "solve", "solver", "solvers"]
+__all__ = ["Problem", "Solution", "Solver", "SolverTable", "Step", "solve", "solver", "solvers"]

@@ -18,8 +18,8 @@ from sde_models.randomness import check_generator
 from sde_models.solvers.base import DEFAULT_TOLERANCE, Solver
 
 
-def check_span(system: System, t_span: tuple[float, float]) -> tuple[float, float]:
-    """Return the span as numbers within range; refuse one that the system cannot run."""
+def check_span(system: System, t_span: tuple[float, float], method: Solver) -> tuple[float, float]:
+    """Return the span as numbers within range; refuse one that cannot be run."""
     try:
         t0, t1 = (float(t) for t in t_span)
     except (TypeError, ValueError):
@@ -40,6 +40,11 @@ def check_span(system: System, t_span: tuple[float, float]) -> tuple[float, floa
             f"{type(system).__name__} runs {way}, so t_span ({t0:g}, {t1:g}) is the wrong way "
             f"round: use ({t1:g}, {t0:g}), or ProbabilityFlow, which runs both ways"
         )
+    if direction not in method.directions:
+        raise ValueError(
+            f"solver {method.name!r} runs down, from noise to data, so t_span ({t0:g}, {t1:g}) is "
+            "the wrong way round for it: use a deterministic one such as 'ode:dopri5'"
+        )
     return min(max(t0, low), high), min(max(t1, low), high)
 
 
@@ -50,7 +55,6 @@ def check_arguments(
     atol: float | None,
     grid: Grid | None,
     max_steps: int | None,
-    generator: torch.Generator | None,
 ) -> None:
     """Refuse arguments that the solver cannot use, and values without a meaning."""
     unusable: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
@@ -61,16 +65,28 @@ def check_arguments(
     for name, value in unusable.items():
         if value is not None:
             raise ValueError(f"solver {method.name!r} cannot use {name}=; {hint}")
-    if generator is not None and not method.stochastic:
-        raise ValueError(
-            f"solver {method.name!r} cannot use generator=; it is deterministic: leave it out"
-        )
-    check_generator(generator)
     for name, tolerance in {"rtol": rtol, "atol": atol}.items():
         if tolerance is None:
             continue
         if not isinstance(tolerance, SupportsFloat) or not 0 < float(tolerance) < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {tolerance!r}")
+
+
+def check_noise_source(method: Solver, system: System, generator: torch.Generator | None) -> None:
+    """Refuse a generator that nothing would be drawn from."""
+    if generator is not None and not method.draws_noise(system):
+        raise ValueError(
+            f"solver {method.name!r} cannot use generator=; it is deterministic here: leave it out"
+        )
+    check_generator(generator)
+
+
+def check_callback(callback: Any) -> None:
+    """Refuse what cannot be called."""
+    if callback is not None and not callable(callback):
+        raise TypeError(
+            f"callback must be a function of one sm.Step (index, t, x, nfe), got {callback!r}"
+        )
 
 
 def whole_number(name: str, count: Any) -> int | None:

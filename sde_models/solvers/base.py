@@ -22,9 +22,12 @@ class Solver(ABC):
     Attributes:
         name: What users write in ``solver=``.
         library: Which library runs it.
+        integrates: "ODE", "SDE", or both.
+        diffusion_only: Whether it is made for the probability flow and the reverse SDE of a model
+            on a :class:`~sde_models.GaussianSDE`, and takes no other system.
+        directions: Signs of dt in which it runs.
         order: Order of convergence in the step size; strong order for SDE solvers. For variable
             orders the highest.
-        stochastic: Whether it integrates SDEs; else ODEs.
         adaptive: Whether it chooses its steps from ``rtol`` and ``atol``; else it takes ``steps``
             and ``grid``.
         evaluations: Network evaluations for each step tried, beyond a constant; None if they
@@ -34,12 +37,18 @@ class Solver(ABC):
             the state.
         differentiable: Whether gradients flow through it.
         adjoint: Whether gradients can be had by the adjoint equation.
+        default_steps: Steps that are taken if none are asked for.
+        default_grid: Grid that is used if none is asked for; None for that of the SDE.
+        option_names: Options that :func:`~sde_models.solver` takes.
+        may_be_zero: Options for which 0 has a meaning.
     """
 
     name: str
     library: ClassVar[str] = "sde_models"
+    integrates: tuple[str, ...]
+    diffusion_only = False
+    directions: tuple[int, ...] = (1, -1)
     order: float
-    stochastic: bool
     adaptive: bool
     evaluations: int | None
     equal_steps = False
@@ -47,7 +56,9 @@ class Solver(ABC):
     differentiable = True
     adjoint = False
     default_steps: ClassVar[int] = 200
+    default_grid: ClassVar[str | None] = None
     option_names: ClassVar[tuple[str, ...]] = ()
+    may_be_zero: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **options: Any) -> None:
         for key in options:
@@ -58,9 +69,26 @@ class Solver(ABC):
                     + (nearest_names(key, known) if known else "it takes none")
                 )
         for key, value in options.items():
-            if isinstance(value, float | int) and not value > 0:
-                raise ValueError(f"option {key!r} must be positive, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, float | int):
+                continue
+            if not (value > 0 or (value == 0 and key in self.may_be_zero)):
+                least = "0 or more" if key in self.may_be_zero else "positive"
+                raise ValueError(f"option {key!r} must be {least}, got {value!r}")
         self.options = options
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it integrates SDEs."""
+        return "SDE" in self.integrates
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether it integrates ODEs."""
+        return "ODE" in self.integrates
+
+    def draws_noise(self, system: System) -> bool:
+        """Whether a solve of this system draws random numbers."""
+        return system.stochastic
 
     @abstractmethod
     def integrate(self, problem: Problem) -> Tensor:
@@ -73,15 +101,22 @@ class Solver(ABC):
             ValueError: Saying why and what to use instead.
         """
         kind = type(system).__name__
-        if self.stochastic and not system.stochastic:
+        if not self.deterministic and not system.stochastic:
             raise ValueError(
                 f"solver {self.name!r} is for SDEs and {kind} is an ODE: use an ODE solver such as "
-                "'ode:dopri5' or 'scipy:DOP853', or integrate ReverseSDE"
+                "'ode:dopri5' or 'dpmpp-2m', or integrate ReverseSDE"
             )
         if system.stochastic and not self.stochastic:
             raise ValueError(
                 f"solver {self.name!r} is for ODEs and {kind} is an SDE: use an SDE solver such as "
                 "'euler-maruyama' or 'sde:heun', or integrate ProbabilityFlow"
+            )
+        if self.diffusion_only and not system.denoises:
+            general = "'euler-maruyama'" if system.stochastic else "'ode:dopri5'"
+            raise ValueError(
+                f"solver {self.name!r} is made for the ProbabilityFlow or ReverseSDE of a model on "
+                f"a GaussianSDE, whose alpha and sigma it needs, and {kind} is none: use one that "
+                f"takes any equation, such as {general}"
             )
         if system.state_dependent_noise and not self.state_dependent_noise:
             raise ValueError(

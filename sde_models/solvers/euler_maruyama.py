@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sde_models.randomness import standard_normal_like
-from sde_models.solvers.base import Solver
+from sde_models.solvers.one_step import OneStepSolver, Stepper
 from sde_models.solvers.problem import Problem
 
 
-class EulerMaruyama(Solver):
+class EulerMaruyama(OneStepSolver):
     r"""Euler-Maruyama with fresh noise at each step.
 
     .. math:: x_{k+1} = x_k + b(t_k, x_k)\,\Delta t + c(t_k)\sqrt{|\Delta t|}\,\xi_k, \qquad
@@ -23,23 +22,18 @@ class EulerMaruyama(Solver):
     """
 
     name = "euler-maruyama"
+    integrates = ("SDE",)
     order = 1.0
-    stochastic = True
-    adaptive = False
     evaluations = 1
     state_dependent_noise = True
 
-    def integrate(self, problem: Problem) -> Tensor:
-        x = problem.x
-        times = problem.times.to(x).unbind()
-        steps = problem.times.diff()
-        for k, dt in enumerate(steps.tolist()):
-            t = times[k]
-            noise = standard_normal_like(x, problem.generator)
-            scale = problem.noise_scale(t, x) * abs(dt) ** 0.5
-            x = x + problem.drift(t, x) * dt + scale * noise
-            reached = float(problem.times[k + 1])
-            problem.recorder.accept(reached)
-            if problem.recorder.wants(reached):
-                problem.recorder.save(reached, x)
-        return x
+    def stepper(self, problem: Problem) -> Stepper:
+        nodes = problem.at_nodes()
+
+        def step(k: int, x: Tensor) -> Tensor:
+            dt = nodes.steps[k]
+            noise = problem.noise()
+            scale = problem.check_noise_scale(nodes.noise_scale(k, x), x) * abs(dt) ** 0.5
+            return x + nodes.drift(k, x) * dt + scale * noise
+
+        return step

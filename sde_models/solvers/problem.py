@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sde_models._shapes import describe_rows, non_finite_rows
-from sde_models.base_systems import System
+from sde_models.base_systems import AtNodes, System
 from sde_models.counting import Evaluations
 from sde_models.errors import NonFiniteError, StepLimitError
+from sde_models.randomness import standard_normal_like
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Solution:
     Attributes:
         x: State at the end of the span, shape ``(B, *event)``.
         nfe: Network forward passes, each on the whole batch. A forward SDE has no network: 0.
+        rows: Network forward passes of single samples. It is less than nfe times the batch where
+            finished samples leave the batch, and more where several times are evaluated at once.
         accepted: Steps taken.
         rejected: Steps tried and thrown away by an adaptive solver; None where the library that
             ran it does not tell.
@@ -36,6 +41,24 @@ class Solution:
     rejected: int | None
     times: Tensor | None = None
     path: Tensor | None = None
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback is told after each step.
+
+    Attributes:
+        index: Steps taken so far, 1 after the first.
+        t: Model time reached; shape ``(B,)`` for solvers in which each sample has its own.
+        x: State there, shape ``(B, *event)``. It is the solver's own: clone it to change it.
+        nfe: Network forward passes so far.
+    """
+
+    index: int
+    t: float | Tensor
+    x: Tensor
+    nfe: int
 
 
 class Recorder:
@@ -47,6 +70,7 @@ class Recorder:
         save_at: Keep the state at these times.
         max_steps: Cap on tried steps, or None.
         progress: Show a bar.
+        callback: Called with a :class:`Step` after each step.
         cost: Counter that the evaluations of this solve go into.
     """
 
@@ -58,6 +82,7 @@ class Recorder:
         save_at: Tensor | None,
         max_steps: int | None,
         progress: bool,
+        callback: Callable[[Step], object] | None,
         cost: Evaluations,
     ) -> None:
         self.accepted = 0
@@ -66,6 +91,7 @@ class Recorder:
         self.save_at = save_at
         self.cost = cost
         self._max_steps = max_steps
+        self._callback = callback
         self._saved: list[tuple[float, Tensor]] = []
         self._start, self._end = float(times[0]), float(times[-1])
         self._bar = (
@@ -83,6 +109,18 @@ class Recorder:
     def save(self, t: float, x: Tensor) -> None:
         """Keep a state."""
         self._saved.append((t, x))
+
+    def reach(self, t: float, x: Tensor) -> None:
+        """Note a step that ended at ``t`` in the state ``x``, and keep it if it is wanted."""
+        self.accept(t)
+        self.tell(t, x)
+        if self.wants(t):
+            self.save(t, x)
+
+    def tell(self, t: float | Tensor, x: Tensor) -> None:
+        """Call the user's callback."""
+        if self._callback is not None:
+            self._callback(Step(self.accepted, t, x, self.cost.nfe))
 
     def accept(self, t: float) -> None:
         """Note a step that ended at ``t``."""
@@ -122,7 +160,7 @@ class Recorder:
         if self.save_all or self.save_at is not None:
             times = torch.tensor([t for t, _ in self._saved], dtype=torch.float64)
             path = torch.stack([state for _, state in self._saved])
-        return Solution(x, self.cost.nfe, self.accepted, self.rejected, times, path)
+        return Solution(x, self.cost.nfe, self.accepted, self.rejected, times, path, self.cost.rows)
 
 
 @dataclass
@@ -158,17 +196,39 @@ class Problem:
         """Sign of dt."""
         return 1 if self.times[-1] > self.times[0] else -1
 
+    def at_nodes(self, times: Tensor | None = None) -> GuardedNodes:
+        """The equation at the nodes of the solve, or at other times known beforehand."""
+        times = self.times if times is None else times
+        return GuardedNodes(self.system.at_nodes(times, self.x), times, self.recorder.cost)
+
+    def scales(self, times: Tensor | None = None) -> Scales:
+        """Alpha, sigma and log-SNR at the nodes of the solve, or at other times."""
+        sde = self.system.sde
+        t = sde.times(self.times if times is None else times)
+        return Scales(sde.alpha(t), sde.sigma(t), sde.log_snr(t))
+
+    def noise(self, like: Tensor | None = None) -> Tensor:
+        """Standard normal numbers in the shape of the state, from the generator."""
+        return standard_normal_like(self.x if like is None else like, self.generator)
+
     def worst_error(self, error: Tensor) -> Tensor:
         """The largest of the samples' errors; what step control looks at."""
         return self.system.error_norm(error.reshape(self.x.shape)).max()
 
     def noise_scale(self, t: Tensor, x: Tensor) -> Tensor:
-        """The noise scale, checked: a number, or broadcastable against ``x`` sample by sample.
+        """The noise scale, checked as in :meth:`check_noise_scale`."""
+        scale: Tensor = self.check_noise_scale(self.system.noise_scale(t, x), x)
+        return scale
+
+    def check_noise_scale(self, scale: Any, x: Tensor) -> Any:
+        """Return a noise scale: a number, or broadcastable against ``x`` sample by sample.
 
         Raises:
             ValueError: If its shape does not fit.
         """
-        scale = torch.as_tensor(self.system.noise_scale(t, x))
+        if isinstance(scale, float):
+            return scale
+        scale = torch.as_tensor(scale)
         fits = scale.ndim == x.ndim and all(
             a in (1, b) for a, b in zip(scale.shape, x.shape, strict=True)
         )
@@ -235,8 +295,8 @@ class GuardedDrift(nn.Module):
                 f"the drift of {type(self.system).__name__} has {got} for a state of shape "
                 f"{tuple(x.shape)}; it must be a tensor of that shape"
             )
-        if not bool(torch.isfinite(drift).all()):
-            self._refuse(float(t.detach()), x, drift)
+        if not _adds_up(drift):
+            refuse_non_finite("drift", float(t.detach().reshape(-1)[0]), x, drift, self._cost)
         return drift
 
     def release(self) -> None:
@@ -245,17 +305,79 @@ class GuardedDrift(nn.Module):
         for name in ("callback_step", "callback_accept_step", "callback_reject_step"):
             self.__dict__.pop(name, None)
 
-    def _refuse(self, t: float, x: Tensor, drift: Tensor) -> None:
-        diverged = non_finite_rows(x)
-        rows = diverged or non_finite_rows(drift)
-        cause = (
-            "the state itself had already become NaN or infinite: take more steps or a tighter "
-            "tolerance"
-            if diverged
-            else "the state there was finite: look at the network, its weights and its input"
-        )
-        raise NonFiniteError(
-            f"NaN or infinite drift at t={t:.6g} after {self._cost.nfe} evaluations, in "
-            f"{describe_rows(rows)}; {cause}",
-            t=t, x=x.detach(), nfe=self._cost.nfe, rows=rows,
-        )  # fmt: skip
+
+@dataclass(frozen=True)
+class Scales:
+    """Alpha, sigma and log-SNR at the nodes, in double precision, shape ``(K,)`` each."""
+
+    alpha: Tensor
+    sigma: Tensor
+    log_snr: Tensor
+
+
+class GuardedNodes:
+    """The equation at the nodes, watched: a NaN ends the solve where it appears.
+
+    Args:
+        nodes: The equation at the nodes.
+        times: Their times.
+        cost: Counter of the solve.
+    """
+
+    def __init__(self, nodes: AtNodes, times: Tensor, cost: Evaluations) -> None:
+        self._nodes = nodes
+        self._times = times.tolist()
+        self._cost = cost
+        self.steps: list[float] = times.diff().tolist()
+        self.t = nodes.t
+        self.noise_scale = nodes.noise_scale
+
+    def drift(self, k: int, x: Tensor) -> Tensor:
+        """The drift at node ``k``.
+
+        Raises:
+            NonFiniteError: If any entry is NaN or infinite.
+        """
+        drift = self._nodes.drift(k, x)
+        if not _adds_up(drift):
+            refuse_non_finite("drift", self._times[k], x, drift, self._cost)
+        return drift
+
+    def denoise(self, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The estimates (x0, eps) at node ``k``.
+
+        Raises:
+            NonFiniteError: If any entry is NaN or infinite.
+        """
+        x0, eps = self._nodes.denoise(k, x)
+        if not _adds_up(x0):
+            refuse_non_finite("estimate of x0", self._times[k], x, x0, self._cost)
+        return x0, eps
+
+
+def _adds_up(values: Tensor) -> bool:
+    """Whether the sum is finite: one quick pass, and no doubt if it is."""
+    return math.isfinite(float(values.detach().sum()))
+
+
+def refuse_non_finite(what: str, t: float, x: Tensor, values: Tensor, cost: Evaluations) -> None:
+    """End a solve whose network has answered NaN or infinity; a sum that overflowed may pass.
+
+    Raises:
+        NonFiniteError: With time, evaluations and rows.
+    """
+    diverged = non_finite_rows(x)
+    rows = diverged or non_finite_rows(values)
+    if not rows:
+        return
+    cause = (
+        "the state itself had already become NaN or infinite: take more steps or a tighter "
+        "tolerance"
+        if diverged
+        else "the state there was finite: look at the network, its weights and its input"
+    )
+    raise NonFiniteError(
+        f"NaN or infinite {what} at t={t:.6g} after {cost.nfe} evaluations, in "
+        f"{describe_rows(rows)}; {cause}",
+        t=t, x=x.detach(), nfe=cost.nfe, rows=rows,
+    )  # fmt: skip

@@ -39,7 +39,7 @@ class ScipySolver(Solver):
     """
 
     library = "scipy"
-    stochastic = False
+    integrates = ("ODE",)
     adaptive = True
     differentiable = False
     option_names = ("first_step", "max_step")
@@ -70,6 +70,7 @@ class ScipySolver(Solver):
                 )  # fmt: skip
             recorder.rejected = self._rejections(stepper)
             recorder.accept(stepper.t)
+            recorder.tell(stepper.t, _as_state(stepper.y, problem))
             while pending and (stepper.t - pending[0]) * problem.direction >= 0:
                 t = pending.pop(0)
                 y = stepper.y if t == stepper.t else stepper.dense_output()(t)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,15 +16,17 @@ from sde_models.grids import Grid, time_grid
 from sde_models.solvers.arguments import (
     check_adjoint,
     check_arguments,
+    check_callback,
     check_gradient,
     check_mode,
+    check_noise_source,
     check_precision,
     check_span,
     save_times,
     whole_number,
 )
 from sde_models.solvers.base import DEFAULT_TOLERANCE, Solver
-from sde_models.solvers.problem import Problem, Recorder, Solution
+from sde_models.solvers.problem import Problem, Recorder, Solution, Step
 from sde_models.solvers.table import solver as find_solver
 
 DEFAULT_MAX_STEPS = 10_000
@@ -45,6 +47,7 @@ def solve(
     generator: torch.Generator | None = None,
     gradient: str | None = None,
     progress: bool = False,
+    callback: Callable[[Step], object] | None = None,
     **cond: Any,
 ) -> Solution:
     r"""Integrate a system from ``t_span[0]`` to ``t_span[1]``.
@@ -58,13 +61,15 @@ def solve(
             probability flow either way.
         solver: Name in :func:`~sde_models.solvers`, or an object of
             :func:`~sde_models.solver`.
-        steps: Number of steps of a fixed-step solver, 200 if None.
+        steps: Number of steps of a fixed-step solver; if None 200, or what is usual for a solver
+            made for diffusion.
         rtol: Relative tolerance of an adaptive solver, 1e-5 if None. The error of a step is
             judged by the root mean square over the worst sample.
         atol: Absolute tolerance of an adaptive solver in units of x, 1e-5 if None.
-        grid: Nodes of a fixed-step solver: "log-snr", "uniform", "karras", a function
-            ``(sde, t0, t1, steps)``, or the times themselves. If None "log-snr" where there is a
-            log-SNR, else "uniform"; "uniform" for solvers that want equal steps.
+        grid: Nodes of a fixed-step solver: "log-snr", "uniform", "quadratic", "karras", a
+            function ``(sde, t0, t1, steps)`` such as :func:`~sde_models.adapt_grid` makes, or the
+            times themselves. If None that of the solver, else "log-snr" where there is a log-SNR
+            and "uniform" where there is none or the solver wants equal steps.
         path: True to keep the state at every step, or times at which to keep it: a fixed-step
             solver then steps onto them, an adaptive one interpolates.
         max_steps: Cap on the steps tried by an adaptive solver, 10,000 if None.
@@ -73,6 +78,8 @@ def solve(
             equation. If None: direct where x or conditioning requires a gradient, else no graph
             is kept, also not for the parameters.
         progress: Show a progress bar.
+        callback: Called with a :class:`~sde_models.Step` (index, t, x, nfe) after each step;
+            what it returns is ignored, and what it raises ends the solve.
         **cond: Conditioning, handed to the network.
 
     Returns:
@@ -103,9 +110,11 @@ def solve(
         )
     method.check_system(system)
     check_batch(x, system.event_shape)
-    span = check_span(system, t_span)
+    span = check_span(system, t_span, method)
     steps, max_steps = whole_number("steps", steps), whole_number("max_steps", max_steps)
-    check_arguments(method, steps, rtol, atol, grid, max_steps, generator)
+    check_arguments(method, steps, rtol, atol, grid, max_steps)
+    check_noise_source(method, system, generator)
+    check_callback(callback)
     check_precision(method, x, rtol)
     system = system.conditioned(**cond)
     check_mode(system)
@@ -127,6 +136,7 @@ def solve(
             save_at=save_at,
             max_steps=(max_steps or DEFAULT_MAX_STEPS) if method.adaptive else None,
             progress=progress,
+            callback=callback,
             cost=cost,
         )
         problem = Problem(
@@ -167,6 +177,7 @@ def _nodes(
         grid = "uniform"
     if grid is None:
         grid = "uniform" if system.sde is None else system.sde.default_grid
+        grid = method.default_grid or grid
     named = isinstance(grid, str) or callable(grid)
     if steps is None and named:
         steps = method.default_steps

@@ -7,13 +7,17 @@ from typing import Any
 
 from sde_models.errors import nearest_names
 from sde_models.solvers.base import Solver
+from sde_models.solvers.ddim import DDIM
 from sde_models.solvers.euler_maruyama import EulerMaruyama
+from sde_models.solvers.exponential_adams import exponential_adams_solvers
 from sde_models.solvers.scipy_methods import scipy_solvers
 from sde_models.solvers.torchdiffeq_methods import torchdiffeq_solvers
 from sde_models.solvers.torchsde_methods import torchsde_solvers
 
 MAKERS: dict[str, Callable[..., Solver]] = {
     EulerMaruyama.name: EulerMaruyama,
+    DDIM.name: DDIM,
+    **exponential_adams_solvers(),
     **torchdiffeq_solvers(),
     **torchsde_solvers(),
     **scipy_solvers(),
@@ -51,7 +55,7 @@ class SolverTable(Mapping[str, Solver]):
         gradients = ("direct, adjoint" if solver.adjoint else "direct") * solver.differentiable
         return (
             solver.name,
-            "SDE" if solver.stochastic else "ODE",
+            ", ".join(solver.integrates),
             f"{solver.order:g}",
             "adaptive" if solver.adaptive else "fixed, equal" if solver.equal_steps else "fixed",
             "varies" if solver.evaluations is None else str(solver.evaluations),

@@ -8,7 +8,7 @@ as their steps, whatever their spacing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ class TorchdiffeqSolver(Solver):
     """What the two kinds share: the call, directly or by the adjoint."""
 
     library = "torchdiffeq"
-    stochastic = False
+    integrates = ("ODE",)
     adjoint = True
 
     def __init__(self, method: str, order: float, evaluations: int | None, **options: Any) -> None:
@@ -90,11 +90,14 @@ class AdaptiveTorchdiffeq(TorchdiffeqSolver):
 
     def integrate(self, problem: Problem) -> Tensor:
         drift, recorder = problem.drift, problem.recorder
-        reached = (float(problem.times[0]), problem.x)
+        reached, told = (float(problem.times[0]), problem.x), 0
 
         def trying(t: Tensor, x: Tensor, dt: Tensor) -> None:
-            nonlocal reached
+            nonlocal reached, told
             reached = (float(t.detach()), x)
+            if recorder.accepted > told:  # a step's end is known when the next one is tried
+                recorder.tell(*reached)
+                told = recorder.accepted
             recorder.check_cap(*reached)
 
         def accepting(t: Tensor, x: Tensor, dt: Tensor) -> None:
@@ -121,6 +124,7 @@ class AdaptiveTorchdiffeq(TorchdiffeqSolver):
                 f"atol={problem.atol:g}, or use float64 in place of {problem.x.dtype}",
                 t=reached[0], x=reached[1].detach(), nfe=recorder.cost.nfe,
             ) from error  # fmt: skip
+        recorder.tell(float(problem.times[-1]), states[-1])
         self._save(problem, states)
         return states[-1]
 
@@ -164,20 +168,17 @@ class FixedTorchdiffeq(TorchdiffeqSolver):
     def integrate(self, problem: Problem) -> Tensor:
         recorder = problem.recorder
         nodes = _library_times(problem.times, problem.x)
-        reached = iter(problem.times.tolist()[1:])
+        reached: Iterator[float | None] = iter([None, *problem.times.tolist()[1:-1]])
 
         def stepping(t: Tensor, x: Tensor, dt: Tensor) -> None:
-            start = float(problem.times[recorder.accepted])
-            if recorder.accepted and recorder.wants(start):
-                recorder.save(start, x)
-            recorder.accept(next(reached))
+            ended = next(reached)
+            if ended is not None:
+                recorder.reach(ended, x)
 
         problem.drift.callback_step = stepping  # type: ignore[assignment]
         options = {"grid_constructor": lambda func, x, t: nodes, **self._fixed_options()}
         x = self._odeint(problem, nodes[[0, -1]], options)[-1]
-        end = float(problem.times[-1])
-        if recorder.wants(end):
-            recorder.save(end, x)
+        recorder.reach(float(problem.times[-1]), x)
         return x
 
     def _adjoint_options(self, problem: Problem, times: Tensor) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class TorchsdeSolver(Solver):
     """
 
     library = "torchsde"
-    stochastic = True
+    integrates = ("SDE",)
     adaptive = False
     option_names = ("brownian",)
 
@@ -89,9 +89,7 @@ class TorchsdeSolver(Solver):
             y = torchsde.sdeint(view, y, interval, bm=brownian, method=self.method, dt=dt)[-1]
             view.forget()
             reached = float(problem.times[k + 1])
-            problem.recorder.accept(reached)
-            if problem.recorder.wants(reached):
-                problem.recorder.save(reached, y.reshape(problem.x.shape))
+            problem.recorder.reach(reached, y.reshape(problem.x.shape))
         return y
 
     def _brownian(self, problem: Problem, y: Tensor, clock: Tensor) -> torchsde.BaseBrownian:
