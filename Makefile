@@ -57,7 +57,9 @@ format: $(STAMP)  ## apply ruff's fixes and formatting
 docs: $(STAMP)  ## build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
-bench: $(STAMP)  ## measure the solvers' overhead over bare network time
+bench: $(STAMP)  ## measure what solvers cost and give, beside other libraries; about an hour
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[bench]'
+	$(BIN)/python benchmarks/samplers.py
 	$(BIN)/python benchmarks/overhead.py
 
 clean:  ## remove what builds and tests leave; keeps .venv and runs/

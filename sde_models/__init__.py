@@ -4,6 +4,7 @@ See the documentation, or ``help(sde_models.solve)``.
 """
 
 from sde_models import data, grids, losses, nn
+from sde_models.adapted_grids import AdaptedGrid, adapt_grid
 from sde_models.analytic import GaussianMixture
 from sde_models.base_systems import System
 from sde_models.checkpoints import load_model, save_model
@@ -25,6 +26,13 @@ from sde_models.sdes import (
     SubVPSDE,
 )
 from sde_models.solvers import Solution, Solver, Step, solve, solver, solvers
+from sde_models.solvers.langevin_levels import (
+    geometric_sigmas,
+    langevin_epsilon,
+    largest_sigma,
+    level_ratio,
+    times_of_sigmas,
+)
 from sde_models.systems import ProbabilityFlow, ReverseSDE
 from sde_models.training import Fit, fit
 
@@ -34,6 +42,7 @@ __all__ = [
     "SDE",
     "VESDE",
     "VPSDE",
+    "AdaptedGrid",
     "BitsPerDim",
     "CosineSDE",
     "Decoding",
@@ -61,13 +70,18 @@ __all__ = [
     "StepSizeError",
     "SubVPSDE",
     "System",
+    "adapt_grid",
     "bits_per_dim",
     "count_evaluations",
     "data",
     "decode",
     "encode",
     "fit",
+    "geometric_sigmas",
     "grids",
+    "langevin_epsilon",
+    "largest_sigma",
+    "level_ratio",
     "load_model",
     "log_prob",
     "losses",
@@ -77,4 +91,5 @@ __all__ = [
     "solve",
     "solver",
     "solvers",
+    "times_of_sigmas",
 ]

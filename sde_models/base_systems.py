@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from sde_models._shapes import Time
@@ -74,6 +75,10 @@ class System(nn.Module):
         return error.reshape(error.shape[0], -1).square().mean(dim=1).sqrt()
 
 
+AtNode = Callable[[int, Tensor], Tensor]
+"""A function of a node and a state."""
+
+
 class AtNodes:
     """An equation at the nodes of a grid; everything that depends on t alone is computed once.
 
@@ -81,14 +86,16 @@ class AtNodes:
         system: The equation.
         times: Model times, float64 on the CPU.
         like: State whose dtype and device the solve has.
-
-    Attributes:
-        t: Each node as a scalar tensor like the state.
     """
 
     def __init__(self, system: System, times: Tensor, like: Tensor) -> None:
         self.system = system
-        self.t = times.to(like).unbind()
+        self._times, self._like = times, like
+
+    @cached_property
+    def t(self) -> tuple[Tensor, ...]:
+        """Each node as a scalar tensor like the state."""
+        return scalars_like(self._times, self._like)
 
     def drift(self, k: int, x: Tensor) -> Tensor:
         """The drift at node ``k``."""
@@ -102,12 +109,27 @@ class AtNodes:
         """The estimates (x0, eps) at node ``k``, where the system is that of a model."""
         raise NotImplementedError(f"{type(self.system).__name__} has no model that denoises")
 
+    def x0(self, k: int, x: Tensor) -> Tensor:
+        """The estimate of x0 alone."""
+        return self.denoise(k, x)[0]
+
+    def weighted(self, of_x0: Tensor, of_eps: Tensor) -> AtNode:
+        """The function that gives of_x0 x0 + of_eps eps, with a weight for each node."""
+        raise NotImplementedError(f"{type(self.system).__name__} has no model that denoises")
+
 
 def as_coefficients(values: Tensor) -> Any:
     """Coefficients of a solver, one for each node: numbers, or scalar tensors where they learn."""
     return values.unbind() if values.requires_grad else values.tolist()
 
 
+def add_scaled(x: Tensor, factor: Any, y: Tensor) -> Tensor:
+    """The sum x + factor y, in one pass where the factor is a number."""
+    if isinstance(factor, float):
+        return x.add(y, alpha=factor)
+    return x + factor * y
+
+
 def scalars_like(values: Tensor, like: Tensor) -> tuple[Tensor, ...]:
     """One scalar tensor for each node, with the dtype and device of the state."""
-    return torch.as_tensor(values).to(like).unbind()
+    return values.to(like).unbind()

@@ -13,12 +13,12 @@ class SolveError(RuntimeError):
     """A solve that could not be finished.
 
     Attributes:
-        t: Model time reached.
+        t: Model time reached; shape ``(B,)`` where each sample has its own.
         x: State at that time, shape ``(B, *event)``, or None where there is none worth keeping.
         nfe: Network forward passes made until then.
     """
 
-    def __init__(self, message: str, *, t: float, x: Tensor | None, nfe: int) -> None:
+    def __init__(self, message: str, *, t: float | Tensor, x: Tensor | None, nfe: int) -> None:
         super().__init__(message)
         self.t = t
         self.x = x

@@ -11,7 +11,9 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -141,27 +143,26 @@ def check_monotone(times: Tensor, t0: float, t1: float, name: str = "grid") -> N
     """
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"{name} must hold two or more times, got shape {tuple(times.shape)}")
-    if not bool(torch.isfinite(times).all()):
+    values = times.tolist()
+    if not all(map(math.isfinite, values)):
         raise ValueError(f"{name} holds times that are not finite")
-    forwards = times.diff() * (1 if t1 > t0 else -1)
-    if bool((forwards <= 0).any()):
-        i = int((forwards <= 0).nonzero()[0, 0])
-        a, b = float(times[i]), float(times[i + 1])
-        what = f"repeats the time {a:g}" if a == b else f"turns back from {a:g} to {b:g}"
-        raise ValueError(f"{name} must run strictly from {t0:g} to {t1:g}; entry {i + 1} {what}")
+    for i, (a, b) in enumerate(pairwise(values), start=1):
+        if not (a < b if t0 < t1 else a > b):
+            what = f"repeats the time {a:g}" if a == b else f"turns back from {a:g} to {b:g}"
+            raise ValueError(f"{name} must run strictly from {t0:g} to {t1:g}; entry {i} {what}")
     slack = 1e-6 * abs(t1 - t0)
-    if abs(float(times[0]) - t0) > slack or abs(float(times[-1]) - t1) > slack:
+    if abs(values[0] - t0) > slack or abs(values[-1] - t1) > slack:
         raise ValueError(
-            f"{name} runs from {float(times[0]):g} to {float(times[-1]):g}, the span asked for is "
+            f"{name} runs from {values[0]:g} to {values[-1]:g}, the span asked for is "
             f"{t0:g} to {t1:g}"
         )
 
 
 def _with_ends(times: Tensor, t0: float, t1: float) -> Tensor:
     """Put the exact end points in place of rounded ones."""
-    times = times.detach().to("cpu", torch.float64, copy=True)
-    times[0], times[-1] = t0, t1
-    return times
+    values = times.detach().tolist()
+    values[0], values[-1] = t0, t1
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def _gaussian(sde: SDE, name: str) -> GaussianSDE:

@@ -13,7 +13,8 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,8 +28,9 @@ from sde_models.divergence import Divergence, find_divergence, standard_error
 from sde_models.models import Model, check_model
 from sde_models.randomness import check_generator
 from sde_models.sampling import Prior
-from sde_models.solvers import Solver, solve
+from sde_models.solvers import Solver, Step, solve
 from sde_models.solvers import solver as find_solver
+from sde_models.solvers.arguments import check_callback
 from sde_models.systems import ProbabilityFlow
 
 
@@ -58,6 +60,10 @@ class LogProb:
     vjps: int
     accepted: int
     rejected: int | None
+
+
+PROBES = "probes of the trace"
+"""Under which name the probes stand beside the conditioning."""
 
 
 class AugmentedFlow(System):
@@ -97,7 +103,16 @@ class AugmentedFlow(System):
 
     @property
     def cond(self) -> dict[str, Any]:  # type: ignore[override]
-        return self.flow.cond
+        """Conditioning, and the probes: a solver that parts the batch parts both."""
+        if self.probes is None:
+            return self.flow.cond
+        return {**self.flow.cond, PROBES: self.probes.transpose(0, 1)}
+
+    def conditioned(self, **cond: Any) -> AugmentedFlow:
+        parted = cond.pop(PROBES, None)
+        probes = self.probes if parted is None else parted.transpose(0, 1)
+        flow = self.flow.conditioned(**cond)
+        return AugmentedFlow(flow, self.sample_shape, self.divergence, probes)
 
     def start(self, x: Tensor) -> Tensor:
         """Samples with integrals of zero beside them."""
@@ -134,6 +149,7 @@ def log_prob(
     grid: Any = None,
     max_steps: int | None = None,
     progress: bool = False,
+    callback: Callable[[Step], object] | None = None,
     **cond: Any,
 ) -> LogProb:
     """Compute log-densities under the probability flow, in nats.
@@ -156,6 +172,8 @@ def log_prob(
         grid: Nodes of a fixed-step solver, as in :func:`~sde_models.solve`.
         max_steps: Cap on the steps tried by an adaptive solver.
         progress: Show a progress bar.
+        callback: Called with a :class:`~sde_models.Step` after each step, as by
+            :func:`~sde_models.solve`; its ``x`` are the samples. The coarser solve calls nothing.
         **cond: Conditioning, handed to the network.
 
     Raises:
@@ -172,6 +190,7 @@ def log_prob(
     """
     check_model(model)
     check_generator(generator)
+    check_callback(callback)
     method = find_solver(solver)
     estimator = find_divergence(divergence)
     check_batch(x, model.event_shape)
@@ -183,16 +202,22 @@ def log_prob(
     span = (model.sde.t_min, model.sde.t_max)
     control = {"steps": steps, "rtol": rtol, "atol": atol, "grid": grid, "max_steps": max_steps}
 
-    def run(gradient: str | None, control: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
+    def tell(step: Step) -> None:
+        if callback is not None:
+            callback(replace(step, x=augmented.split(step.x)[0]))
+
+    def run(
+        gradient: str | None, control: dict[str, Any], tell: Callable[[Step], None] | None = None
+    ) -> tuple[Tensor, Tensor, Any]:
         solution = solve(
             augmented, augmented.start(x), span, method,
-            gradient=gradient, progress=progress, **control,
+            gradient=gradient, progress=progress, callback=tell, **control,
         )  # fmt: skip
         z, integrals = augmented.split(solution.x)
         return z, _at_the_end(at_t_max, z)[:, None] + integrals, solution
 
     with count_evaluations() as cost:
-        z, estimates, solution = run(gradient, control)
+        z, estimates, solution = run(gradient, control, tell)
         value = estimates.mean(dim=1)
         solver_error = torch.full_like(value, torch.nan)
         coarser = method.coarser(**control) if estimate_solver_error else None

@@ -26,7 +26,8 @@ from sde_models.base_sdes import SDE
 from sde_models.conditioning import usable
 from sde_models.counting import record
 from sde_models.gaussian_sdes import GaussianSDE
-from sde_models.network_calls import call_network
+from sde_models.model_nodes import ModelNodes, NetworkNodes
+from sde_models.network_calls import call_network, check_shape
 from sde_models.predictions import Prediction, find_prediction
 
 
@@ -64,11 +65,15 @@ class Model(nn.Module, ABC):
     def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         """Return the estimates (x0, eps) from one evaluation; inputs are not checked."""
 
-    def denoise_scaled(
-        self, t: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, **cond: Any
-    ) -> tuple[Tensor, Tensor]:
-        """The same for a solver that has alpha and sigma at ``t`` already, as scalars."""
-        return self.denoise(t, x, **cond)
+    def at_nodes(self, times: Tensor, like: Tensor, cond: dict[str, Any]) -> ModelNodes:
+        """This model at times known beforehand, with what depends on them alone computed once.
+
+        Args:
+            times: Model times as :meth:`GaussianSDE.times` makes them, shape ``(K,)``.
+            like: State whose dtype and device the solve has.
+            cond: Conditioning by name.
+        """
+        return ModelNodes(self, times, like, cond)
 
     def _checked(self, t: Time, x: Tensor) -> Tensor:
         check_floating(x)
@@ -171,13 +176,14 @@ class ScoreModel(Model):
         return self._run(t.expand(x.shape[0]), x, **cond)
 
     def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        return self.denoise_scaled(t, x, *self._scales(t, x), **cond)
-
-    def denoise_scaled(
-        self, t: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, **cond: Any
-    ) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self._scales(t, x)
         output = self._run(*self._network_input(t, x, alpha, sigma), **cond)
         return self.prediction.denoise(output, x, alpha, sigma)
+
+    def at_nodes(self, times: Tensor, like: Tensor, cond: dict[str, Any]) -> ModelNodes:
+        if type(self).denoise is not ScoreModel.denoise:  # a subclass has a say in the estimates
+            return super().at_nodes(times, like, cond)
+        return NetworkNodes(self, times, like, cond)
 
     def output(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
         """The network's own output at noised samples, as a loss compares it to a target."""
@@ -198,13 +204,7 @@ class ScoreModel(Model):
 
     def _run(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
         record(nfe=1, rows=len(x))
-        output = call_network(self.network, t, x, cond)
-        if output.shape != x.shape:
-            raise ValueError(
-                f"the network returned {tuple(output.shape)} for x of shape {tuple(x.shape)}; it "
-                "is called as network(t, x, **cond) and must return the shape of x"
-            )
-        return output
+        return check_shape(call_network(self.network, t, x, cond), x)
 
 
 class EnergyModel(Model):

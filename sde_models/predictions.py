@@ -3,7 +3,9 @@ r"""What a network predicts, and how to read the data and the noise from it.
 With :math:`x_t = \alpha x_0 + \sigma \epsilon`, any one of x0, eps,
 :math:`v = \alpha\epsilon - \sigma x_0` and the score :math:`-\epsilon/\sigma` gives the others.
 Each is written here once, in both directions, and without the cancellation that
-:math:`(x_t - \alpha x_0)/\sigma` suffers where sigma is small.
+:math:`(x_t - \alpha x_0)/\sigma` suffers where sigma is small. All are linear: x0 and eps are a
+factor times the state plus a factor times the output, and the factors depend on alpha and sigma
+alone, so that a solver which knows its nodes has them beforehand.
 """
 
 from __future__ import annotations
@@ -16,31 +18,52 @@ from torch import Tensor
 from sde_models.errors import nearest_names
 
 Pair = tuple[Tensor, Tensor]
+Factors = tuple[Tensor, Tensor] | None
+"""Factors of the state and of the output; None where it is the output itself that is meant."""
 
 
 class Prediction(ABC):
-    """One meaning of a network's output. Coefficients arrive shaped for broadcasting."""
+    """One meaning of a network's output. Alpha and sigma arrive shaped for broadcasting."""
 
     @abstractmethod
-    def denoise(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Pair:
-        """Return (x0, eps) as the network's output implies them."""
+    def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
+        """Return what makes x0, and what makes eps, of the state and the output."""
 
     @abstractmethod
     def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Return what the network's output should be for these x0 and eps."""
 
+    def clock(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return the time that the network is shown, in the shape of the scales."""
+        return t
+
+    def input_scale(self, alpha: Tensor, sigma: Tensor) -> Tensor | None:
+        """Return what the state is divided by for the network; None if it is shown as it is."""
+        return None
+
+    def denoise(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Pair:
+        """Return (x0, eps) as the network's output implies them."""
+        of_x0, of_eps = self.factors(alpha, sigma)
+        return _weigh(of_x0, x, output), _weigh(of_eps, x, output)
+
     def network_input(
         self, t: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the time, shape ``(B,)``, and the state that the network is shown."""
-        return t, x
+        scale = self.input_scale(alpha, sigma)
+        clock = self.clock(t, alpha.reshape(-1), sigma.reshape(-1)).expand_as(t)
+        return clock, x if scale is None else x / scale
+
+
+def _weigh(factors: Factors, x: Tensor, output: Tensor) -> Tensor:
+    return output if factors is None else factors[0] * x + factors[1] * output
 
 
 class Eps(Prediction):
     """The noise."""
 
-    def denoise(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Pair:
-        return (x - sigma * output) / alpha, output
+    def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
+        return (1 / alpha, -sigma / alpha), None
 
     def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return eps
@@ -49,8 +72,8 @@ class Eps(Prediction):
 class X0(Prediction):
     """The data."""
 
-    def denoise(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Pair:
-        return output, (x - alpha * output) / sigma
+    def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
+        return None, (1 / sigma, -alpha / sigma)
 
     def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return x0
@@ -63,9 +86,9 @@ class V(Prediction):
     only for variance-preserving processes.
     """
 
-    def denoise(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Pair:
+    def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
         norm = alpha.square() + sigma.square()
-        return (alpha * x - sigma * output) / norm, (sigma * x + alpha * output) / norm
+        return (alpha / norm, -sigma / norm), (sigma / norm, alpha / norm)
 
     def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return alpha * eps - sigma * x0
@@ -74,8 +97,8 @@ class V(Prediction):
 class Score(Prediction):
     r"""The score :math:`\nabla \log p_t(x) = -\epsilon / \sigma`."""
 
-    def denoise(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Pair:
-        return (x + sigma.square() * output) / alpha, -sigma * output
+    def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
+        return (1 / alpha, sigma.square() / alpha), (torch.zeros_like(sigma), -sigma)
 
     def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return -eps / sigma
@@ -105,21 +128,20 @@ class EDM(Prediction):
     def _total(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return torch.hypot(sigma, self.data_std * alpha)
 
-    def denoise(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Pair:
+    def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
         s, total = self.data_std, self._total(alpha, sigma)
-        x0 = alpha * (s / total) ** 2 * x + sigma * s / total * output
-        eps = sigma / total.square() * x - alpha * s / total * output
-        return x0, eps
+        of_x0 = alpha * (s / total) ** 2, sigma * s / total
+        return of_x0, (sigma / total.square(), -alpha * s / total)
 
     def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         s = self.data_std
         return (sigma * x0 - alpha * s**2 * eps) / (s * self._total(alpha, sigma))
 
-    def network_input(
-        self, t: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        clock = 0.25 * torch.log(sigma / alpha).reshape(-1)
-        return clock.expand_as(t), x / self._total(alpha, sigma)
+    def clock(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return 0.25 * torch.log(sigma / alpha)
+
+    def input_scale(self, alpha: Tensor, sigma: Tensor) -> Tensor | None:
+        return self._total(alpha, sigma)
 
 
 PREDICTIONS: dict[str, type[Prediction]] = {"eps": Eps, "x0": X0, "v": V, "score": Score}

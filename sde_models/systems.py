@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import copy
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from sde_models._shapes import Time, as_time
 from sde_models.base_sdes import SDE
-from sde_models.base_systems import AtNodes, System, as_coefficients, scalars_like
+from sde_models.base_systems import AtNode, AtNodes, System, as_coefficients
 from sde_models.conditioning import check_conditioning, usable
 from sde_models.models import Model, check_model
 
@@ -76,22 +77,30 @@ class _ModelAtNodes(AtNodes):
     system: _ModelSystem
 
     def __init__(self, system: _ModelSystem, times: Tensor, like: Tensor) -> None:
-        super().__init__(system, times, like)
         sde: Any = system.sde
-        times = sde.times(times)
-        of_x0, of_eps = sde.reverse_coefficients(times, system.eta)
-        self._of_x0, self._of_eps = as_coefficients(of_x0), as_coefficients(of_eps)
-        self._noise = as_coefficients(system.eta * sde.diffusion(times))
-        self._alpha = scalars_like(sde.alpha(times), like)
-        self._sigma = scalars_like(sde.sigma(times), like)
+        super().__init__(system, sde.times(times), like)
+        self._sde = sde
+        self._model = system.model.at_nodes(self._times, like, system.cond)
 
     def denoise(self, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        model, cond = self.system.model, self.system.cond
-        return model.denoise_scaled(self.t[k], x, self._alpha[k], self._sigma[k], **cond)
+        return self._model.denoise(k, x)
+
+    def x0(self, k: int, x: Tensor) -> Tensor:
+        return self._model.x0(k, x)
+
+    def weighted(self, of_x0: Tensor, of_eps: Tensor) -> AtNode:
+        return self._model.weighted(of_x0, of_eps)
+
+    @cached_property
+    def _drift(self) -> AtNode:
+        return self._model.weighted(*self._sde.reverse_coefficients(self._times, self.system.eta))
+
+    @cached_property
+    def _noise(self) -> Any:
+        return as_coefficients(self.system.eta * self._sde.diffusion(self._times))
 
     def drift(self, k: int, x: Tensor) -> Tensor:
-        x0, eps = self.denoise(k, x)
-        return self._of_x0[k] * x0 + self._of_eps[k] * eps
+        return self._drift(k, x)
 
     def noise_scale(self, k: int, x: Tensor) -> Any:
         return self._noise[k]

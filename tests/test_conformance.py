@@ -78,15 +78,16 @@ def test_fixed_step_ode_solver_has_its_order(
     low, high = times(sde, span)
     generator = torch.Generator().manual_seed(0)
     order = TABLE[solver].order
+    fine = 200 if order < 3 else 400  # the higher orders show only where the steps are small
     for t0, t1 in [(low, high), (high, low)]:
-        x = exact.sample(4, t0, generator)
+        x = exact.sample(8, t0, generator)
         truth = exact.flow_map(x, t0, t1)
         errors = []
-        for steps in (100, 200):
+        for steps in (fine // 4, fine):
             got = sm.solve(exact.flow(), x, (t0, t1), solver, steps=steps).x
-            errors.append(float((got - truth).abs().max() / exact.spread(t1)))
-        rounding = 1e-9
-        assert errors[1] < max(errors[0] * 2 ** (0.5 - order), rounding)
+            errors.append(float((got - truth).square().mean().sqrt() / exact.spread(t1)))
+        rounding = 1e-10
+        assert errors[1] < max(errors[0] * 4 ** (0.5 - order), rounding)
         assert errors[1] < (0.5 if order == 1 else 0.5**order / 2)
 
 

@@ -27,10 +27,10 @@ PACKAGE = "sde_models"
 FLOORS: dict[int, tuple[str, ...]] = {
     7: ("cli",),
     6: ("demo", "training", "checkpoints", "distribution", "report"),
-    5: ("sampling", "likelihood", "latents", "discrete"),
+    5: ("sampling", "likelihood", "latents", "discrete", "adapted_grids"),
     4: ("solvers",),
     3: ("systems", "losses"),
-    2: ("models", "analytic", "predictions"),
+    2: ("models", "model_nodes", "analytic", "predictions"),
     1: ("sdes", "base_sdes", "gaussian_sdes", "base_systems", "grids"),
     0: (
         "nn",

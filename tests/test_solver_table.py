@@ -12,7 +12,7 @@ from torchdiffeq._impl.odeint import SOLVERS as TORCHDIFFEQ
 import sde_models as sm
 
 TABLE = sm.solvers()
-FIXED = [name for name, solver in TABLE.items() if not solver.adaptive]
+FIXED = [name for name, s in TABLE.items() if not s.adaptive and s.evaluations is not None]
 
 # Left out with a reason in docs/solvers.md.
 LEFT_OUT = {"ode:scipy_solver", "sde:reversible_heun", "sde:adjoint_reversible_heun"}

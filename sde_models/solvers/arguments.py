@@ -15,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from sde_models.base_systems import System
 from sde_models.grids import Grid, check_monotone
 from sde_models.randomness import check_generator
-from sde_models.solvers.base import DEFAULT_TOLERANCE, Solver
+from sde_models.solvers.base import Solver
 
 
 def check_span(system: System, t_span: tuple[float, float], method: Solver) -> tuple[float, float]:
@@ -136,7 +136,7 @@ def check_precision(method: Solver, x: Tensor, rtol: float | None) -> None:
     """Refuse a relative tolerance below the rounding of the state."""
     if not method.adaptive:
         return
-    rtol = DEFAULT_TOLERANCE if rtol is None else rtol
+    rtol = method.default_rtol if rtol is None else rtol
     rounding = torch.finfo(x.dtype).eps
     if rtol < rounding:
         raise ValueError(

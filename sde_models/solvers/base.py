@@ -39,6 +39,8 @@ class Solver(ABC):
         adjoint: Whether gradients can be had by the adjoint equation.
         default_steps: Steps that are taken if none are asked for.
         default_grid: Grid that is used if none is asked for; None for that of the SDE.
+        default_rtol: Relative tolerance of an adaptive solver that is told none.
+        default_atol: Absolute tolerance likewise.
         option_names: Options that :func:`~sde_models.solver` takes.
         may_be_zero: Options for which 0 has a meaning.
     """
@@ -57,6 +59,8 @@ class Solver(ABC):
     adjoint = False
     default_steps: ClassVar[int] = 200
     default_grid: ClassVar[str | None] = None
+    default_rtol: ClassVar[float] = DEFAULT_TOLERANCE
+    default_atol: ClassVar[float] = DEFAULT_TOLERANCE
     option_names: ClassVar[tuple[str, ...]] = ()
     may_be_zero: ClassVar[tuple[str, ...]] = ()
 
@@ -141,8 +145,8 @@ class Solver(ABC):
         """
         if self.adaptive:
             return {
-                "rtol": 10 * (rtol or DEFAULT_TOLERANCE),
-                "atol": 10 * (atol or DEFAULT_TOLERANCE),
+                "rtol": 10 * (rtol or self.default_rtol),
+                "atol": 10 * (atol or self.default_atol),
                 "max_steps": max_steps,
             }
         if grid is None or isinstance(grid, str) or callable(grid):

@@ -8,7 +8,7 @@ import torch
 import torchsde
 from torch import Tensor
 
-from sde_models.randomness import entropy_from, standard_normal
+from sde_models.randomness import entropy_from, standard_normal_like
 
 
 class FreshBrownian(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde is untyped
@@ -55,10 +55,7 @@ class FreshBrownian(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde is
         return tuple(results)
 
     def _draw(self) -> Tensor:
-        like = self._like
-        return standard_normal(
-            like.shape, generator=self._generator, dtype=like.dtype, device=like.device
-        )
+        return standard_normal_like(self._like, self._generator)
 
     def __repr__(self) -> str:
         return f"FreshBrownian(shape={tuple(self.shape)})"

@@ -3,9 +3,12 @@ r"""DDIM: deterministic or stochastic steps between any two noise levels."""
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from sde_models.base_systems import add_scaled, as_coefficients
 from sde_models.solvers.multistep import MultistepSolver, Weights
-from sde_models.solvers.problem import Scales
+from sde_models.solvers.one_step import Stepper
+from sde_models.solvers.problem import Problem, Scales
 
 
 class DDIM(MultistepSolver):
@@ -36,3 +39,17 @@ class DDIM(MultistepSolver):
         state = (sigma[1:].square() - variance).sqrt() / sigma[:-1]
         of_x0 = alpha[1:] - state * alpha[:-1]
         return Weights(state, of_x0[:, None], variance.sqrt() if eta else None)
+
+    def stepper(self, problem: Problem) -> Stepper:
+        """The step by itself, with which it serves as the predictor of ``pc``."""
+        nodes = problem.at_nodes()
+        weights = self.weights(problem.scales(), problem.system.eta)
+        of_state = as_coefficients(weights.state)
+        of_x0 = as_coefficients(weights.estimates[:, 0])
+        of_noise = None if weights.noise is None else as_coefficients(weights.noise)
+
+        def step(k: int, x: Tensor) -> Tensor:
+            mean = add_scaled(of_state[k] * x, of_x0[k], nodes.x0(k, x))
+            return mean if of_noise is None else add_scaled(mean, of_noise[k], problem.noise())
+
+        return step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sde_models.base_systems import add_scaled
 from sde_models.solvers.one_step import OneStepSolver, Stepper
 from sde_models.solvers.problem import Problem
 
@@ -34,6 +35,6 @@ class EulerMaruyama(OneStepSolver):
             dt = nodes.steps[k]
             noise = problem.noise()
             scale = problem.check_noise_scale(nodes.noise_scale(k, x), x) * abs(dt) ** 0.5
-            return x + nodes.drift(k, x) * dt + scale * noise
+            return add_scaled(add_scaled(x, dt, nodes.drift(k, x)), scale, noise)
 
         return step

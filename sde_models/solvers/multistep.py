@@ -1,6 +1,13 @@
-r"""Linear multistep methods: each step a weighted sum of the state and of past estimates of x0.
+r"""Linear multistep methods: each step a weighted sum of the state and of past estimates.
 
-.. math:: x_{k+1} = c_k x_k + \sum_j w_{kj}\, \hat x_0(t_{k-j}, x_{k-j}) + s_k \xi_k
+.. math:: x_{k+1} = c_k x_k + \sum_j w_{kj}\, u(t_{k-j}, x_{k-j}) + s_k \xi_k
+
+where the estimate u is that of x0, or another sum of x0 and eps.
+
+A corrector may take the same step once more when the estimate at its end is known, which costs no
+evaluation, since the next step needs that estimate anyway:
+
+.. math:: x_{k+1} \leftarrow c_k x_k + \sum_j v_{kj}\, u(t_{k+1-j}, x_{k+1-j}) .
 
 The weights depend on the nodes alone, so they are computed once, in double precision; a method is
 its table of weights, and all share one loop.
@@ -10,13 +17,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_models.base_systems import as_coefficients
+from sde_models.base_systems import add_scaled, as_coefficients
 from sde_models.solvers.base import Solver
 from sde_models.solvers.problem import Problem, Scales
 
@@ -27,14 +35,27 @@ class Weights:
 
     Attributes:
         state: Factor :math:`c_k` of the state, shape ``(K,)``.
-        estimates: Factors :math:`w_{kj}` of the estimates of x0, the newest first, shape
+        estimates: Factors :math:`w_{kj}` of the estimates, the newest first, shape
             ``(K, p)``; zero where there is no such estimate yet.
         noise: Factor :math:`s_k` of the noise, shape ``(K,)``; None where there is none.
+        corrector: Factors :math:`v_{kj}` of the estimates, that at the end of the step first,
+            shape ``(R, q)``: the first R steps are corrected, at most K - 1.
+        restart: Factors of the estimates at nodes 2, 1 and 0 in the first step, shape ``(3,)``:
+            it is taken again when they are known, after one more evaluation at node 1, so that it
+            does not spoil a method of order 4. None for the others.
     """
 
     state: Tensor
     estimates: Tensor
     noise: Tensor | None = None
+    corrector: Tensor | None = None
+    restart: Tensor | None = None
+
+    @property
+    def longest(self) -> int:
+        """How many estimates a step looks at, at most."""
+        corrected = 0 if self.corrector is None else self.corrector.shape[1]
+        return max(self.estimates.shape[1], corrected, 0 if self.restart is None else 3)
 
 
 class MultistepSolver(Solver):
@@ -54,35 +75,58 @@ class MultistepSolver(Solver):
             eta: Stochasticity of the system.
         """
 
+    def estimate_factors(self, scales: Scales) -> tuple[Tensor, Tensor]:
+        """Factors of x0 and eps in the estimate, shape ``(K + 1,)`` each; x0 itself if not said."""
+        return torch.ones_like(scales.alpha), torch.zeros_like(scales.alpha)
+
     def integrate(self, problem: Problem) -> Tensor:
-        nodes, recorder, x = problem.at_nodes(), problem.recorder, problem.x
-        steps = StepWeights(self.weights(problem.scales(), problem.system.eta))
-        history: deque[Tensor] = deque(maxlen=steps.length)
-        for k, t in enumerate(problem.times[1:].tolist()):
-            history.appendleft(nodes.denoise(k, x)[0])
-            x = steps.combine(k, x, history)
-            if steps.noise is not None:
-                x = x + steps.noise[k] * problem.noise()
-            recorder.reach(t, x)
+        recorder, x, scales = problem.recorder, problem.x, problem.scales()
+        weights = self.weights(scales, problem.system.eta)
+        estimate = problem.at_nodes().weighted(*self.estimate_factors(scales))
+        predictor = WeightedSum(weights.state, weights.estimates)
+        corrector = None
+        if weights.corrector is not None and len(weights.corrector):
+            corrector = WeightedSum(weights.state, weights.corrector)
+        noise = None if weights.noise is None else as_coefficients(weights.noise)
+        times = problem.times.tolist()
+        history: deque[Tensor] = deque(maxlen=weights.longest)
+        start = before = x
+        for k in range(len(times) - 1):
+            history.appendleft(estimate(k, x))
+            if corrector is not None and 0 < k <= corrector.steps:
+                x = corrector(k - 1, before, history)
+                if weights.restart is not None and k == 1:
+                    history[0] = estimate(1, x)
+                if weights.restart is not None and k == 2:
+                    again = WeightedSum(weights.state[:1], weights.restart[None])
+                    x = corrector(1, again(0, start, history), history)
+            if k:
+                recorder.reach(times[k], x)
+            before, x = x, predictor(k, x, history)
+            if noise is not None:
+                x = add_scaled(x, noise[k], problem.noise())
+        recorder.reach(times[-1], x)
         return x
 
 
-class StepWeights:
-    """Weights as numbers that a step multiplies by."""
+class WeightedSum:
+    """The sum that a step is, with its weights as numbers.
 
-    def __init__(self, weights: Weights) -> None:
-        self.state = as_coefficients(weights.state)
-        columns = weights.estimates.unbind(1)
-        self.length = len(columns)
-        self.estimates: list[Any] = [as_coefficients(column) for column in columns]
-        noisy = weights.noise is not None and bool((weights.noise.detach() != 0).any())
-        self.noise: Any = as_coefficients(weights.noise) if noisy else None  # type: ignore[arg-type]
+    Args:
+        state: Factors of the state, shape ``(K,)``.
+        estimates: Factors of the estimates, shape ``(K, p)``.
+    """
 
-    def combine(self, k: int, x: Tensor, history: deque[Tensor]) -> Tensor:
-        """The weighted sum of state and estimates, the newest first."""
-        x = self.state[k] * x
-        for column, estimate in zip(self.estimates, history, strict=False):
-            x = x + column[k] * estimate
+    def __init__(self, state: Tensor, estimates: Tensor) -> None:
+        self.steps = len(estimates)
+        self._state = as_coefficients(state)
+        self._columns: list[Any] = [as_coefficients(column) for column in estimates.unbind(1)]
+
+    def __call__(self, k: int, x: Tensor, history: Sequence[Tensor]) -> Tensor:
+        """Step ``k`` from the state ``x`` with these estimates, the newest first."""
+        x = x * self._state[k]
+        for column, estimate in zip(self._columns, history, strict=False):
+            x = add_scaled(x, column[k], estimate)
         return x
 
 
@@ -91,7 +135,7 @@ def half_log_snr(scales: Scales) -> Tensor:
     return 0.5 * scales.log_snr
 
 
-def exact_decay(scales: Scales, eta: float) -> tuple[Tensor, Tensor]:
+def exact_decay(scales: Scales, eta: float) -> tuple[Tensor, Tensor | None]:
     r"""Factors of state and noise that solve the linear part exactly.
 
     With :math:`h = \lambda_t - \lambda_s`,
@@ -102,4 +146,4 @@ def exact_decay(scales: Scales, eta: float) -> tuple[Tensor, Tensor]:
     h = half_log_snr(scales).diff()
     sigma = scales.sigma
     state = sigma[1:] / sigma[:-1] * torch.exp(-(eta**2) * h)
-    return state, sigma[1:] * torch.sqrt(-torch.expm1(-2 * eta**2 * h)).nan_to_num()
+    return state, sigma[1:] * torch.sqrt(-torch.expm1(-2 * eta**2 * h)) if eta else None

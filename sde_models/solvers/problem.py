@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sde_models._shapes import describe_rows, non_finite_rows
-from sde_models.base_systems import AtNodes, System
+from sde_models._shapes import adds_up, describe_rows, non_finite_rows
+from sde_models.base_systems import AtNode, AtNodes, System
 from sde_models.counting import Evaluations
 from sde_models.errors import NonFiniteError, StepLimitError
 from sde_models.randomness import standard_normal_like
@@ -205,7 +204,7 @@ class Problem:
         """Alpha, sigma and log-SNR at the nodes of the solve, or at other times."""
         sde = self.system.sde
         t = sde.times(self.times if times is None else times)
-        return Scales(sde.alpha(t), sde.sigma(t), sde.log_snr(t))
+        return Scales(sde.alpha(t), sde.sigma(t), sde.log_snr(t), sde.data_std)
 
     def noise(self, like: Tensor | None = None) -> Tensor:
         """Standard normal numbers in the shape of the state, from the generator."""
@@ -289,13 +288,8 @@ class GuardedDrift(nn.Module):
         # Adaptive solvers probe beyond the end of their span, where sigma may be NaN.
         t = t.clamp(self.system.t_min, self.system.t_max)
         drift = self.system.drift(t, x)
-        if not isinstance(drift, Tensor) or drift.shape != x.shape:
-            got = f"shape {tuple(drift.shape)}" if isinstance(drift, Tensor) else repr(drift)
-            raise ValueError(
-                f"the drift of {type(self.system).__name__} has {got} for a state of shape "
-                f"{tuple(x.shape)}; it must be a tensor of that shape"
-            )
-        if not _adds_up(drift):
+        check_drift(self.system, drift, x)
+        if not adds_up(drift):
             refuse_non_finite("drift", float(t.detach().reshape(-1)[0]), x, drift, self._cost)
         return drift
 
@@ -308,11 +302,15 @@ class GuardedDrift(nn.Module):
 
 @dataclass(frozen=True)
 class Scales:
-    """Alpha, sigma and log-SNR at the nodes, in double precision, shape ``(K,)`` each."""
+    """Alpha, sigma and log-SNR at the nodes, in double precision, shape ``(K,)`` each.
+
+    Beside them the standard deviation of a coordinate of the data.
+    """
 
     alpha: Tensor
     sigma: Tensor
     log_snr: Tensor
+    data_std: float
 
 
 class GuardedNodes:
@@ -329,7 +327,6 @@ class GuardedNodes:
         self._times = times.tolist()
         self._cost = cost
         self.steps: list[float] = times.diff().tolist()
-        self.t = nodes.t
         self.noise_scale = nodes.noise_scale
 
     def drift(self, k: int, x: Tensor) -> Tensor:
@@ -337,9 +334,11 @@ class GuardedNodes:
 
         Raises:
             NonFiniteError: If any entry is NaN or infinite.
+            ValueError: If the shape is not that of ``x``.
         """
         drift = self._nodes.drift(k, x)
-        if not _adds_up(drift):
+        check_drift(self._nodes.system, drift, x)
+        if not adds_up(drift):
             refuse_non_finite("drift", self._times[k], x, drift, self._cost)
         return drift
 
@@ -350,14 +349,49 @@ class GuardedNodes:
             NonFiniteError: If any entry is NaN or infinite.
         """
         x0, eps = self._nodes.denoise(k, x)
-        if not _adds_up(x0):
+        if not adds_up(x0):
             refuse_non_finite("estimate of x0", self._times[k], x, x0, self._cost)
         return x0, eps
 
+    def x0(self, k: int, x: Tensor) -> Tensor:
+        """The estimate of x0 alone, which costs less.
 
-def _adds_up(values: Tensor) -> bool:
-    """Whether the sum is finite: one quick pass, and no doubt if it is."""
-    return math.isfinite(float(values.detach().sum()))
+        Raises:
+            NonFiniteError: If any entry is NaN or infinite.
+        """
+        x0 = self._nodes.x0(k, x)
+        if not adds_up(x0):
+            refuse_non_finite("estimate of x0", self._times[k], x, x0, self._cost)
+        return x0
+
+    def weighted(self, of_x0: Tensor, of_eps: Tensor) -> AtNode:
+        """The function of node and state that gives of_x0 x0 + of_eps eps.
+
+        It raises :class:`~sde_models.NonFiniteError` if any entry is NaN or infinite.
+        """
+        estimate = self._nodes.weighted(of_x0, of_eps)
+
+        def guarded(k: int, x: Tensor) -> Tensor:
+            value = estimate(k, x)
+            if not adds_up(value):
+                refuse_non_finite("estimate", self._times[k], x, value, self._cost)
+            return value
+
+        return guarded
+
+
+def check_drift(system: System, drift: Any, x: Tensor) -> None:
+    """Refuse a drift that is not like the state.
+
+    Raises:
+        ValueError: If it is no tensor, or of another shape.
+    """
+    if not isinstance(drift, Tensor) or drift.shape != x.shape:
+        got = f"shape {tuple(drift.shape)}" if isinstance(drift, Tensor) else repr(drift)
+        raise ValueError(
+            f"the drift of {type(system).__name__} has {got} for a state of shape "
+            f"{tuple(x.shape)}; it must be a tensor of that shape"
+        )
 
 
 def refuse_non_finite(what: str, t: float, x: Tensor, values: Tensor, cost: Evaluations) -> None:

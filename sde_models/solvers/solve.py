@@ -25,7 +25,7 @@ from sde_models.solvers.arguments import (
     save_times,
     whole_number,
 )
-from sde_models.solvers.base import DEFAULT_TOLERANCE, Solver
+from sde_models.solvers.base import Solver
 from sde_models.solvers.problem import Problem, Recorder, Solution, Step
 from sde_models.solvers.table import solver as find_solver
 
@@ -63,9 +63,9 @@ def solve(
             :func:`~sde_models.solver`.
         steps: Number of steps of a fixed-step solver; if None 200, or what is usual for a solver
             made for diffusion.
-        rtol: Relative tolerance of an adaptive solver, 1e-5 if None. The error of a step is
-            judged by the root mean square over the worst sample.
-        atol: Absolute tolerance of an adaptive solver in units of x, 1e-5 if None.
+        rtol: Relative tolerance of an adaptive solver, 1e-5 if None (0.02 for "adaptive-sde").
+            The error of a step is judged by the root mean square over the worst sample.
+        atol: Absolute tolerance of an adaptive solver in units of x, as rtol if None.
         grid: Nodes of a fixed-step solver: "log-snr", "uniform", "quadratic", "karras", a
             function ``(sde, t0, t1, steps)`` such as :func:`~sde_models.adapt_grid` makes, or the
             times themselves. If None that of the solver, else "log-snr" where there is a log-SNR
@@ -143,8 +143,8 @@ def solve(
             system,
             x if differentiate else x.detach().clone(),
             times,
-            rtol=DEFAULT_TOLERANCE if rtol is None else rtol,
-            atol=DEFAULT_TOLERANCE if atol is None else atol,
+            rtol=method.default_rtol if rtol is None else rtol,
+            atol=method.default_atol if atol is None else atol,
             generator=generator,
             adjoint=gradient == "adjoint",
             recorder=recorder,

@@ -6,18 +6,39 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sde_models.errors import nearest_names
+from sde_models.solvers.ancestral import Ancestral, ReverseDiffusion
+from sde_models.solvers.annealed_langevin import AnnealedLangevin
 from sde_models.solvers.base import Solver
 from sde_models.solvers.ddim import DDIM
+from sde_models.solvers.dpm_solver import dpm_solvers
+from sde_models.solvers.dpm_solver_singlestep import DPMSolver2S
 from sde_models.solvers.euler_maruyama import EulerMaruyama
 from sde_models.solvers.exponential_adams import exponential_adams_solvers
+from sde_models.solvers.flow_adams import flow_adams_solvers
+from sde_models.solvers.heun_edm import HeunEDM
+from sde_models.solvers.picard import Picard
+from sde_models.solvers.predictor_corrector import PredictorCorrector
+from sde_models.solvers.rk_batch import BatchRungeKutta
 from sde_models.solvers.scipy_methods import scipy_solvers
 from sde_models.solvers.torchdiffeq_methods import torchdiffeq_solvers
 from sde_models.solvers.torchsde_methods import torchsde_solvers
+from sde_models.solvers.unipc import unipc_solvers
 
 MAKERS: dict[str, Callable[..., Solver]] = {
     EulerMaruyama.name: EulerMaruyama,
+    ReverseDiffusion.name: ReverseDiffusion,
+    Ancestral.name: Ancestral,
+    PredictorCorrector.name: PredictorCorrector,
+    AnnealedLangevin.name: AnnealedLangevin,
     DDIM.name: DDIM,
+    HeunEDM.name: HeunEDM,
+    DPMSolver2S.name: DPMSolver2S,
+    **dpm_solvers(),
+    **unipc_solvers(),
     **exponential_adams_solvers(),
+    **flow_adams_solvers(),
+    Picard.name: Picard,
+    BatchRungeKutta.name: BatchRungeKutta,
     **torchdiffeq_solvers(),
     **torchsde_solvers(),
     **scipy_solvers(),
@@ -47,7 +68,9 @@ class SolverTable(Mapping[str, Solver]):
 
     def rows(self) -> list[tuple[str, ...]]:
         """Heading and rows, as text."""
-        heading = ("solver", "integrates", "order", "steps", "evaluations", "gradients", "library")
+        heading = (
+            "solver", "integrates", "of", "order", "steps", "evaluations", "gradients", "library",
+        )  # fmt: skip
         return [heading, *(self._row(solver) for solver in self.values())]
 
     @staticmethod
@@ -56,6 +79,7 @@ class SolverTable(Mapping[str, Solver]):
         return (
             solver.name,
             ", ".join(solver.integrates),
+            "models" if solver.diffusion_only else "anything",
             f"{solver.order:g}",
             "adaptive" if solver.adaptive else "fixed, equal" if solver.equal_steps else "fixed",
             "varies" if solver.evaluations is None else str(solver.evaluations),

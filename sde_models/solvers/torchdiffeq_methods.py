@@ -18,7 +18,11 @@ from torch import Tensor
 
 from sde_models.errors import StepSizeError
 from sde_models.solvers.base import Solver
+from sde_models.solvers.known_times import KnownTimes
 from sde_models.solvers.problem import Problem
+
+THIRDS = (1 / 3, 2 / 3)
+"""Where torchdiffeq's Heun3 and RK4 evaluate within a step; RK4 starts its Adams methods."""
 
 
 class TorchdiffeqSolver(Solver):
@@ -35,16 +39,18 @@ class TorchdiffeqSolver(Solver):
         self.evaluations = evaluations
         super().__init__(**options)
 
-    def _odeint(self, problem: Problem, times: Tensor, options: dict[str, Any]) -> Tensor:
+    def _odeint(
+        self, problem: Problem, drift: Any, times: Tensor, options: dict[str, Any]
+    ) -> Tensor:
         arguments: dict[str, Any] = {
             "method": self.method,
             "options": {**options, **self.options},
             **self._tolerances(problem),
         }
         if not problem.adjoint:
-            return torchdiffeq.odeint(problem.drift, problem.x, times, **arguments)
+            return torchdiffeq.odeint(drift, problem.x, times, **arguments)
         return torchdiffeq.odeint_adjoint(
-            problem.drift, problem.x, times,
+            drift, problem.x, times,
             adjoint_options=self._adjoint_options(problem, times), **arguments,
         )  # fmt: skip
 
@@ -114,7 +120,7 @@ class AdaptiveTorchdiffeq(TorchdiffeqSolver):
 
         times = _library_times(self._output_times(problem), problem.x)
         try:
-            states = self._odeint(problem, times, self._control(problem, times))
+            states = self._odeint(problem, drift, times, self._control(problem, times))
         except AssertionError as error:
             if "underflow in dt" not in str(error):
                 raise
@@ -157,10 +163,28 @@ class FixedTorchdiffeq(TorchdiffeqSolver):
     """A fixed-step method of torchdiffeq on the nodes of a grid.
 
     Options: ``perturb``, as torchdiffeq documents it.
+
+    Args:
+        method: torchdiffeq's name.
+        order: Order of convergence.
+        evaluations: Evaluations for each step.
+        fractions: Fractions of a step at which it evaluates.
+        **options: Passed on.
     """
 
     adaptive = False
     option_names = ("perturb",)
+
+    def __init__(
+        self,
+        method: str,
+        order: float,
+        evaluations: int | None,
+        fractions: tuple[float, ...],
+        **options: Any,
+    ) -> None:
+        super().__init__(method, order, evaluations, **options)
+        self.fractions = fractions
 
     def _fixed_options(self) -> dict[str, Any]:
         return {}
@@ -175,9 +199,11 @@ class FixedTorchdiffeq(TorchdiffeqSolver):
             if ended is not None:
                 recorder.reach(ended, x)
 
-        problem.drift.callback_step = stepping  # type: ignore[assignment]
+        # The adjoint wants a module, and differentiates what is computed beforehand many times.
+        drift: Any = problem.drift if problem.adjoint else KnownTimes(problem, self.fractions)
+        drift.callback_step = stepping
         options = {"grid_constructor": lambda func, x, t: nodes, **self._fixed_options()}
-        x = self._odeint(problem, nodes[[0, -1]], options)[-1]
+        x = self._odeint(problem, drift, nodes[[0, -1]], options)[-1]
         recorder.reach(float(problem.times[-1]), x)
         return x
 
@@ -201,7 +227,7 @@ class AdamsTorchdiffeq(FixedTorchdiffeq):
     def __init__(
         self, method: str, order: float, evaluations: int | None, max_order: int, **options: Any
     ) -> None:
-        super().__init__(method, order, evaluations, **options)
+        super().__init__(method, order, evaluations, (0.0, *THIRDS), **options)
         self.max_order = max_order
 
     def _fixed_options(self) -> dict[str, Any]:
@@ -230,9 +256,13 @@ def torchdiffeq_solvers() -> dict[str, Callable[..., Solver]]:
     # Its estimate is 1/512 of a difference of slopes; what it leaves out is of higher order but
     # larger at every tolerance in use.
     makers["ode:fehlberg2"] = partial(AdaptiveTorchdiffeq, "fehlberg2", 2, 2, 100.0)
-    fixed = {"euler": (1, 1), "midpoint": (2, 2), "heun2": (2, 2), "heun3": (3, 3), "rk4": (4, 4)}
-    for method, (order, evaluations) in fixed.items():
-        makers[f"ode:{method}"] = partial(FixedTorchdiffeq, method, order, evaluations)
+    # method: (order, evaluations, fractions of a step at which it evaluates)
+    fixed: dict[str, tuple[int, int, tuple[float, ...]]] = {
+        "euler": (1, 1, (0.0,)), "midpoint": (2, 2, (0.0, 0.5)), "heun2": (2, 2, (0.0, 1.0)),
+        "heun3": (3, 3, (0.0, *THIRDS)), "rk4": (4, 4, (0.0, *THIRDS)),
+    }  # fmt: skip
+    for method, declared in fixed.items():
+        makers[f"ode:{method}"] = partial(FixedTorchdiffeq, method, *declared)
     makers["ode:explicit_adams"] = partial(AdamsTorchdiffeq, "explicit_adams", 4, 1, 5)
     makers["ode:implicit_adams"] = partial(AdamsTorchdiffeq, "implicit_adams", 4, 2, 4)
     makers["ode:fixed_adams"] = partial(AdamsTorchdiffeq, "fixed_adams", 4, 2, 4)

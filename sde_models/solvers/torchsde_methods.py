@@ -1,9 +1,10 @@
 """Every method of torchsde that is valid here, as ``sde:<method>``.
 
-Each interval of the grid is one call of ``torchsde.sdeint``, since with a fixed ``dt`` it ignores
-the spacing of its times. The noise here does not depend on the state, so Ito and Stratonovich
-agree, and each method is given the kind of SDE that it wants. Step control is not offered:
-torchsde averages the error over the batch, and takes no other norm.
+Each interval of the grid is one call of the ``step`` of torchsde's own method object, whose loop,
+``torchsde.sdeint``, ignores the spacing of its times where ``dt`` is fixed. The noise here does not
+depend on the state, so Ito and Stratonovich agree, and each method is given the kind of SDE that it
+wants. Step control is not offered: torchsde averages the error over the batch, and takes no other
+norm.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 import torchsde
 from torch import Tensor
+from torchsde._core import methods
+from torchsde._core.base_sde import ForwardSDE
 
 from sde_models.solvers.base import Solver
 from sde_models.solvers.brownian import FreshBrownian, remembering_brownian
+from sde_models.solvers.known_times import KnownTimes
 from sde_models.solvers.problem import Problem
 
 
@@ -43,6 +46,7 @@ class TorchsdeSolver(Solver):
         order: float,
         evaluations: int,
         levy_area: str = "none",
+        fractions: tuple[float, ...] = (0.0,),
         *,
         state_dependent_noise: bool = False,
         **options: Any,
@@ -53,6 +57,7 @@ class TorchsdeSolver(Solver):
         self.order = order
         self.evaluations = evaluations
         self.levy_area = levy_area
+        self.fractions = fractions
         self.state_dependent_noise = state_dependent_noise
         super().__init__(**options)
         brownian = self.options.get("brownian", "fresh")
@@ -62,35 +67,20 @@ class TorchsdeSolver(Solver):
             )
 
     def integrate(self, problem: Problem) -> Tensor:
-        shape = problem.x.shape
-        y = problem.x.flatten(1)
+        shape, y = problem.x.shape, problem.x.flatten(1)
         clock = problem.times * problem.direction
-        brownian = self._brownian(problem, y, clock)
-        view = _view_of(problem, self.sde_type)
-        # torchsde's shape checks draw from the global generator, which is not theirs to move when
-        # another one was given.
-        devices = [y.device] if y.device.type == "cuda" else []
-        own = problem.generator is None or problem.generator is torch.default_generator
-        with torch.random.fork_rng(devices, enabled=not own):
-            return self._steps(problem, view, y, clock, brownian).reshape(shape)
-
-    def _steps(
-        self,
-        problem: Problem,
-        view: _AdditiveView,
-        y: Tensor,
-        clock: Tensor,
-        brownian: torchsde.BaseBrownian,
-    ) -> Tensor:
-        for k in range(len(clock) - 1):
-            interval = clock[k : k + 2]
-            # torchsde steps to min(t + dt, end): a dt beyond the end makes exactly one step.
-            dt = 2 * float(interval[1] - interval[0])
-            y = torchsde.sdeint(view, y, interval, bm=brownian, method=self.method, dt=dt)[-1]
+        view = _view_of(problem, self.sde_type, self.fractions)
+        method = methods.select(method=self.method, sde_type=self.sde_type)(
+            sde=ForwardSDE(view), bm=self._brownian(problem, y, clock),
+            dt=None, adaptive=False, rtol=None, atol=None, dt_min=None, options={},
+        )  # fmt: skip
+        ticks = view.ticks(clock)
+        extra = method.init_extra_solver_state(ticks[0], y)
+        for k, t in enumerate(problem.times[1:].tolist()):
+            y, extra = method.step(ticks[k], ticks[k + 1], y, extra)
             view.forget()
-            reached = float(problem.times[k + 1])
-            problem.recorder.reach(reached, y.reshape(problem.x.shape))
-        return y
+            problem.recorder.reach(t, y.reshape(shape))
+        return y.reshape(shape)
 
     def _brownian(self, problem: Problem, y: Tensor, clock: Tensor) -> torchsde.BaseBrownian:
         brownian = self.options.get("brownian", "fresh")
@@ -98,6 +88,11 @@ class TorchsdeSolver(Solver):
             return FreshBrownian(y, problem.generator)
         if brownian == "interval":
             return remembering_brownian(y, clock, problem.generator, self.levy_area)
+        if tuple(brownian.shape) != tuple(y.shape):
+            raise ValueError(
+                f"brownian has shape {tuple(brownian.shape)}, wanted that of the flat state, "
+                f"{tuple(y.shape)}: give its size as (B, D)"
+            )
         return brownian
 
 
@@ -105,37 +100,41 @@ class _AdditiveView:
     """A system as torchsde wants it: flat state, rising clock, additive noise.
 
     It offers the product of g and a vector instead of g, so that no D x D matrix is made. It
-    remembers the drifts of the current step: torchsde asks for some of them several times, once in
-    a hidden check of each call.
+    remembers the drifts of the current step, some of which torchsde asks for several times.
     """
 
     noise_type = "additive"
 
-    def __init__(self, problem: Problem, sde_type: str) -> None:
+    def __init__(self, problem: Problem, sde_type: str, fractions: tuple[float, ...]) -> None:
         self.sde_type = sde_type
-        self._problem = problem
+        self._shape = problem.x.shape
+        self._direction = problem.direction
+        self._equation = KnownTimes(problem, fractions)
         self._known: list[tuple[float, Tensor, Tensor]] = []
 
-    def f(self, c: Tensor, y: Tensor) -> Tensor:
+    def ticks(self, clock: Tensor) -> Any:
+        """The nodes of the clock as the methods take them; numbers are quicker than tensors."""
+        return clock.tolist()
+
+    def f(self, c: float | Tensor, y: Tensor) -> Tensor:
         clock = float(c)
         for known_clock, known_y, drift in self._known:
             if known_clock == clock and known_y is y:
                 return drift
-        t, x = self._at(c, y)
-        drift = self._problem.direction * self._problem.drift(t, x).reshape(y.shape)
+        drift = self._equation(self._direction * clock, y.reshape(self._shape)).reshape(y.shape)
+        drift = drift if self._direction > 0 else -drift
         self._known.append((clock, y, drift))
         return drift
 
-    def g_prod(self, c: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        t, x = self._at(c, y)
-        return (self._problem.noise_scale(t, x) * v.reshape(x.shape)).reshape(y.shape)
+    def g_prod(self, c: float | Tensor, y: Tensor, v: Tensor) -> Tensor:
+        return (self._scale(c, y) * v.reshape(self._shape)).reshape(y.shape)
 
     def forget(self) -> None:
         """Drop the drifts of the step that ended."""
         self._known.clear()
 
-    def _at(self, c: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return (c * self._problem.direction).to(y), y.reshape(self._problem.x.shape)
+    def _scale(self, c: float | Tensor, y: Tensor) -> Any:
+        return self._equation.noise_scale(self._direction * float(c), y.reshape(self._shape))
 
 
 class _DiagonalView(_AdditiveView):
@@ -143,28 +142,30 @@ class _DiagonalView(_AdditiveView):
 
     noise_type = "diagonal"
 
-    def g(self, c: Tensor, y: Tensor) -> Tensor:
-        t, x = self._at(c, y)
-        return self._problem.noise_scale(t, x).expand_as(x).reshape(y.shape)
+    def ticks(self, clock: Tensor) -> Any:
+        return clock.unbind()  # the methods take the root of a step as of a tensor
+
+    def g(self, c: float | Tensor, y: Tensor) -> Tensor:
+        return self._scale(c, y).expand(self._shape).reshape(y.shape)
 
 
-def _view_of(problem: Problem, sde_type: str) -> _AdditiveView:
+def _view_of(problem: Problem, sde_type: str, fractions: tuple[float, ...]) -> _AdditiveView:
     view = _DiagonalView if problem.system.state_dependent_noise else _AdditiveView
-    return view(problem, sde_type)
+    return view(problem, sde_type, fractions)
 
 
 def torchsde_solvers() -> dict[str, Callable[..., Solver]]:
     """A maker for every torchsde method that is offered, by name."""
     ito = partial(TorchsdeSolver, sde_type="ito", state_dependent_noise=True)
     stratonovich = partial(TorchsdeSolver, sde_type="stratonovich")
+    srk = partial(ito, "srk", order=1.5, evaluations=2, levy_area="space-time")
+    middle = partial(stratonovich, order=1.0, evaluations=2, fractions=(0.0, 0.5))
     return {
         "sde:euler": partial(ito, "euler", order=1.0, evaluations=1),
         "sde:milstein": partial(ito, "milstein", order=1.0, evaluations=1),
-        "sde:srk": partial(ito, "srk", order=1.5, evaluations=2, levy_area="space-time"),
+        "sde:srk": partial(srk, fractions=(0.0, 0.75, 1.0)),
         "sde:euler_heun": partial(stratonovich, "euler_heun", order=1.0, evaluations=1),
         "sde:heun": partial(stratonovich, "heun", order=1.0, evaluations=2),
-        "sde:midpoint": partial(stratonovich, "midpoint", order=1.0, evaluations=2),
-        "sde:log_ode": partial(
-            stratonovich, "log_ode", order=1.0, evaluations=2, levy_area="foster"
-        ),
+        "sde:midpoint": partial(middle, "midpoint"),
+        "sde:log_ode": partial(middle, "log_ode", levy_area="foster"),
     }

@@ -1,0 +1,77 @@
+"""Adams methods over any clock: explicit, and with a corrector that costs nothing."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from sde_models.solvers.adams_weights import (
+    Quadrature,
+    corrector_weights,
+    predictor_weights,
+    starting_corrector,
+)
+from sde_models.solvers.multistep import MultistepSolver, Weights
+from sde_models.solvers.problem import Scales
+
+
+class _Adams(MultistepSolver):
+    """An Adams method of order p for the probability flow."""
+
+    integrates = ("ODE",)
+    family: ClassVar[str]
+
+    def __init__(self, order: int, **options: Any) -> None:
+        self.name = f"{self.family}-{order}"
+        self.order = order
+        super().__init__(**options)
+
+    @abstractmethod
+    def quadrature(self, scales: Scales) -> Quadrature:
+        """The integral that is left when what is known of the flow is solved exactly."""
+
+    def estimate_factors(self, scales: Scales) -> tuple[Tensor, Tensor]:
+        quadrature = self.quadrature(scales)
+        return quadrature.of_x0, quadrature.of_eps
+
+
+class AdamsBashforth(_Adams):
+    """Adams-Bashforth: the polynomial through the last p estimates, integrated exactly.
+
+    It starts with what estimates there are, corrected once the next is known, so that the start
+    does not cost the order; order 4 takes one more evaluation for this.
+    """
+
+    def weights(self, scales: Scales, eta: float) -> Weights:
+        quadrature, order = self.quadrature(scales), int(self.order)
+        corrector, restart = starting_corrector(quadrature, order)
+        return Weights(
+            quadrature.state,
+            predictor_weights(quadrature, order),
+            corrector=corrector,
+            restart=restart,
+        )
+
+
+class AdamsMoulton(_Adams):
+    r"""Adams-Bashforth-Moulton: predicted by p - 1 estimates, then corrected by p.
+
+    The correction of a step uses the estimate at its end, which the next step needs anyway.
+
+    Where steps grow, the polynomial through past nodes is a poor guess of the future: its weights
+    become large and of both signs. The predictor takes as many of the nodes as keep
+    :math:`\sum_j |w_j| \le 5 |\sum_j w_j|`; equal steps always do. The grid may then be as uneven
+    as the model wants.
+    """
+
+    def weights(self, scales: Scales, eta: float) -> Weights:
+        quadrature, order = self.quadrature(scales), int(self.order)
+        amplification = self.options.get("amplification", 5.0)
+        return Weights(
+            quadrature.state,
+            predictor_weights(quadrature, order - 1, amplification=amplification),
+            corrector=corrector_weights(quadrature, order),
+            restart=starting_corrector(quadrature, order)[1],
+        )

@@ -1,0 +1,110 @@
+"""Parts of a batch, for solvers in which each sample has its own time and leaves when done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sde_models._shapes import adds_up, non_finite_rows
+from sde_models.solvers.problem import Problem, check_drift, refuse_non_finite
+
+
+def time_precision(x: Tensor) -> torch.dtype:
+    """The dtype of times and steps: double precision, where the device has any."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+class PartOfBatch:
+    """The equation for some samples of a batch.
+
+    Conditioning tensors whose first dimension is that of the batch belong to its samples, and only
+    the entries of these are shown to the network.
+
+    Args:
+        problem: The problem of the whole batch.
+        rows: Which samples.
+
+    Attributes:
+        rows: Which samples, shape ``(n,)``.
+        system: The equation for them.
+    """
+
+    def __init__(self, problem: Problem, rows: Tensor) -> None:
+        self.rows = rows
+        self.system = problem.system
+        self._problem = problem
+        batch = len(problem.x)
+        own = {
+            name: value[rows.to(value.device)]
+            for name, value in problem.system.cond.items()
+            if isinstance(value, Tensor) and value.ndim and len(value) == batch
+        }
+        if own and len(rows) < batch:
+            self.system = problem.system.conditioned(**own)
+
+    def drift(self, t: Tensor, x: Tensor) -> Tensor:
+        """The drift at a time for each sample, shape ``(n,)``.
+
+        Raises:
+            NonFiniteError: If any entry is NaN or infinite; with the rows of the whole batch.
+            ValueError: If the shape is not that of ``x``.
+        """
+        drift = self.system.drift(t.to(x.dtype), x)
+        check_drift(self.system, drift, x)
+        if not adds_up(drift):
+            bad = [*non_finite_rows(x), *non_finite_rows(drift), 0][0]
+            cost = self._problem.recorder.cost
+            refuse_non_finite("drift", float(t[bad]), self._whole(x), self._whole(drift), cost)
+        return drift
+
+    def _whole(self, values: Tensor) -> Tensor:
+        """A batch with these values in their rows, and 0 elsewhere."""
+        return torch.zeros_like(self._problem.x).index_copy(0, self.rows, values.detach())
+
+
+class InnerStates:
+    """States at the times of ``path=``, gathered as the steps of each sample pass them.
+
+    Args:
+        problem: The problem of the whole batch.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        ends = problem.times[[0, -1]].tolist()
+        asked = problem.recorder.save_at
+        self._times = [] if asked is None else [t for t in asked.tolist() if t not in ends]
+        x = problem.x
+        self._asked = torch.tensor(self._times, device=x.device, dtype=time_precision(x))
+        self._pieces: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self._times]
+
+    def gather(
+        self, rows: Tensor, start: Tensor, end: Tensor, at: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        """Note steps from ``start`` to ``end``.
+
+        Args:
+            rows: The samples that took them, shape ``(n,)``.
+            start: Model times, shape ``(n,)``.
+            end: Model times, shape ``(n,)``.
+            at: Gives the states at one time for those of the n samples whose indices it is given.
+        """
+        if not self._times:
+            return
+        way, asked = self._problem.direction, self._asked[:, None]
+        passed = (way * (asked - start) > 0) & (way * (asked - end) <= 0)
+        for j in passed.any(1).nonzero().flatten().tolist():
+            which = passed[j].nonzero().flatten()
+            self._pieces[j].append((rows[which], at(self._asked[j], which)))
+
+    def save(self, last: Tensor) -> None:
+        """Hand the recorder all states asked for, in the order of the span, ``last`` the last."""
+        recorder = self._problem.recorder
+        for t, pieces in zip(self._times, self._pieces, strict=True):
+            order = torch.cat([rows for rows, _ in pieces]).argsort()
+            recorder.save(t, torch.cat([x for _, x in pieces])[order])
+        end = float(self._problem.times[-1])
+        if recorder.wants(end):
+            recorder.save(end, last)
