@@ -1,13 +1,14 @@
 """What a solver costs beside the bare network.
 
-For each solver: seconds of a solve, divided by seconds of the same number of bare network calls on
-the same batch. 1.00 means that the solver costs nothing. Stochastic solvers have a second ratio, to
-a hand-written Euler-Maruyama loop with the same number of network calls. Solve and baseline are
-timed in turn, and the median of the ratios of the rounds is quoted, so that a machine whose speed
-drifts does not matter much. Results go to ``benchmarks/results/overhead.{json,md,png}``.
+For each solver and two sizes of network (about 1 ms and 5 ms a call): seconds of a solve, divided
+by seconds of the same number of bare network calls on the same batch; 1.00 means that the solver
+costs nothing. A solve that draws noise has a second ratio, to a hand-written Euler-Maruyama loop
+with the same number of network calls. All are timed in turn, round after round and every other
+round the other way round, and the median of the ratios of the rounds is quoted, so that a machine
+whose speed drifts does not matter much. Results: ``benchmarks/results/overhead.{json,md,png}``.
 
     python benchmarks/overhead.py
-    python benchmarks/overhead.py --width 64 --rounds 9
+    python benchmarks/overhead.py --only ddim sde:euler --rounds 41
 """
 
 from __future__ import annotations
@@ -35,6 +36,20 @@ Row = dict[str, Any]
 IMPLICIT = ("scipy:Radau", "scipy:BDF", "scipy:LSODA")
 """Left out: what they spend beside the network is linear algebra on the whole batch."""
 
+WIDTHS = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
+"""Widths that the network may have; the one whose call is nearest to the time wanted is taken."""
+
+DIMENSION, DEPTH, T_MIN = 64, 4, 1e-3
+
+
+def target(solver: sm.Solver, noisy: bool) -> tuple[str, float] | None:
+    """What a solver should cost at most: the baseline, and the ratio to it."""
+    if solver.name == "sde:euler":
+        return "over_hand_written_loop", 1.15
+    if solver.library != "sde_models" or solver.adaptive:
+        return None
+    return "over_hand_written_loop" if noisy else "over_bare_network", 1.05
+
 
 def seconds(work: Callable[[], object]) -> float:
     """Wall time of one run."""
@@ -51,9 +66,9 @@ def bare_calls(network: torch.nn.Module, x: Tensor, count: int) -> None:
             network(t, x)
 
 
-def hand_written_loop(model: sm.Model, x: Tensor, count: int) -> None:
+def hand_written_loop(model: sm.ScoreModel, x: Tensor, count: int) -> None:
     """Euler-Maruyama as one writes it in a notebook, with every coefficient computed before."""
-    sde = model.sde
+    sde: Any = model.sde
     times = torch.linspace(sde.t_max, sde.t_min, count + 1)
     dt = 1 / count
     a, g = sde.drift_coefficient(times).tolist(), sde.diffusion(times).tolist()
@@ -66,64 +81,132 @@ def hand_written_loop(model: sm.Model, x: Tensor, count: int) -> None:
             x = x - drift * dt + g[k] * dt**0.5 * torch.randn_like(x)
 
 
-def measure(name: str, model: sm.ScoreModel, x: Tensor, rounds: int, steps: int) -> Row:
+def make_model(width: int) -> sm.ScoreModel:
+    """A noise-predicting network of this width on the VP SDE."""
+    network = sm.nn.ResidualNetwork((DIMENSION,), width=width, depth=DEPTH).eval()
+    return sm.ScoreModel(network, sm.VPSDE(t_min=T_MIN))
+
+
+def model_of(milliseconds: float, x: Tensor) -> sm.ScoreModel:
+    """The model whose network takes about so long a call on this machine."""
+
+    def gap(width: int) -> float:
+        network = make_model(width).network
+        bare_calls(network, x, 3)
+        call = min(seconds(lambda: bare_calls(network, x, 3)) / 3 for _ in range(5))
+        return max(1000 * call / milliseconds, milliseconds / (1000 * call))
+
+    return make_model(min(WIDTHS, key=gap))
+
+
+def measure(name: str, model: sm.ScoreModel, x: Tensor, rounds: int, evaluations: int) -> Row:
     """Time one solver against its baselines."""
     solver = sm.solvers()[name]
     event_shape = tuple(x.shape[1:])
-    system = sm.ReverseSDE(model, event_shape) if solver.stochastic else sm.ProbabilityFlow(model)
+    system = (
+        sm.ProbabilityFlow(model) if solver.deterministic else sm.ReverseSDE(model, event_shape)
+    )
+    steps = max(evaluations // (solver.evaluations or 1), 1)
     arguments = {"rtol": 1e-2, "atol": 1e-2} if solver.adaptive else {"steps": steps}
+    noisy = solver.draws_noise(system)
 
     def solve() -> sm.Solution:
-        return sm.solve(system, x, (1.0, 1e-3), name, **arguments)  # type: ignore[arg-type]
+        return sm.solve(system, x, (1.0, T_MIN), name, **arguments)  # type: ignore[arg-type]
 
     nfe = solve().nfe  # also the warm-up
-    bare, loop, total = [], [], []
-    for _ in range(rounds):
-        bare.append(seconds(lambda: bare_calls(model.network, x, nfe)))
-        total.append(seconds(solve))
-        if solver.stochastic:
-            loop.append(seconds(lambda: hand_written_loop(model, x, nfe)))
-    over = [a / b for a, b in zip(total, bare, strict=True)]
+    works: dict[str, Callable[[], object]] = {
+        "over_bare_network": lambda: bare_calls(model.network, x, nfe),
+        "solve": solve,
+    }
+    if noisy:
+        works["over_hand_written_loop"] = lambda: hand_written_loop(model, x, nfe)
+    times: dict[str, list[float]] = {work: [] for work in works}
+    for i in range(rounds):
+        for work in reversed(works) if i % 2 else works:
+            times[work].append(seconds(works[work]))
     row: Row = {
         "solver": name,
         "evaluations": nfe,
-        "seconds": statistics.median(total),
-        "milliseconds_per_bare_call": 1000 * statistics.median(bare) / nfe,
-        "over_bare_network": statistics.median(over),
-        "spread": [min(over), max(over)],
+        "seconds": statistics.median(times["solve"]),
+        "milliseconds_per_bare_call": 1000 * statistics.median(times["over_bare_network"]) / nfe,
     }
-    if loop:
-        ratios = [a / b for a, b in zip(total, loop, strict=True)]
-        row["over_hand_written_loop"] = statistics.median(ratios)
+    for baseline in works.keys() - {"solve"}:
+        ratios = [a / b for a, b in zip(times["solve"], times[baseline], strict=True)]
+        row[baseline] = dict(zip(("low", "median", "high"), quartiles(ratios), strict=True))
+    limit = target(solver, noisy)
+    if limit is not None:
+        baseline, most = limit
+        row["target"] = {"baseline": baseline, "at_most": most}
+        row["met"] = row[baseline]["median"] <= most
     return row
 
 
-def as_markdown(rows: list[Row]) -> str:
-    """The table that is printed and saved."""
-    lines = [
-        "| solver | evaluations | seconds | over bare network (min to max) | over loop |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        low, high = row["spread"]
-        loop = row.get("over_hand_written_loop")
-        lines.append(
-            f"| `{row['solver']}` | {row['evaluations']} | {row['seconds']:.3f} "
-            f"| {row['over_bare_network']:.2f} ({low:.2f} to {high:.2f}) "
-            f"| {'' if loop is None else f'{loop:.2f}'} |"
-        )
+def quartiles(values: list[float]) -> list[float]:
+    """Lower quartile, median and upper quartile."""
+    return (
+        torch.tensor(values, dtype=torch.float64)
+        .quantile(torch.tensor([0.25, 0.5, 0.75]).double())
+        .tolist()
+    )
+
+
+def as_markdown(sizes: dict[str, list[Row]]) -> str:
+    """The table that is printed and saved: a row for each solver, two columns for each size."""
+    heading = ["solver", "evaluations"]
+    for size in sizes:
+        heading += [f"over bare network, {size}", f"over hand-written loop, {size}"]
+    lines = [" | ".join(["", *heading, "target", ""]).strip()]
+    lines.append("|".join(["", "---", *["---:"] * (len(heading) - 1), "---", ""]))
+    for rows in zip(*sizes.values(), strict=True):
+        cells = [f"`{rows[0]['solver']}`", str(rows[0]["evaluations"])]
+        for row in rows:
+            cells += [as_cell(row.get(key)) for key in BASELINES]
+        cells.append(verdict(rows))
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append("\nMedian ratio, with the quartiles of the rounds in brackets.")
     return "\n".join(lines)
 
 
-def plot(rows: list[Row], title: str) -> Figure:
+BASELINES = {"over_bare_network": "bare", "over_hand_written_loop": "loop"}
+
+
+def as_cell(ratio: dict[str, float] | None) -> str:
+    """A median with its quartiles."""
+    if ratio is None:
+        return ""
+    return f"{ratio['median']:.3f} ({ratio['low']:.3f}-{ratio['high']:.3f})"
+
+
+def verdict(rows: tuple[Row, ...]) -> str:
+    """The target of a solver and whether it is met at every size."""
+    if "target" not in rows[0]:
+        return ""
+    limit = rows[0]["target"]
+    met = "met" if all(row["met"] for row in rows) else "MISSED"
+    return f"{BASELINES[limit['baseline']]} {limit['at_most']:.2f}: {met}"
+
+
+def plot(sizes: dict[str, list[Row]]) -> Figure:
     """Bars of the ratio to the bare network."""
-    figure = Figure(figsize=(8, 0.28 * len(rows) + 1.4), layout="constrained")
+    count = max(len(rows) for rows in sizes.values())
+    figure = Figure(figsize=(8, 0.3 * count + 1.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.barh([row["solver"] for row in rows], [row["over_bare_network"] for row in rows])
-    axes.axvline(1.0, color="black", linewidth=1, label="bare network")
+    height = 0.8 / len(sizes)
+    for i, (size, rows) in enumerate(sizes.items()):
+        where = [k + (i + 0.5) * height - 0.4 for k in range(len(rows))]
+        ratios = [row["over_bare_network"]["median"] for row in rows]
+        axes.barh(
+            where, [ratio - 1 for ratio in ratios], height, left=1, label=f"network of {size}"
+        )
+    axes.set_yticks(range(count), [row["solver"] for row in next(iter(sizes.values()))])
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.axvline(1.05, color="black", linewidth=1, linestyle=":", label="1.05")
     axes.invert_yaxis()
-    axes.set(xlabel="time of a solve / time of its network calls alone", title=title)
+    axes.set(
+        xlabel="time of a solve / time of its network calls alone",
+        title="Cost of a solver beside its network",
+    )
     axes.legend()
     return figure
 
@@ -131,36 +214,38 @@ def plot(rows: list[Row], title: str) -> Figure:
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=384, help="width of the network")
-    parser.add_argument("--batch", type=int, default=128, help="samples in the batch")
-    parser.add_argument("--steps", type=int, default=30, help="steps of fixed-step solvers")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds a solver")
+    parser.add_argument("--calls", type=float, nargs="+", default=[1.0, 5.0], help="ms a call")
+    parser.add_argument("--batch", type=int, default=64, help="samples in the batch")
+    parser.add_argument("--evaluations", type=int, default=50, help="calls of fixed-step solvers")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds a solver")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--only", nargs="+", default=None, help="names of solvers; all if left out")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    network = sm.nn.ResidualNetwork((64,), width=options.width, depth=4).eval()
-    model = sm.ScoreModel(network, sm.VPSDE(t_min=1e-3))
-    x = torch.randn(options.batch, 64)
-    names = [name for name in sm.solvers() if name not in IMPLICIT]
-    rows = [
-        measure(name, model, x, options.rounds, options.steps)
-        for name in tqdm(names, desc="solvers")
-    ]
+    x = torch.randn(options.batch, DIMENSION)
+    names = options.only or [name for name in sm.solvers() if name not in IMPLICIT]
+    sizes: dict[str, list[Row]] = {}
+    for milliseconds in options.calls:
+        model = model_of(milliseconds, x)
+        rows = [
+            measure(name, model, x, options.rounds, options.evaluations)
+            for name in tqdm(names, desc=f"solvers at {milliseconds:g} ms a call")
+        ]
+        call = statistics.median(row["milliseconds_per_bare_call"] for row in rows)
+        sizes[f"{call:.1f} ms a call"] = rows
     settings = {key: str(value) for key, value in vars(options).items() if key != "out"}
     settings |= {"torch": torch.__version__, "machine": platform.machine()}
-    table = as_markdown(rows)
+    table = as_markdown(sizes)
     print(table)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "overhead.json").write_text(
-        json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n"
+        json.dumps({"settings": settings, "sizes": sizes}, indent=2) + "\n"
     )
     (options.out / "overhead.md").write_text(table + "\n")
-    call = statistics.median(row["milliseconds_per_bare_call"] for row in rows)
-    title = f"Cost of a solver beside its network ({call:.1f} ms a call)"
-    plot(rows, title).savefig(options.out / "overhead.png", dpi=110)
+    plot(sizes).savefig(options.out / "overhead.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
@@ -28,7 +28,6 @@ from torch import Tensor
 
 import sde_models as sm
 
-Calls = Iterator[tuple[Any, Tensor]]
 Options = dict[str, dict[str, Any]]
 
 
@@ -39,8 +38,7 @@ class Peer(ABC):
     Attributes:
         name: Name in :data:`PEERS`.
         method: The class in the other library.
-        options: Settings to choose from, by name. What stands under "step" goes to each step, the
-            rest to the class.
+        options: Settings to choose from, by name.
         stochastic: Whether it draws noise.
         per_step: Evaluations of a step.
     """
@@ -95,89 +93,42 @@ class Peer(ABC):
     ) -> Tensor:  # fmt: skip
         """Sample by the other library."""
 
-    def _import(self) -> ModuleType:
-        try:
-            return importlib.import_module(self.library)
-        except ImportError as error:
-            package = self.library.partition(".")[0]
-            raise ImportError(f"{self.name} needs {package}: pip install {package}") from error
-
 
 @dataclass(frozen=True)
 class DiffusersPeer(Peer):
-    """A scheduler of diffusers, whose noise levels are replaced by those of our grid.
-
-    Its state is that of a VP process, or divided by alpha where ``scaled``.
-    """
+    """A scheduler of diffusers, as a solver of this library. Among its options is eta."""
 
     library: ClassVar[str] = "diffusers"
-
-    scaled: bool = False
 
     def _run(
         self, model: sm.Model, x: Tensor, evaluations: int, grid: Grid, options: dict[str, Any],
         generator: torch.Generator | None,
     ) -> Tensor:  # fmt: skip
-        method, each_step = getattr(self._import(), self.method), options.pop("step", {})
+        eta = options.pop("eta", 1.0)
         if not options.get("lower_order_final", True) and "Singlestep" in self.method:
             evaluations -= evaluations % options["solver_order"]  # it makes whole steps only
-        sde = model.sde
-        steps = -(-evaluations // self.per_step)
-        times = grid(sde, sde.t_max, sde.t_min, steps)
-        ratios = torch.exp(-0.5 * sde.log_snr(times))
-        scheduler = method(num_train_timesteps=evaluations + 1, **options)
-        scale = sde.alpha(times) if self.scaled else torch.ones_like(times)
+        solver = sm.solver(f"diffusers:{self.method}", **options)
+        system: sm.System = sm.ProbabilityFlow(model)
         if self.stochastic:
-            each_step = {"generator": generator, **each_step}
-        x = x / scale[0]
-        for timestep, ratio in self._calls(scheduler, ratios, evaluations):
-            t = sde.t_from_log_snr(-2 * ratio.log()).clamp(sde.t_min, sde.t_max)
-            eps = model.eps(t, scheduler.scale_model_input(x, timestep))
-            x = scheduler.step(eps, timestep, x, **each_step).prev_sample
-        return x * scale[-1]
-
-    def _calls(self, scheduler: Any, ratios: Tensor, evaluations: int) -> Calls:
-        """Give the scheduler its noise levels; yield time step and noise ratio of each evaluation.
-
-        A method of two stages has each level twice. With an odd number of evaluations its last
-        step is one of Euler's.
-        """
-        scheduler.set_timesteps(evaluations)
-        if self.per_step == 2:
-            middles = (ratios[1:] * ratios[:-1]).sqrt().repeat_interleave(2)
-            middles = torch.cat([ratios[:1], middles])[: evaluations + 1]
-            if evaluations % 2:
-                middles[-1] = ratios[-1]
-            ratios = ratios.repeat_interleave(2)[1 : evaluations + 2]
-        scheduler.sigmas = seen = ratios
-        if hasattr(scheduler, "sigmas_interpol"):
-            scheduler.sigmas_interpol = middles
-            seen = torch.stack([ratios[:-1:2], middles[1::2]]).T.flatten()
-        scheduler.timesteps = torch.arange(evaluations, 0, -1, dtype=torch.float64)
-        scheduler.set_begin_index(0)
-        yield from zip(scheduler.timesteps, seen, strict=False)
-
-
-class DDIMPeer(DiffusersPeer):
-    """DDIM of diffusers, whose levels are products of alphas looked up by whole numbers."""
-
-    def _calls(self, scheduler: Any, ratios: Tensor, evaluations: int) -> Calls:
-        scheduler.num_inference_steps = evaluations
-        scheduler.alphas_cumprod = 1 / (1 + ratios.flip(0).square())
-        yield from zip(range(evaluations, 0, -1), ratios, strict=False)
+            system = sm.ReverseSDE(model, x.shape[1:], eta)
+        return sm.solve(
+            system, x, (model.sde.t_max, model.sde.t_min), solver,
+            steps=evaluations // self.per_step, grid=grid,
+            generator=generator if self.stochastic else None,
+        ).x  # fmt: skip
 
 
 @dataclass(frozen=True)
 class AzulaPeer(Peer):
     """A sampler of azula on our grid."""
 
-    library: ClassVar[str] = "azula.sample"
+    library: ClassVar[str] = "azula"
 
     def _run(
         self, model: sm.Model, x: Tensor, evaluations: int, grid: Grid, options: dict[str, Any],
         generator: torch.Generator | None,
     ) -> Tensor:  # fmt: skip
-        method = getattr(self._import(), self.method)
+        method = getattr(_azula_samplers(), self.method)
         sde, steps = model.sde, evaluations // self.per_step
         times = grid(sde, sde.t_max, sde.t_min, steps)
         gridded = type(self.method, (method,), {"timesteps": times})
@@ -189,6 +140,13 @@ class AzulaPeer(Peer):
         with torch.random.fork_rng(devices=[]):  # it draws from the global generator
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             return sampler(x)
+
+
+def _azula_samplers() -> ModuleType:
+    try:
+        return importlib.import_module("azula.sample")
+    except ImportError as error:
+        raise ImportError("these samplers need azula: pip install azula") from error
 
 
 class _Denoiser:
@@ -235,7 +193,6 @@ def _values(label: str, name: str, *values: Any) -> Options:
     return {f"{label}{value}": {name: value} for value in values}
 
 
-TO_T_MIN: Options = {"": {"final_sigmas_type": "sigma_min"}}
 LAST: Options = {
     "lower order last": {"lower_order_final": True},
     "full order last": {"lower_order_final": False},
@@ -248,13 +205,13 @@ DPM = {"M": "DPMSolverMultistepScheduler", "S": "DPMSolverSinglestepScheduler"}
 def _dpm(name: str, algorithm: str, order: int, kind: str, stochastic: bool = False) -> Peer:
     fixed: Options = {"": {"algorithm_type": algorithm, "solver_order": order}}
     last = {**LAST, "Euler last": {"euler_at_final": True}} if kind == "M" else LAST
-    options = _combine(TO_T_MIN, fixed, STAGE, last)
+    options = _combine(fixed, STAGE, last)
     return DiffusersPeer(f"{name} {order}{kind}", DPM[kind], options, stochastic)
 
 
 def _unipc(order: int) -> Peer:
     fixed: Options = {"": {"solver_order": order}}
-    options = _combine(TO_T_MIN, fixed, PREDICTED, _values("", "solver_type", "bh1", "bh2"), LAST)
+    options = _combine(fixed, PREDICTED, _values("", "solver_type", "bh1", "bh2"), LAST)
     return DiffusersPeer(f"UniPC {order}", "UniPCMultistepScheduler", options)
 
 
@@ -264,21 +221,13 @@ def _deis(order: int) -> Peer:
 
 
 def _lms(order: int) -> Peer:
-    options: Options = {"": {"step": {"order": order}}}
-    return DiffusersPeer(f"LMS {order}", "LMSDiscreteScheduler", options, scaled=True)
+    return DiffusersPeer(f"LMS {order}", "LMSDiscreteScheduler", {"": {"order": order}})
 
 
 def _sa(order: int) -> Peer:
-    taus: Options = {f"tau {tau:g}": {"tau_func": lambda t, tau=tau: tau} for tau in (0.5, 1.0)}
     orders: Options = {"": {"predictor_order": order, "corrector_order": order + 1}}
-    return DiffusersPeer(
-        f"SA-Solver {order}", "SASolverScheduler", _combine(orders, taus, LAST), stochastic=True
-    )
-
-
-def _ddim(name: str, eta: float) -> Peer:
-    options: Options = {"": {"clip_sample": False, "step": {"eta": eta}}}
-    return DDIMPeer(name, "DDIMScheduler", options, stochastic=eta > 0)
+    options = _combine(orders, _values("tau ", "eta", 0.5, 1), LAST)
+    return DiffusersPeer(f"SA-Solver {order}", "SASolverScheduler", options, stochastic=True)
 
 
 def _azula(name: str, order: int) -> Peer:
@@ -294,16 +243,14 @@ _ALL: list[Peer] = [
     *map(_unipc, (2, 3, 4)),
     *map(_deis, (2, 3)),
     *map(_lms, (2, 3, 4)),
-    DiffusersPeer("Euler", "EulerDiscreteScheduler", scaled=True),
-    DiffusersPeer("Heun", "HeunDiscreteScheduler", per_step=2, scaled=True),
-    DiffusersPeer("KDPM2", "KDPM2DiscreteScheduler", per_step=2, scaled=True),
-    _ddim("DDIM", 0.0),
-    _ddim("DDPM", 1.0),
-    *(_dpm("SDE-DPM-Solver++", "sde-dpmsolver++", order, "M", True) for order in (2, 3)),
+    DiffusersPeer("Euler", "EulerDiscreteScheduler"),
+    DiffusersPeer("Heun", "HeunDiscreteScheduler", per_step=2),
+    DiffusersPeer("KDPM2", "KDPM2DiscreteScheduler", per_step=2),
+    DiffusersPeer("DDIM", "DDIMScheduler"),
+    DiffusersPeer("DDPM", "DDPMScheduler", stochastic=True),
+    _dpm("SDE-DPM-Solver++", "sde-dpmsolver++", 2, "M", True),
     *map(_sa, (2, 3)),
-    DiffusersPeer(
-        "Euler ancestral", "EulerAncestralDiscreteScheduler", stochastic=True, scaled=True
-    ),
+    DiffusersPeer("Euler ancestral", "EulerAncestralDiscreteScheduler", stochastic=True),
     AzulaPeer("DDIM", "DDIMSampler"),
     AzulaPeer("Euler", "EulerSampler"),
     AzulaPeer("Heun", "HeunSampler", per_step=2),
@@ -314,10 +261,10 @@ _ALL: list[Peer] = [
     AzulaPeer("PC", "PCSampler", _values("delta ", "delta", 0.01, 0.1), True, per_step=2),
 ]
 
-PEERS: dict[str, Peer] = {f"{peer.library.partition('.')[0]} {peer.name}": peer for peer in _ALL}
+PEERS: dict[str, Peer] = {f"{peer.library} {peer.name}": peer for peer in _ALL}
 """Every peer by its library and name.
 
-Three are not what their names say. The third-order update of diffusers' multistep DPM-Solver takes
-half of the second derivative: 3M has order 2. With noise a sign is wrong there besides, and
-SDE-DPM-Solver++ 3M moves away from the density as the steps become many. REAB: see "repaired".
+Two are not what their names say. The third-order update of diffusers' multistep DPM-Solver takes
+half of the second derivative: 3M has order 2. REAB: see "repaired". With noise that update has a
+wrong sign besides, and misses the density however many steps are taken: it is left out.
 """

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torchsde
 from torch import Tensor
 
+from sde_models._shapes import per_sample
 from sde_models.randomness import entropy_from, standard_normal_like
 
 
@@ -93,3 +95,62 @@ def remembering_brownian(
         entropy=entropy_from(generator),
         levy_area_approximation=levy_area,
     )
+
+
+class RememberedIncrements:
+    """Brownian increments of each sample, remembered ahead of where it stands.
+
+    A step that is rejected has shown its increment. A shorter one is then drawn from the Brownian
+    bridge between the nearest known points, and the longer one is met again later. What lies behind
+    is forgotten.
+
+    Args:
+        like: State whose shape, dtype and device the noise has.
+        noise: Draws standard normal numbers like a tensor.
+    """
+
+    def __init__(self, like: Tensor, noise: Callable[[Tensor], Tensor]) -> None:
+        self._like, self._noise = like.detach(), noise
+        # A known point is how far ahead it lies (infinite: none) and the path's value there.
+        where = torch.float32 if like.device.type == "mps" else torch.float64
+        self._ahead = torch.empty(0, len(like), device=like.device, dtype=where)
+        self._values = like.new_empty(0, *like.shape)
+
+    def draw(self, rows: Tensor, h: Tensor) -> Tensor:
+        """The increments of samples ``rows`` over steps of lengths ``h``."""
+        noise = self._noise(self._like[rows])
+        if not len(self._ahead):
+            return per_sample(h.sqrt().to(noise), noise) * noise
+        ahead = self._ahead[:, rows]
+        before, left = torch.where(ahead < h, ahead, 0.0).max(0)
+        after, right = torch.where(ahead >= h, ahead, torch.inf).min(0)
+        share = (h - before) / (after - before)
+        spread = ((h - before) * (1 - share)).sqrt()
+        known = per_sample((before > 0).to(noise), noise)
+        start = self._values[left, rows] * known
+        towards = self._values[right, rows] - start
+        return (
+            start
+            + per_sample(share.to(noise), noise) * towards
+            + per_sample(spread.to(noise), noise) * noise
+        )
+
+    def settle(self, rows: Tensor, h: Tensor, w: Tensor, accepted: Tensor) -> None:
+        """Move on where a step was accepted, and remember its end where it was not."""
+        if len(self._ahead):
+            done = rows[accepted]
+            self._ahead[:, done] -= h[accepted]
+            self._values[:, done] -= w[accepted]
+            self._ahead[self._ahead <= 0] = torch.inf
+        again = rows[~accepted]
+        if not len(again):
+            return
+        free = self._ahead[:, again].isinf()
+        if not bool(free.any(0).all()) or not len(self._ahead):
+            room = torch.full_like(self._like.flatten(1)[:, 0], torch.inf, dtype=self._ahead.dtype)
+            self._ahead = torch.cat([self._ahead, room[None]])
+            self._values = torch.cat([self._values, torch.zeros_like(self._like)[None]])
+            free = self._ahead[:, again].isinf()
+        slot = free.to(torch.uint8).argmax(0)
+        self._ahead[slot, again] = h[~accepted]
+        self._values[slot, again] = w[~accepted].detach()

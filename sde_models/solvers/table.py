@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sde_models.errors import nearest_names
+from sde_models.solvers.adaptive_sde import AdaptiveSDE
 from sde_models.solvers.ancestral import Ancestral, ReverseDiffusion
 from sde_models.solvers.annealed_langevin import AnnealedLangevin
 from sde_models.solvers.base import Solver
 from sde_models.solvers.ddim import DDIM
+from sde_models.solvers.diffusers_methods import PREFIX, DiffusersSolver
+from sde_models.solvers.diffusers_schedulers import SCHEDULERS
 from sde_models.solvers.dpm_solver import dpm_solvers
 from sde_models.solvers.dpm_solver_singlestep import DPMSolver2S
 from sde_models.solvers.euler_maruyama import EulerMaruyama
@@ -26,6 +29,7 @@ from sde_models.solvers.unipc import unipc_solvers
 
 MAKERS: dict[str, Callable[..., Solver]] = {
     EulerMaruyama.name: EulerMaruyama,
+    AdaptiveSDE.name: AdaptiveSDE,
     ReverseDiffusion.name: ReverseDiffusion,
     Ancestral.name: Ancestral,
     PredictorCorrector.name: PredictorCorrector,
@@ -109,7 +113,8 @@ def solver(name: str | Solver, **options: Any) -> Solver:
     """Make a solver by name, with options.
 
     Args:
-        name: A name in :func:`solvers`; a solver object is returned as it is.
+        name: A name in :func:`solvers`, or "diffusers:" and the class of a scheduler of diffusers;
+            a solver object is returned as it is.
         **options: What the solver's class documents, such as ``first_step`` for ``ode:dopri5``.
 
     Raises:
@@ -126,6 +131,8 @@ def solver(name: str | Solver, **options: Any) -> Solver:
         return name
     if not isinstance(name, str):
         raise TypeError(f"solver must be a name or a solver, got {name!r}")
+    if name.startswith(PREFIX):  # not in the table, which would have to import diffusers
+        return DiffusersSolver(name, **options)
     if name not in MAKERS:
         raise ValueError(f"unknown solver {name!r}; {_nearest(name)}")
     return MAKERS[name](**options)
@@ -134,7 +141,8 @@ def solver(name: str | Solver, **options: Any) -> Solver:
 def _nearest(name: str) -> str:
     """The same method under another prefix is the likeliest thing meant."""
     method = name.rsplit(":", 1)[-1].lower()
-    same = [known for known in MAKERS if known.rsplit(":", 1)[-1].lower() == method]
+    everything = [*MAKERS, *(PREFIX + scheduler for scheduler in SCHEDULERS)]
+    same = [known for known in everything if known.rsplit(":", 1)[-1].lower() == method]
     if same:
         return f"did you mean {' or '.join(map(repr, same))}?"
     near = nearest_names(name, MAKERS)
