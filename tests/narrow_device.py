@@ -79,7 +79,8 @@ def _target(name: str, args: Any, kwargs: dict[str, Any]) -> torch.device | None
 
 
 def _on_cpu(leaf: Any) -> Any:
-    return torch.device("cpu") if leaf in (DEVICE, str(DEVICE)) else leaf
+    is_here = isinstance(leaf, torch.device | str) and str(leaf) == str(DEVICE)
+    return torch.device("cpu") if is_here else leaf
 
 
 def _placed(leaf: Any, device: torch.device, name: str) -> Any:

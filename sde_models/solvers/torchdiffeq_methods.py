@@ -230,6 +230,14 @@ class AdamsTorchdiffeq(FixedTorchdiffeq):
         super().__init__(method, order, evaluations, (0.0, *THIRDS), **options)
         self.max_order = max_order
 
+    def integrate(self, problem: Problem) -> Tensor:
+        if problem.x.device.type == "mps":
+            raise ValueError(
+                f"solver {self.name!r} cannot run on {problem.x.device}: torchdiffeq keeps its "
+                "weights in float64, which is not there; use 'ode:rk4' or 'flow-adams-4'"
+            )
+        return super().integrate(problem)
+
     def _fixed_options(self) -> dict[str, Any]:
         return {"max_order": self.max_order}
 
