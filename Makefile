@@ -60,6 +60,7 @@ docs: $(STAMP)  ## build the documentation into site/; a warning is an error
 bench: $(STAMP)  ## measure what solvers cost and give, beside other libraries; about an hour
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[bench]'
 	$(BIN)/python benchmarks/samplers.py
+	$(BIN)/python benchmarks/step_control.py
 	$(BIN)/python benchmarks/overhead.py
 
 clean:  ## remove what builds and tests leave; keeps .venv and runs/

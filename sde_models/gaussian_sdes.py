@@ -169,7 +169,8 @@ class GaussianSDE(SDE):
         Here s is ``data_std``. For VP with unit-variance data this is N(0, I).
         """
         t = self.times([self.t_max])[0]
-        signal, noise = float(self.alpha(t)) * self.data_std, float(self.sigma(t))
+        with torch.no_grad():
+            signal, noise = float(self.alpha(t)) * self.data_std, float(self.sigma(t))
         return IsotropicGaussian(event_shape, math.hypot(signal, noise))
 
     def reverse_drift(

@@ -18,14 +18,14 @@ Reference:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-GAUSS_NODES = 24
-"""Nodes of the quadrature of a polynomial times an exponential; exact to rounding."""
+GAUSS = np.polynomial.legendre.leggauss(24)
+"""Points and weights for a polynomial times an exponential; with so many exact to rounding."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def starting_corrector(quadrature: Quadrature, order: int) -> tuple[Tensor | Non
     """
     if order < 3:
         return None, None
-    corrector = corrector_weights(quadrature, order - 1)[: order - 2]
+    start = replace(quadrature, clock=quadrature.clock[:order], scale=quadrature.scale[:order])
+    corrector = corrector_weights(start, order - 1)
     if order == 3 or len(corrector) < 2:
         return corrector, None
     nodes = quadrature.clock[:3].flip(0)[None]
@@ -109,21 +110,15 @@ def lagrange_integrals(nodes: Tensor, start: Tensor, end: Tensor, rate: float) -
     Returns:
         Shape ``(K, p)``.
     """
-    rule = np.polynomial.legendre.leggauss(GAUSS_NODES)
-    points, gauss = (torch.as_tensor(values).to(nodes) for values in rule)
+    points, gauss = (torch.as_tensor(values).to(nodes) for values in GAUSS)
     half = 0.5 * (end - start)[:, None]
     before_end = half * (1 - points)
     factor = half * gauss
     if rate:
         factor = rate * factor * torch.exp(-rate * before_end)
     clock = end[:, None] - before_end
-    order = nodes.shape[1]
-    integrals = []
-    for j in range(order):
-        lagrange = factor
-        for i in range(order):
-            if i != j:
-                gap = nodes[:, j] - nodes[:, i]
-                lagrange = lagrange * (clock - nodes[:, i, None]) / gap[:, None]
-        integrals.append(lagrange.sum(1))
-    return torch.stack(integrals, 1)
+    itself = torch.eye(nodes.shape[1], dtype=torch.bool, device=nodes.device)
+    gaps = (nodes[:, :, None] - nodes[:, None]).masked_fill(itself, 1.0)
+    ratios = (clock[:, :, None, None] - nodes[:, None, None]) / gaps[:, None]
+    lagrange = ratios.masked_fill(itself, 1.0).prod(-1)
+    return (factor[:, :, None] * lagrange).sum(1)
