@@ -163,6 +163,9 @@ def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS))
+    parser.add_argument(
+        "--only", nargs="*", help="samplers to run, ours and others'; all if left out"
+    )
     parser.add_argument("--skip-stochastic", action="store_true", help="deterministic ones only")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
@@ -176,7 +179,8 @@ def main() -> None:
             problem.model, problem.x.shape[1:], generator=torch.Generator().manual_seed(11)
         )
         GRIDS["adapted"] = adapted  # for everyone, ours or not
-        rows += measure(problem, BUDGETS, stochastic=False)
+        only = None if options.only is None else set(options.only)
+        rows += measure(problem, BUDGETS, stochastic=False, only=only)
         leaders = {"flow-abm-4", "flow-abm-3", "unipc-3", "dpmpp-2m", "vAB 4", "UniPC 4"}
         extra = set(PLOTTED) - set(BUDGETS)
         rows += measure(problem, sorted(extra), stochastic=False, only=leaders)
@@ -184,7 +188,7 @@ def main() -> None:
         if not options.skip_stochastic and name in ("mixture-2d-0", "mixture-64d-0", "digits"):
             rows += [
                 row | {"stochastic": True}
-                for row in measure(problem, STOCHASTIC_BUDGETS, stochastic=True)
+                for row in measure(problem, STOCHASTIC_BUDGETS, stochastic=True, only=only)
             ]
     table = as_markdown(rows, BUDGETS, STOCHASTIC_BUDGETS)
     print(table)

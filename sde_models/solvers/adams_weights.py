@@ -117,8 +117,13 @@ def lagrange_integrals(nodes: Tensor, start: Tensor, end: Tensor, rate: float) -
     if rate:
         factor = rate * factor * torch.exp(-rate * before_end)
     clock = end[:, None] - before_end
-    itself = torch.eye(nodes.shape[1], dtype=torch.bool, device=nodes.device)
-    gaps = (nodes[:, :, None] - nodes[:, None]).masked_fill(itself, 1.0)
-    ratios = (clock[:, :, None, None] - nodes[:, None, None]) / gaps[:, None]
-    lagrange = ratios.masked_fill(itself, 1.0).prod(-1)
-    return (factor[:, :, None] * lagrange).sum(1)
+    order = nodes.shape[1]
+    integrals = []
+    for j in range(order):
+        lagrange = factor
+        for i in range(order):
+            if i != j:
+                gap = nodes[:, j] - nodes[:, i]
+                lagrange = lagrange * (clock - nodes[:, i, None]) / gap[:, None]
+        integrals.append(lagrange.sum(1))
+    return torch.stack(integrals, 1)
