@@ -122,7 +122,7 @@ def test_cost_and_conditioning() -> None:
     model, x = EnergyModel(Ripples(), VPSDE()), torch.randn(3, 2, dtype=F64)
     with count_evaluations() as cost:
         shifted = model.score(0.3, x, shift=0.2)
-    assert cost == Evaluations(nfe=1, vjps=1)
+    assert cost == Evaluations(nfe=1, rows=len(x), vjps=1)
     torch.testing.assert_close(shifted + x**3, model.score(0.5, x) + x**3)
 
 

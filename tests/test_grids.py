@@ -17,6 +17,7 @@ every_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__nam
 def test_spacing_and_ends(sde: sm.GaussianSDE, name: str) -> None:
     spaced = {
         "uniform": lambda t: t,
+        "quadratic": torch.sqrt,
         "log-snr": sde.log_snr,
         "karras": lambda t: (sde.sigma(t) / sde.alpha(t)) ** (1 / 7),
     }[name]
