@@ -207,7 +207,7 @@ def plot(sizes: dict[str, list[Row]]) -> Figure:
         xlabel="time of a solve / time of its network calls alone",
         title="Cost of a solver beside its network",
     )
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,8 @@ class NetworkCall:
         except TypeError as error:
             error.add_note("the network is called as network(t, x, **cond), with t of shape (B,)")
             raise
-        _check_output(output)
+        if not isinstance(output, Tensor):
+            refuse_output(output)
         if before is not None and given._version != before:
             raise ValueError(
                 "the network changed its input x in place (an inplace=True activation?), which "
@@ -89,9 +90,8 @@ def check_shape(output: Tensor, x: Tensor) -> Tensor:
     return output
 
 
-def _check_output(output: Any) -> None:
-    if isinstance(output, Tensor):
-        return
+def refuse_output(output: Any) -> NoReturn:
+    """Say what to do about a network that returns no tensor."""
     hint = "it must return a tensor"
     if isinstance(getattr(output, "sample", None), Tensor):
         hint = "wrap it so that it returns the .sample of that"
