@@ -190,12 +190,17 @@ def main() -> None:
                 row | {"stochastic": True}
                 for row in measure(problem, STOCHASTIC_BUDGETS, stochastic=True, only=only)
             ]
+        save(rows, options.out)  # after each problem, since all take about an hour
+    print((options.out / "samplers.md").read_text())
+
+
+def save(rows: list[Row], folder: Path) -> None:
+    """Write the table, the rows and the plot."""
+    folder.mkdir(parents=True, exist_ok=True)
     table = as_markdown(rows, BUDGETS, STOCHASTIC_BUDGETS)
-    print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "samplers.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (options.out / "samplers.md").write_text(table + "\n")
-    plot(rows).savefig(options.out / "samplers.png", dpi=110)
+    (folder / "samplers.md").write_text(table + "\n")
+    (folder / "samplers.json").write_text(json.dumps(rows, indent=1) + "\n")
+    plot(rows).savefig(folder / "samplers.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ TABLE = sm.solvers()
 BATCH, SIZE = 2048, 4
 FEW, MANY = 40, 240
 """Steps; the fewer are more than any solver has under way at one time."""
-SLACK = 6
+SLACK = 4
 """States: what weights and Python's own objects may come to."""
 STATE = 8 * BATCH * SIZE  # bytes in float64
 
@@ -85,8 +85,8 @@ def peak(solver: str | sm.Solver, many: bool, **arguments: Any) -> tuple[float, 
     if method.draws_noise(system):
         arguments["generator"] = torch.Generator().manual_seed(0)
     if method.adaptive:
-        few, rate = (0.1, 5) if method.stochastic else (0.01, 8)
-        tolerance = max(few * rate ** (-1 - method.order), 1e-12) if many else few
+        few = 0.1 if method.stochastic else 0.01
+        tolerance = max(few * 5 ** (-1 - method.order), 1e-12) if many else few
         arguments |= {"rtol": tolerance, "atol": tolerance}
     else:
         arguments |= {"steps": MANY if many else FEW}

@@ -159,7 +159,6 @@ def put(module: nn.Module) -> None:
 
 
 KINDS: dict[str, Any] = {
-    "x0": lambda: sm.ScoreModel(Smooth(), SDE, "x0"),
     "edm": lambda: sm.ScoreModel(Smooth(), SDE, preconditioning="edm"),
     "learned": lambda: sm.ScoreModel(Smooth(), Learned(), "x0"),
 }
