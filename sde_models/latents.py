@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sde_models.models import Model, check_model
 from sde_models.solvers import Solution, Solver, solve
+from sde_models.solvers import solver as find_solver
 from sde_models.systems import ProbabilityFlow
 
 
@@ -87,8 +88,15 @@ def decode(
             gradient, or with ``gradient="direct"`` or ``"adjoint"``, the result carries a graph.
 
     Raises:
+        ValueError: For a solver that draws noise.
         ValueError, TypeError: What :func:`~sde_models.solve` raises.
     """
     check_model(model)
+    flow, method = ProbabilityFlow(model), find_solver(solver)
+    if method.draws_noise(flow):
+        raise ValueError(
+            f"solver {method.name!r} draws noise here, so that latents would not decode to one "
+            "answer: use it without noise, another such as 'ode:dopri5', or sm.sample"
+        )
     span = (model.sde.t_max, model.sde.t_min)
-    return Decoding(**vars(solve(ProbabilityFlow(model), z, span, solver, **arguments)))
+    return Decoding(**vars(solve(flow, z, span, method, **arguments)))

@@ -12,7 +12,10 @@ PAGES = ["README.md", "docs/index.md", "docs/solvers.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_examples_run(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples_run(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where an example may save a file
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
     assert blocks
     names: dict[str, object] = {}

@@ -63,9 +63,9 @@ def solve(
             :func:`~sde_models.solver`.
         steps: Number of steps of a fixed-step solver; if None 200, or what is usual for a solver
             made for diffusion.
-        rtol: Relative tolerance of an adaptive solver, 1e-5 if None (0.02 for "adaptive-sde").
+        rtol: Relative tolerance of an adaptive solver, 1e-5 if None (0.2 for "adaptive-sde").
             The error of a step is judged by the root mean square over the worst sample.
-        atol: Absolute tolerance of an adaptive solver in units of x, as rtol if None.
+        atol: Absolute tolerance of an adaptive solver in units of x, 1e-5 if None (0.1 likewise).
         grid: Nodes of a fixed-step solver: "log-snr", "uniform", "quadratic", "karras", a
             function ``(sde, t0, t1, steps)`` such as :func:`~sde_models.adapt_grid` makes, or the
             times themselves. If None that of the solver, else "log-snr" where there is a log-SNR
