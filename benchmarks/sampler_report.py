@@ -137,7 +137,8 @@ def plot(rows: list[Row]) -> Figure:
 
 def _panel(panel: Any, rows: list[Row], kind: str) -> None:
     drawn = {
-        "flow-abm-4": ("C3", "-", 2.2), "flow-abm-3": ("C1", "-", 1.5), "unipc-3": ("C0", "-", 1.2),
+        "flow-abm-5": ("C4", "-", 1.5), "flow-abm-4": ("C3", "-", 2.2),
+        "flow-abm-3": ("C1", "-", 1.5), "unipc-3": ("C0", "-", 1.2),
         "dpmpp-2m": ("C2", "-", 1.2), "vAB 4": ("0.35", "--", 1.2), "UniPC 4": ("0.6", "--", 1.2),
     }  # fmt: skip
     sharp = [r for r in rows if not r.get("stochastic") and not r.get("adaptive")]

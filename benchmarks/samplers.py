@@ -181,7 +181,15 @@ def main() -> None:
         GRIDS["adapted"] = adapted  # for everyone, ours or not
         only = None if options.only is None else set(options.only)
         rows += measure(problem, BUDGETS, stochastic=False, only=only)
-        leaders = {"flow-abm-4", "flow-abm-3", "unipc-3", "dpmpp-2m", "vAB 4", "UniPC 4"}
+        leaders = {
+            "flow-abm-5",
+            "flow-abm-4",
+            "flow-abm-3",
+            "unipc-3",
+            "dpmpp-2m",
+            "vAB 4",
+            "UniPC 4",
+        }
         extra = set(PLOTTED) - set(BUDGETS)
         rows += measure(problem, sorted(extra), stochastic=False, only=leaders)
         rows += measure_adaptive(problem)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, Self
 
@@ -128,6 +128,19 @@ def add_scaled(x: Tensor, factor: Any, y: Tensor) -> Tensor:
     if isinstance(factor, float):
         return x.add(y, alpha=factor)
     return x + factor * y
+
+
+def linear_sum(
+    state_factor: Any, x: Tensor, factors: Sequence[Any], terms: Iterable[Tensor]
+) -> Tensor:
+    """The sum of a multiple of x and of the terms, in a tensor of its own."""
+    total = x * state_factor
+    for factor, term in zip(factors, terms, strict=False):
+        if isinstance(factor, float):
+            total.add_(term, alpha=factor)
+        else:
+            total = total + factor * term
+    return total
 
 
 def scalars_like(values: Tensor, like: Tensor) -> tuple[Tensor, ...]:

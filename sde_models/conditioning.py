@@ -55,6 +55,9 @@ def check_conditioning(model: nn.Module, names: Iterable[str]) -> None:
     Raises:
         TypeError: Naming the keyword, and the argument that it resembles.
     """
+    names = tuple(names)
+    if not names:
+        return
     network = getattr(model, "network", None)
     named = _named_by(getattr(network, "forward", network))
     for name in names:

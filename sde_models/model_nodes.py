@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models.base_systems import AtNode, add_scaled, as_coefficients, scalars_like
+from sde_models.base_systems import AtNode, add_scaled, as_coefficients, linear_sum, scalars_like
 from sde_models.counting import record
 from sde_models.network_calls import NetworkCall, check_shape
 
@@ -103,4 +103,4 @@ class _Linear:
     def __call__(self, k: int, x: Tensor, output: Tensor) -> Tensor:
         if self._output_itself:
             return output
-        return add_scaled(x * self._of_state[k], self._of_output[k], output)
+        return linear_sum(self._of_state[k], x, (self._of_output[k],), (output,))

@@ -73,7 +73,7 @@ def test_same_seed_same_grid_and_another_seed_much_the_same(grid: sm.AdaptedGrid
     other = sm.adapt_grid(model, samples=32, generator=generator(9))
     assert other != grid
     distance = torch.tensor(other.work) - torch.tensor(grid.work)
-    assert distance.abs().max() < 0.05
+    assert distance.abs().max() < 0.1
 
 
 def test_cost_is_told(grid: sm.AdaptedGrid) -> None:

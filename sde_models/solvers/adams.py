@@ -11,7 +11,7 @@ from sde_models.solvers.adams_weights import (
     Quadrature,
     corrector_weights,
     predictor_weights,
-    starting_corrector,
+    starting_weights,
 )
 from sde_models.solvers.multistep import MultistepSolver, Weights
 from sde_models.solvers.problem import Scales
@@ -40,18 +40,16 @@ class _Adams(MultistepSolver):
 class AdamsBashforth(_Adams):
     """Adams-Bashforth: the polynomial through the last p estimates, integrated exactly.
 
-    It starts with what estimates there are, corrected once the next is known, so that the start
-    does not cost the order; order 4 takes one more evaluation for this.
+    It starts with what estimates there are, and takes the first steps again once more are known,
+    so that the start does not cost the order; order 4 takes one more evaluation for this.
     """
 
     def weights(self, scales: Scales, eta: float) -> Weights:
         quadrature, order = self.quadrature(scales), int(self.order)
-        corrector, restart = starting_corrector(quadrature, order)
         return Weights(
             quadrature.state,
             predictor_weights(quadrature, order),
-            corrector=corrector,
-            restart=restart,
+            start=starting_weights(quadrature, order),
         )
 
 
@@ -62,16 +60,16 @@ class AdamsMoulton(_Adams):
 
     Where steps grow, the polynomial through past nodes is a poor guess of the future: its weights
     become large and of both signs. The predictor takes as many of the nodes as keep
-    :math:`\sum_j |w_j| \le 5 |\sum_j w_j|`; equal steps always do. The grid may then be as uneven
-    as the model wants.
+    :math:`\sum_j |w_j| \le A |\sum_j w_j|`, with A = 5 up to order 4 and 10 for order 5, where
+    equal steps have 3.7 and 6.7. The grid may then be as uneven as the model wants.
     """
 
     def weights(self, scales: Scales, eta: float) -> Weights:
         quadrature, order = self.quadrature(scales), int(self.order)
-        amplification = self.options.get("amplification", 5.0)
+        amplification = self.options.get("amplification", 5.0 if order < 5 else 10.0)
         return Weights(
             quadrature.state,
             predictor_weights(quadrature, order - 1, amplification=amplification),
             corrector=corrector_weights(quadrature, order),
-            restart=starting_corrector(quadrature, order)[1],
+            start=starting_weights(quadrature, order),
         )

@@ -18,13 +18,15 @@ Reference:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-GAUSS = np.polynomial.legendre.leggauss(24)
+GAUSS = np.polynomial.legendre.leggauss(4)
+"""Points and weights, exact for polynomials to degree 7."""
+GAUSS_OF_EXPONENTIALS = np.polynomial.legendre.leggauss(24)
 """Points and weights for a polynomial times an exponential; with so many exact to rounding."""
 
 
@@ -81,21 +83,27 @@ def corrector_weights(quadrature: Quadrature, order: int) -> Tensor:
     return quadrature.scale[1:-1, None] * weights
 
 
-def starting_corrector(quadrature: Quadrature, order: int) -> tuple[Tensor | None, Tensor | None]:
-    """Correctors of the first steps that keep a method's order, and the weights of a restart.
+def starting_weights(quadrature: Quadrature, order: int) -> tuple[Tensor, ...]:
+    r"""Weights that take the first steps anew, so that a method of order p starts with order p.
 
-    A first step of order 1 has an error of h^2, once; corrected h^3, and taken again when three
-    estimates are known h^4.
+    A first step of order 1 has an error of :math:`h^2`, once. When the estimate at node m is known,
+    for m from 1 to p - 2, steps 1 to m are taken again with the polynomial through all of nodes 0
+    to m: their errors are then :math:`h^{m+2}`, if the estimates have those of order
+    :math:`h^{m+1}`, for which they are evaluated anew after each round but the last.
+
+    Returns:
+        For each round the weights of steps 1 to m, the newest estimate first, shape
+        ``(m, m + 1)``. Fewer rounds where the steps are few.
+
+    Reference:
+        Dutt, Greengard and Rokhlin 2000, Spectral deferred correction methods, BIT 40.
     """
-    if order < 3:
-        return None, None
-    start = replace(quadrature, clock=quadrature.clock[:order], scale=quadrature.scale[:order])
-    corrector = corrector_weights(start, order - 1)
-    if order == 3 or len(corrector) < 2:
-        return corrector, None
-    nodes = quadrature.clock[:3].flip(0)[None]
-    restart = lagrange_integrals(nodes, nodes[:, 2], nodes[:, 1], quadrature.rate)[0]
-    return corrector, quadrature.scale[1] * restart
+    clock, rounds = quadrature.clock, []
+    for m in range(1, min(order - 2, len(clock) - 2) + 1):
+        nodes = clock[: m + 1].flip(0).expand(m, -1)
+        integrals = lagrange_integrals(nodes, clock[:m], clock[1 : m + 1], quadrature.rate)
+        rounds.append(quadrature.scale[1 : m + 1, None] * integrals)
+    return tuple(rounds)
 
 
 def lagrange_integrals(nodes: Tensor, start: Tensor, end: Tensor, rate: float) -> Tensor:
@@ -110,20 +118,19 @@ def lagrange_integrals(nodes: Tensor, start: Tensor, end: Tensor, rate: float) -
     Returns:
         Shape ``(K, p)``.
     """
-    points, gauss = (torch.as_tensor(values).to(nodes) for values in GAUSS)
+    rule = GAUSS_OF_EXPONENTIALS if rate else GAUSS
+    points, gauss = (torch.as_tensor(values).to(nodes) for values in rule)
     half = 0.5 * (end - start)[:, None]
     before_end = half * (1 - points)
     factor = half * gauss
     if rate:
         factor = rate * factor * torch.exp(-rate * before_end)
-    clock = end[:, None] - before_end
-    order = nodes.shape[1]
+    past = [end[:, None] - before_end - node[:, None] for node in nodes.unbind(1)]
     integrals = []
-    for j in range(order):
+    for j, node in enumerate(nodes.unbind(1)):
         lagrange = factor
-        for i in range(order):
+        for i, other in enumerate(nodes.unbind(1)):
             if i != j:
-                gap = nodes[:, j] - nodes[:, i]
-                lagrange = lagrange * (clock - nodes[:, i, None]) / gap[:, None]
+                lagrange = lagrange * past[i] / (node - other)[:, None]
         integrals.append(lagrange.sum(1))
     return torch.stack(integrals, 1)

@@ -22,7 +22,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sde_models.solvers.adams_weights import predictor_weights, starting_corrector
+from sde_models.solvers.adams_weights import predictor_weights, starting_weights
 from sde_models.solvers.base import Solver
 from sde_models.solvers.exponential_adams import exponential_quadrature
 from sde_models.solvers.multistep import MultistepSolver, Weights, exact_decay, half_log_snr
@@ -67,8 +67,8 @@ class DPMSolver3M(MultistepSolver):
     def weights(self, scales: Scales, eta: float) -> Weights:
         state, noise = exact_decay(scales, eta)
         quadrature = exponential_quadrature(scales, eta)
-        corrector = None if self.stochastic else starting_corrector(quadrature, 3)[0]
-        return Weights(state, predictor_weights(quadrature, 3), noise, corrector)
+        start = () if self.stochastic else starting_weights(quadrature, 3)
+        return Weights(state, predictor_weights(quadrature, 3), noise, start=start)
 
 
 def two_step_weights(scales: Scales, eta: float) -> Tensor:

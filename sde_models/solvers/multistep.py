@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models.base_systems import add_scaled, as_coefficients
+from sde_models.base_systems import add_scaled, as_coefficients, linear_sum
 from sde_models.solvers.base import Solver
 from sde_models.solvers.problem import Problem, Scales
 
@@ -40,22 +40,23 @@ class Weights:
         noise: Factor :math:`s_k` of the noise, shape ``(K,)``; None where there is none.
         corrector: Factors :math:`v_{kj}` of the estimates, that at the end of the step first,
             shape ``(R, q)``: the first R steps are corrected, at most K - 1.
-        restart: Factors of the estimates at nodes 2, 1 and 0 in the first step, shape ``(3,)``:
-            it is taken again when they are known, after one more evaluation at node 1, so that it
-            does not spoil a method of order 4. None for the others.
+        start: For m = 1, 2, ...: factors of the estimates at nodes m to 0 in steps 1 to m, shape
+            ``(m, m + 1)``. When node m is reached these steps are taken again, and after all
+            rounds but the last the estimates at their ends are evaluated anew, so that low orders
+            in the first steps do not spoil a high one.
     """
 
     state: Tensor
     estimates: Tensor
     noise: Tensor | None = None
     corrector: Tensor | None = None
-    restart: Tensor | None = None
+    start: tuple[Tensor, ...] = ()
 
     @property
     def longest(self) -> int:
         """How many estimates a step looks at, at most."""
         corrected = 0 if self.corrector is None else self.corrector.shape[1]
-        return max(self.estimates.shape[1], corrected, 0 if self.restart is None else 3)
+        return max(self.estimates.shape[1], corrected, len(self.start) + 1)
 
 
 class MultistepSolver(Solver):
@@ -84,22 +85,22 @@ class MultistepSolver(Solver):
         weights = self.weights(scales, problem.system.eta)
         estimate = problem.at_nodes().weighted(*self.estimate_factors(scales))
         predictor = WeightedSum(weights.state, weights.estimates)
-        corrector = None
-        if weights.corrector is not None and len(weights.corrector):
-            corrector = WeightedSum(weights.state, weights.corrector)
+        corrector = WeightedSum(weights.state, weights.corrector)
+        rounds = [WeightedSum(weights.state, again) for again in weights.start]
         noise = None if weights.noise is None else as_coefficients(weights.noise)
         times = problem.times.tolist()
         history: deque[Tensor] = deque(maxlen=weights.longest)
         start = before = x
         for k in range(len(times) - 1):
             history.appendleft(estimate(k, x))
-            if corrector is not None and 0 < k <= corrector.steps:
+            if 0 < k <= len(rounds):
+                x = start
+                for j in range(k):
+                    x = rounds[k - 1](j, x, history)
+                    if k < len(rounds):
+                        history[k - 1 - j] = estimate(j + 1, x)
+            elif 0 < k <= corrector.steps:
                 x = corrector(k - 1, before, history)
-                if weights.restart is not None and k == 1:
-                    history[0] = estimate(1, x)
-                if weights.restart is not None and k == 2:
-                    again = WeightedSum(weights.state[:1], weights.restart[None])
-                    x = corrector(1, again(0, start, history), history)
             if k:
                 recorder.reach(times[k], x)
             before, x = x, predictor(k, x, history)
@@ -114,20 +115,19 @@ class WeightedSum:
 
     Args:
         state: Factors of the state, shape ``(K,)``.
-        estimates: Factors of the estimates, shape ``(K, p)``.
+        estimates: Factors of the estimates, shape ``(K, p)``; None for no steps.
     """
 
-    def __init__(self, state: Tensor, estimates: Tensor) -> None:
+    def __init__(self, state: Tensor, estimates: Tensor | None) -> None:
+        estimates = state.new_zeros(0, 0) if estimates is None else estimates
         self.steps = len(estimates)
         self._state = as_coefficients(state)
-        self._columns: list[Any] = [as_coefficients(column) for column in estimates.unbind(1)]
+        columns = [as_coefficients(column) for column in estimates.unbind(1)]
+        self._factors: list[tuple[Any, ...]] = list(zip(*columns, strict=True))
 
     def __call__(self, k: int, x: Tensor, history: Sequence[Tensor]) -> Tensor:
         """Step ``k`` from the state ``x`` with these estimates, the newest first."""
-        x = x * self._state[k]
-        for column, estimate in zip(self._columns, history, strict=False):
-            x = add_scaled(x, column[k], estimate)
-        return x
+        return linear_sum(self._state[k], x, self._factors[k], history)
 
 
 def half_log_snr(scales: Scales) -> Tensor:

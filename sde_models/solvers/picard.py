@@ -166,9 +166,8 @@ class _Recurrence:
 
     def __init__(self, problem: Problem, weights: Weights) -> None:
         self._predictor = WeightedSum(weights.state, weights.estimates)
-        self._corrector = None
-        if weights.corrector is not None and len(weights.corrector):
-            self._corrector = WeightedSum(weights.state, weights.corrector)
+        self._corrector = WeightedSum(weights.state, weights.corrector)
+        self._start = [WeightedSum(weights.state, again) for again in weights.start]  # one at most
         self._of_noise = None if weights.noise is None else as_coefficients(weights.noise)
         self._draw = problem.noise
         self._noise: deque[Tensor] = deque()
@@ -191,7 +190,9 @@ class _Recurrence:
         given = estimates.unbind()
         for k in range(first, self._steps):
             past.appendleft(given[min(k - first, len(given) - 1)])
-            if self._corrector is not None and 0 < k <= self._corrector.steps:
+            if 0 < k <= len(self._start):
+                x = self._start[0](0, before, past)
+            elif 0 < k <= self._corrector.steps:
                 x = self._corrector(k - 1, before, past)
             before, x = x, self._predictor(k, x, past)
             if self._of_noise is not None:
@@ -267,7 +268,7 @@ def _find_method(method: Any) -> MultistepSolver:
     if isinstance(found, MultistepSolver) and found.order <= HIGHEST_ORDER:
         return found
     name = str(getattr(method, "name", method))
-    why = "order 4 starts with an evaluation more, " if name in _MULTISTEP else ""
+    why = "above order 3 a method starts with more evaluations, " if name in _MULTISTEP else ""
     raise ValueError(
         f"method must be a multistep solver of order {HIGHEST_ORDER} at most "
         f"({', '.join(METHODS)}), got {method!r}: {why}{nearest_names(name, METHODS)}"

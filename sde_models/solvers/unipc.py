@@ -26,7 +26,7 @@ from torch import Tensor
 from sde_models.solvers.adams_weights import (
     corrector_weights,
     predictor_weights,
-    starting_corrector,
+    starting_weights,
 )
 from sde_models.solvers.base import Solver
 from sde_models.solvers.exponential_adams import exponential_quadrature
@@ -69,12 +69,10 @@ class UniPC(MultistepSolver):
         predictor[rows, :2] = two_nodes[rows]
         if len(corrector):
             corrector[0, :2] = self._first_correction(scales)
-        return Weights(
-            quadrature.state,
-            predictor,
-            corrector=corrector,
-            restart=starting_corrector(quadrature, order + 1)[1],
-        )
+        start = starting_weights(quadrature, order + 1)[1:]
+        if start:
+            start = (corrector[:1, :2], *start)
+        return Weights(quadrature.state, predictor, corrector=corrector, start=start)
 
     def _b(self, h: Tensor) -> Tensor:
         return h if self.variant == "bh1" else -torch.expm1(-h)
