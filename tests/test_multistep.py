@@ -211,3 +211,27 @@ def test_solvers_made_for_diffusion_refuse_other_equations(name: str) -> None:
 
     with pytest.raises(ValueError, match=f"'{name}' is made for .*Rotation is none: use one that"):
         sm.solve(Rotation(), torch.ones(2, 2), (1.0, 0.0), name)
+
+
+def test_remembered_weights_are_those_computed_anew() -> None:
+    """Other nodes, another order or another bound are not mistaken for those before."""
+    for steps in (6, 9):
+        for name in ("flow-abm-3", "flow-abm-5", "exp-abm-4", "unipc-3", "exp-abm-4"):
+            scales = scales_of(sm.VPSDE(), steps)
+            first, again, other = (sm.solver(name).weights(scales, 0.0) for _ in range(3))  # type: ignore[attr-defined]
+            again.estimates.zero_()
+            torch.testing.assert_close(first.estimates, other.estimates, rtol=0, atol=0)
+            torch.testing.assert_close(first.corrector, other.corrector, rtol=0, atol=0)
+            assert first.estimates.abs().sum() > 0
+    loose = predictor_weights(velocity_quadrature(scales), 3, amplification=1.0)
+    assert not torch.equal(loose, predictor_weights(velocity_quadrature(scales), 3))
+
+
+def test_weights_of_a_learned_schedule_carry_its_gradient() -> None:
+    scales = scales_of(sm.VPSDE(), 5)
+    sigma = scales.sigma.clone().requires_grad_()
+    learned = Scales(scales.alpha, sigma, 2 * (scales.alpha / sigma).log(), scales.data_std)
+    for _ in range(2):
+        weights = sm.solver("flow-abm-4").weights(learned, 0.0)  # type: ignore[attr-defined]
+        (gradient,) = torch.autograd.grad(weights.estimates.square().sum(), sigma)
+        assert gradient.abs().sum() > 0

@@ -18,7 +18,12 @@ Reference:
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +33,9 @@ GAUSS = np.polynomial.legendre.leggauss(4)
 """Points and weights, exact for polynomials to degree 7."""
 GAUSS_OF_EXPONENTIALS = np.polynomial.legendre.leggauss(24)
 """Points and weights for a polynomial times an exponential; with so many exact to rounding."""
+
+MOST_REMEMBERED = 16
+"""Grids whose weights are kept."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,34 @@ class Quadrature:
     of_eps: Tensor
 
 
+Answer = TypeVar("Answer")
+
+
+def remembered(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Keep the last few answers: one batch of samples after another has the same nodes.
+
+    What is learned is computed each time, and answers are copied, so that they may be changed.
+    """
+    answers: OrderedDict[Any, Answer] = OrderedDict()
+
+    @wraps(function)
+    def remember(quadrature: Quadrature, order: int, **options: Any) -> Answer:
+        nodes = (quadrature.clock, quadrature.scale)
+        if any(values.requires_grad for values in nodes):
+            return function(quadrature, order, **options)
+        texts = (values.cpu().numpy().tobytes() for values in nodes)
+        place = (nodes[0].device, nodes[0].dtype)
+        key = (*place, quadrature.rate, order, *options.items(), *texts)
+        if key not in answers:
+            answers[key] = function(quadrature, order, **options)
+            if len(answers) > MOST_REMEMBERED:
+                answers.popitem(last=False)
+        return deepcopy(answers[key])
+
+    return remember
+
+
+@remembered
 def predictor_weights(
     quadrature: Quadrature, order: int, *, amplification: float = math.inf
 ) -> Tensor:
@@ -69,6 +105,7 @@ def predictor_weights(
     return quadrature.scale[1:, None] * weights
 
 
+@remembered
 def corrector_weights(quadrature: Quadrature, order: int) -> Tensor:
     """Weights of ``order`` estimates, that at the end of the step first, shape ``(K - 1, order)``.
 
@@ -83,6 +120,7 @@ def corrector_weights(quadrature: Quadrature, order: int) -> Tensor:
     return quadrature.scale[1:-1, None] * weights
 
 
+@remembered
 def starting_weights(quadrature: Quadrature, order: int) -> tuple[Tensor, ...]:
     r"""Weights that take the first steps anew, so that a method of order p starts with order p.
 
