@@ -11,7 +11,7 @@ from marginals import ProductMixture
 from torch import Tensor
 
 import sde_models as sm
-from sde_models.solvers import problem as problem_module
+from sde_models.solvers import recording as recording_module
 
 TABLE = sm.solvers()
 EXACT = ProductMixture(sm.VPSDE(t_min=1e-3), (2,))
@@ -102,7 +102,7 @@ class Bar:
 @pytest.fixture
 def bars(monkeypatch: pytest.MonkeyPatch) -> list[Bar]:
     Bar.made = []
-    monkeypatch.setattr(problem_module, "tqdm", Bar)
+    monkeypatch.setattr(recording_module, "tqdm", Bar)
     return Bar.made
 
 

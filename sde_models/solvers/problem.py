@@ -2,164 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from sde_models._shapes import adds_up, describe_rows, non_finite_rows
 from sde_models.base_systems import AtNode, AtNodes, System
 from sde_models.counting import Evaluations
-from sde_models.errors import NonFiniteError, StepLimitError
+from sde_models.errors import NonFiniteError
 from sde_models.randomness import standard_normal_like
-
-
-@dataclass(frozen=True)
-class Solution:
-    """What a solve gives back.
-
-    Attributes:
-        x: State at the end of the span, shape ``(B, *event)``.
-        nfe: Network forward passes, each on the whole batch. A forward SDE has no network: 0.
-        rows: Network forward passes of single samples. It is less than nfe times the batch where
-            finished samples leave the batch, and more where several times are evaluated at once.
-        accepted: Steps taken.
-        rejected: Steps tried and thrown away by an adaptive solver; None where the library that
-            ran it does not tell.
-        times: Times of the saved states, shape ``(T,)``; None unless ``path`` was asked for.
-        path: Saved states, shape ``(T, B, *event)``; None unless ``path`` was asked for.
-    """
-
-    x: Tensor
-    nfe: int
-    accepted: int
-    rejected: int | None
-    times: Tensor | None = None
-    path: Tensor | None = None
-    rows: int = 0
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a callback is told after each step.
-
-    Attributes:
-        index: Steps taken so far, 1 after the first.
-        t: Model time reached; shape ``(B,)`` for solvers in which each sample has its own.
-        x: State there, shape ``(B, *event)``. It is the solver's own: clone it to change it.
-        nfe: Network forward passes so far.
-    """
-
-    index: int
-    t: float | Tensor
-    x: Tensor
-    nfe: int
-
-
-class Recorder:
-    """Counts steps, keeps the path, moves the progress bar and ends a solve that is too long.
-
-    Args:
-        times: Nodes of the solve; only the first and last for an adaptive solver.
-        save_all: Keep the state at every step.
-        save_at: Keep the state at these times.
-        max_steps: Cap on tried steps, or None.
-        progress: Show a bar.
-        callback: Called with a :class:`Step` after each step.
-        cost: Counter that the evaluations of this solve go into.
-    """
-
-    def __init__(
-        self,
-        times: Tensor,
-        *,
-        save_all: bool,
-        save_at: Tensor | None,
-        max_steps: int | None,
-        progress: bool,
-        callback: Callable[[Step], object] | None,
-        cost: Evaluations,
-    ) -> None:
-        self.accepted = 0
-        self.rejected: int | None = 0
-        self.save_all = save_all
-        self.save_at = save_at
-        self.cost = cost
-        self._max_steps = max_steps
-        self._callback = callback
-        self._saved: list[tuple[float, Tensor]] = []
-        self._start, self._end = float(times[0]), float(times[-1])
-        self._bar = (
-            tqdm(total=100.0, unit="%", bar_format="solve {percentage:3.0f}%|{bar}| {postfix}")
-            if progress
-            else None
-        )
-
-    def wants(self, t: float) -> bool:
-        """Whether the state at this node is to be kept."""
-        if self.save_all:
-            return True
-        return self.save_at is not None and bool((self.save_at == t).any())
-
-    def save(self, t: float, x: Tensor) -> None:
-        """Keep a state."""
-        self._saved.append((t, x))
-
-    def reach(self, t: float, x: Tensor) -> None:
-        """Note a step that ended at ``t`` in the state ``x``, and keep it if it is wanted."""
-        self.accept(t)
-        self.tell(t, x)
-        if self.wants(t):
-            self.save(t, x)
-
-    def tell(self, t: float | Tensor, x: Tensor) -> None:
-        """Call the user's callback."""
-        if self._callback is not None:
-            self._callback(Step(self.accepted, t, x, self.cost.nfe))
-
-    def accept(self, t: float) -> None:
-        """Note a step that ended at ``t``."""
-        self.accepted += 1
-        if self._bar is not None:
-            done = 100 * (t - self._start) / (self._end - self._start)
-            self._bar.set_postfix_str(f"t={t:.3g}, {self.cost.nfe} evaluations", refresh=False)
-            self._bar.update(max(0.0, min(done, 100.0) - self._bar.n))
-
-    def reject(self) -> None:
-        """Note a step that was thrown away."""
-        self.rejected = (self.rejected or 0) + 1
-
-    def check_cap(self, t: float, x: Tensor) -> None:
-        """End a solve that has tried as many steps as it may.
-
-        Raises:
-            StepLimitError: With the time and state reached.
-        """
-        tried = self.accepted + (self.rejected or 0)
-        if self._max_steps is not None and tried >= self._max_steps:
-            raise StepLimitError(
-                f"{tried} steps tried and t={t:.6g} reached on the way from {self._start:g} to "
-                f"{self._end:g} ({self.cost.nfe} evaluations): raise max_steps or loosen rtol and "
-                "atol; the error carries the state as .x and the time as .t",
-                t=t, x=x.detach(), nfe=self.cost.nfe,
-            )  # fmt: skip
-
-    def close(self) -> None:
-        """Close the progress bar."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def solution(self, x: Tensor) -> Solution:
-        """Collect what was recorded."""
-        times = path = None
-        if self.save_all or self.save_at is not None:
-            times = torch.tensor([t for t, _ in self._saved], dtype=torch.float64)
-            path = torch.stack([state for _, state in self._saved])
-        return Solution(x, self.cost.nfe, self.accepted, self.rejected, times, path, self.cost.rows)
+from sde_models.solvers.recording import Recorder
 
 
 @dataclass

@@ -26,7 +26,8 @@ from sde_models.solvers.arguments import (
     whole_number,
 )
 from sde_models.solvers.base import Solver
-from sde_models.solvers.problem import Problem, Recorder, Solution, Step
+from sde_models.solvers.problem import Problem
+from sde_models.solvers.recording import Recorder, Solution, Step
 from sde_models.solvers.table import solver as find_solver
 
 DEFAULT_MAX_STEPS = 10_000
