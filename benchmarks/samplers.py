@@ -5,7 +5,8 @@ by the root-mean-square distance of their end points to those of the exact proba
 coordinate; stochastic ones by energy distance and covariance error against exact samples. Every
 sampler, ours or not, is tried on every grid, the one adapted to the model included, and with every
 one of its settings; the best is quoted. Evaluations are counted in the model. Results go to
-``benchmarks/results/samplers.{json,md,png}``. Needs ``pip install sde-models[bench]``.
+``benchmarks/results/samplers.{json,md,png}``, where those of problems that are not run stay as they
+are. Needs ``pip install sde-models[bench]``.
 
     python benchmarks/samplers.py
     python benchmarks/samplers.py --problems mixture-2d-0 digits --skip-stochastic
@@ -32,8 +33,8 @@ import sde_models as sm
 
 RESULTS = Path(__file__).parent / "results"
 BUDGETS = (10, 15, 20, 50)
-STOCHASTIC_BUDGETS = (20, 50, 100)
-STOCHASTIC_SAMPLES = 4096
+STOCHASTIC_BUDGETS = (20, 50)
+STOCHASTIC_SAMPLES = 2048
 STOCHASTIC_GRIDS = ("log-snr", "uniform", "quadratic", "adapted")
 PLOTTED = (8, 10, 12, 15, 20, 30, 50, 80, 120)
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -172,7 +173,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    rows: list[Row] = []
+    rows = others(options.out, options.problems)
     for name in tqdm(options.problems, desc="problems"):
         problem = PROBLEMS[name]()
         adapted = sm.adapt_grid(
@@ -198,8 +199,16 @@ def main() -> None:
                 row | {"stochastic": True}
                 for row in measure(problem, STOCHASTIC_BUDGETS, stochastic=True, only=only)
             ]
+        rows.sort(key=lambda row: list(PROBLEMS).index(row["problem"]))
         save(rows, options.out)  # after each problem, since all take about an hour
     print((options.out / "samplers.md").read_text())
+
+
+def others(folder: Path, problems: list[str]) -> list[Row]:
+    """What was measured before on problems that are not run now."""
+    path = folder / "samplers.json"
+    before: list[Row] = json.loads(path.read_text()) if path.exists() else []
+    return [row for row in before if row["problem"] in set(PROBLEMS) - set(problems)]
 
 
 def save(rows: list[Row], folder: Path) -> None:
