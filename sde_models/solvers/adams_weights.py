@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar
@@ -81,7 +80,10 @@ def remembered(function: Callable[..., Answer]) -> Callable[..., Answer]:
             answers[key] = function(quadrature, order, **options)
             if len(answers) > MOST_REMEMBERED:
                 answers.popitem(last=False)
-        return deepcopy(answers[key])
+        answer: Any = answers[key]
+        if isinstance(answer, tuple):
+            return tuple(weights.clone() for weights in answer)  # type: ignore[return-value]
+        return answer.clone()  # type: ignore[no-any-return]
 
     return remember
 
