@@ -83,7 +83,7 @@ def remembered(function: Callable[..., Answer]) -> Callable[..., Answer]:
         answer: Any = answers[key]
         if isinstance(answer, tuple):
             return tuple(weights.clone() for weights in answer)  # type: ignore[return-value]
-        return answer.clone()  # type: ignore[no-any-return]
+        return answer.clone()
 
     return remember
 
