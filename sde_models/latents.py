@@ -25,6 +25,7 @@ class Encoding:
         rejected: Steps tried and thrown away; None where the library does not tell.
         times: Times of the saved states; None unless ``path`` was asked for.
         path: Saved states, shape ``(T, B, *event)``; None unless ``path`` was asked for.
+        density_error: As in :class:`~sde_models.Solution`.
     """
 
     z: Tensor
@@ -34,6 +35,7 @@ class Encoding:
     times: Tensor | None = None
     path: Tensor | None = None
     rows: int = 0
+    density_error: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ r"""Likelihoods by the instantaneous change of variables along the probability f
           + \int_{t_{min}}^{t_{max}} \nabla \cdot \dot x(t, x_t)\,dt,
 
 where x runs to the latent z. What is computed is the density that the flow defines: that of the
-decoded prior.
+decoded prior. The path is solved alone, and the divergence integrated along it afterwards; or, with
+``method="augmented"``, the two are solved together.
 
 References:
     Chen et al. 2018, Neural ordinary differential equations, arXiv:1806.07366; Song et al. 2021,
@@ -13,25 +14,26 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_models._shapes import Time, check_batch
-from sde_models.base_sdes import SDE
-from sde_models.base_systems import System
+from sde_models._shapes import check_batch
 from sde_models.counting import count_evaluations
-from sde_models.divergence import Divergence, find_divergence, standard_error
+from sde_models.divergence import Divergence, find_divergence
+from sde_models.errors import nearest_names
+from sde_models.likelihood_accuracy import ToAccuracy
+from sde_models.likelihood_methods import METHODS, Likelihood
 from sde_models.models import Model, check_model
-from sde_models.randomness import check_generator
+from sde_models.randomness import check_generator, entropy_from
 from sde_models.sampling import Prior
-from sde_models.solvers import Solver, Step, solve
+from sde_models.solvers import Solver, Step
 from sde_models.solvers import solver as find_solver
-from sde_models.solvers.arguments import check_callback
-from sde_models.systems import ProbabilityFlow
+from sde_models.solvers.arguments import check_callback, whole_number
 
 
 @dataclass(frozen=True)
@@ -42,103 +44,47 @@ class LogProb:
         value: Log-density of each sample in nats, shape ``(B,)``.
         stderr: Standard error of ``value`` from the probes, shape ``(B,)``; 0 for the exact
             trace, NaN for a single probe, which cannot tell.
-        solver_error: Difference in nats to a coarser solve with the same probes, shape ``(B,)``:
-            an estimate of the error of that coarser solve, and so on the safe side for this one.
-            NaN if it was not asked for, or where a single step leaves nothing coarser.
+        solver_error: What the errors of the steps may have moved ``value`` by, in nats, shape
+            ``(B,)``. For ``adams-batch`` the sum of what each step may have; for others the
+            difference to a coarser solve with the same probes, an estimate of the error of that
+            coarser solve. Both are on the safe side. NaN if it was not asked for, or where a
+            single step leaves nothing coarser.
+        quadrature_error: Difference in nats to the integral on every other node, shape ``(B,)``,
+            on the safe side too; 0 where the integral was solved with the path.
         z: Latents, shape of the data.
         nfe: Network forward passes, each on the whole batch, the coarser solve included.
         vjps: Vector-Jacobian products, each on the whole batch, likewise.
         accepted: Steps taken by the finer solve.
         rejected: Steps it tried and threw away; None where the library does not tell.
+        rows: Network forward passes of single samples.
     """
 
     value: Tensor
     stderr: Tensor
     solver_error: Tensor
+    quadrature_error: Tensor
     z: Tensor
     nfe: int
     vjps: int
     accepted: int
     rejected: int | None
-
-
-PROBES = "probes of the trace"
-"""Under which name the probes stand beside the conditioning."""
-
-
-class AugmentedFlow(System):
-    """The probability flow with the integral of its divergence as further coordinates.
-
-    The state is flat: D numbers of the sample, then one integral for each probe. Each part counts
-    by itself in the error norm, so that D coordinates do not hide an error in the integral.
-
-    Args:
-        flow: The probability flow.
-        event_shape: Shape of one sample.
-        divergence: Trace estimator.
-        probes: What it drew for this batch.
-    """
-
-    stochastic = False
-
-    def __init__(
-        self,
-        flow: ProbabilityFlow,
-        event_shape: tuple[int, ...],
-        divergence: Divergence,
-        probes: Tensor | None,
-    ) -> None:
-        super().__init__()
-        self.flow = flow
-        self.sample_shape = event_shape
-        self.size = torch.Size(event_shape).numel()
-        self.divergence = divergence
-        self.probes = probes
-        self.event_shape = (self.size + divergence.probes,)
-        self.t_min, self.t_max = flow.t_min, flow.t_max
+    rows: int = 0
 
     @property
-    def sde(self) -> SDE:
-        return self.flow.sde
-
-    @property
-    def cond(self) -> dict[str, Any]:  # type: ignore[override]
-        """Conditioning, and the probes: a solver that parts the batch parts both."""
-        if self.probes is None:
-            return self.flow.cond
-        return {**self.flow.cond, PROBES: self.probes.transpose(0, 1)}
-
-    def conditioned(self, **cond: Any) -> AugmentedFlow:
-        parted = cond.pop(PROBES, None)
-        probes = self.probes if parted is None else parted.transpose(0, 1)
-        flow = self.flow.conditioned(**cond)
-        return AugmentedFlow(flow, self.sample_shape, self.divergence, probes)
-
-    def start(self, x: Tensor) -> Tensor:
-        """Samples with integrals of zero beside them."""
-        return torch.cat([x.flatten(1), x.new_zeros(len(x), self.divergence.probes)], dim=1)
-
-    def split(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples ``(B, *event)`` and integrals ``(B, probes)``."""
-        samples, integrals = state[:, : self.size], state[:, self.size :]
-        return samples.reshape(-1, *self.sample_shape), integrals
-
-    def drift(self, t: Time, x: Tensor) -> Tensor:
-        samples, _ = self.split(x)
-        velocity, trace = self.divergence(lambda y: self.flow(t, y), samples, self.probes)
-        return torch.cat([velocity.flatten(1), trace], dim=1)
-
-    def error_norm(self, error: Tensor) -> Tensor:
-        samples, integrals = self.split(error)
-        return torch.maximum(self.flow.error_norm(samples), integrals.abs().amax(dim=1))
+    def error(self) -> Tensor:
+        """Within how many nats the truth lies at 95%: two standard errors and the other errors."""
+        return 2 * self.stderr + self.solver_error + self.quadrature_error
 
 
 def log_prob(
     model: Model,
     x: Tensor,
-    solver: str | Solver = "ode:dopri5",
+    solver: str | Solver = "adams-batch",
     *,
+    method: str | None = None,
     divergence: str | Divergence = "exact",
+    nodes: int | None = None,
+    tol: float | None = None,
     prior: Prior | None = None,
     estimate_solver_error: bool = True,
     generator: torch.Generator | None = None,
@@ -157,18 +103,25 @@ def log_prob(
     Args:
         model: What gives the score.
         x: Data, shape ``(B, *event)``, floating.
-        solver: An ODE solver in :func:`~sde_models.solvers`. Sample and integral of the
-            divergence are solved together.
+        solver: An ODE solver in :func:`~sde_models.solvers`. "adams-batch" keeps its errors small
+            in units of the noise, as densities want them; most others do so in units of x.
+        method: "quadrature" solves the path, then integrates the divergence along it, with fresh
+            probes at each node; "augmented" solves both together, with probes drawn once. If None
+            "quadrature" for solvers whose errors are in units of the noise, else "augmented".
         divergence: "exact", "hutchinson", or an object such as
-            ``sm.Hutchinson(probes=4, distribution="gaussian")``. Its probes are drawn once.
+            ``sm.Hutchinson(probes=4, distribution="gaussian")``.
+        tol: Total error that is asked for, in nats for each sample: two standard errors of the
+            probes, the error of the steps and that of the quadrature. Tolerances, nodes and
+            probes are then chosen; ``error`` of the result says what was reached.
+        nodes: Intervals between the nodes of the quadrature, a multiple of 4, 32 if None.
         prior: Distribution at ``t_max``, in place of the SDE's own.
-        estimate_solver_error: Solve a second time at ten times the tolerance, or with half the
-            steps, and report the difference.
+        estimate_solver_error: For solvers that do not tell their error, solve a second time at
+            ten times the tolerance, or with half the steps, and report the difference.
         generator: Source of the probes; torch's global one if None.
         gradient: As in :func:`~sde_models.solve`.
         steps: Number of steps of a fixed-step solver.
-        rtol: Relative tolerance of an adaptive solver, 1e-5 if None.
-        atol: Absolute tolerance of an adaptive solver, in units of x and in nats, 1e-5 if None.
+        rtol: Relative tolerance of an adaptive solver; if None what is usual for it.
+        atol: Absolute tolerance of an adaptive solver, likewise.
         grid: Nodes of a fixed-step solver, as in :func:`~sde_models.solve`.
         max_steps: Cap on the steps tried by an adaptive solver.
         progress: Show a progress bar.
@@ -177,8 +130,8 @@ def log_prob(
         **cond: Conditioning, handed to the network.
 
     Raises:
-        ValueError: If the solver is for SDEs, for unknown names, and whatever
-            :func:`~sde_models.solve` raises.
+        ValueError: If the solver is for SDEs, for unknown names, for a number of nodes that
+            will not do, and whatever :func:`~sde_models.solve` raises.
         TypeError: If ``x`` is not a floating tensor.
 
     Example:
@@ -191,58 +144,85 @@ def log_prob(
     check_model(model)
     check_generator(generator)
     check_callback(callback)
-    method = find_solver(solver)
+    found = find_solver(solver)
     estimator = find_divergence(divergence)
     check_batch(x, model.event_shape)
-    event_shape = tuple(x.shape[1:])
-    at_t_max = model.sde.prior(event_shape) if prior is None else prior
-    augmented = AugmentedFlow(
-        ProbabilityFlow(model, **cond), event_shape, estimator, estimator.draw(x, generator)
-    )
-    span = (model.sde.t_min, model.sde.t_max)
+    if method is None:
+        method = "quadrature" if found.in_noise_units else "augmented"
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; {nearest_names(method, METHODS)}")
+    if method == "augmented" and nodes is not None:
+        raise ValueError(
+            "nodes= has no meaning for method='augmented', which solves the integral with the "
+            "path: leave it out, or use method='quadrature'"
+        )
+    way: Any = METHODS[method](
+        model, x, found, estimator,
+        model.sde.prior(tuple(x.shape[1:])) if prior is None else prior,
+        0 if estimator.exact else entropy_from(generator), cond, _check_nodes(nodes),
+    )  # fmt: skip
     control = {"steps": steps, "rtol": rtol, "atol": atol, "grid": grid, "max_steps": max_steps}
-
-    def tell(step: Step) -> None:
-        if callback is not None:
-            callback(replace(step, x=augmented.split(step.x)[0]))
-
-    def run(
-        gradient: str | None, control: dict[str, Any], tell: Callable[[Step], None] | None = None
-    ) -> tuple[Tensor, Tensor, Any]:
-        solution = solve(
-            augmented, augmented.start(x), span, method,
-            gradient=gradient, progress=progress, callback=tell, **control,
-        )  # fmt: skip
-        z, integrals = augmented.split(solution.x)
-        return z, _at_the_end(at_t_max, z)[:, None] + integrals, solution
-
     with count_evaluations() as cost:
-        z, estimates, solution = run(gradient, control, tell)
-        value = estimates.mean(dim=1)
-        solver_error = torch.full_like(value, torch.nan)
-        coarser = method.coarser(**control) if estimate_solver_error else None
-        if coarser is not None:
-            with torch.no_grad():
-                coarse = run(None, coarser)[1]
-            solver_error = (coarse.mean(dim=1) - value.detach()).abs()
+        further: dict[str, Any] = {"gradient": gradient, "progress": progress, "callback": callback}
+        if tol is None:
+            estimate = way.run(**further, **control)
+            solver_error = estimate.solution.density_error
+        else:
+            _check_tol(tol, way, nodes, control)
+            accuracy = ToAccuracy(float(tol), max_steps=max_steps, **further)
+            estimate, solver_error = accuracy.run(way)
+        if solver_error is None:
+            solver_error = torch.full_like(estimate.value.detach(), torch.nan)
+            coarser = found.coarser(**control) if estimate_solver_error else None
+            if coarser is not None:
+                with torch.no_grad():
+                    coarse = way.run(progress=progress, **coarser)
+                solver_error = (coarse.value - estimate.value.detach()).abs()
     return LogProb(
-        value=value,
-        stderr=torch.zeros_like(value) if estimator.exact else standard_error(estimates.detach()),
-        solver_error=solver_error,
-        z=z,
+        value=estimate.value,
+        stderr=estimate.stderr,
+        solver_error=solver_error.to(estimate.value.dtype),
+        quadrature_error=estimate.quadrature_error,
+        z=estimate.z,
         nfe=cost.nfe,
         vjps=cost.vjps,
-        accepted=solution.accepted,
-        rejected=solution.rejected,
+        accepted=estimate.solution.accepted,
+        rejected=estimate.solution.rejected,
+        rows=cost.rows,
     )
 
 
-def _at_the_end(prior: Prior, z: Tensor) -> Tensor:
-    value = prior.log_prob(z)
-    if value.shape != z.shape[:1]:
+def _check_tol(tol: Any, way: Likelihood, nodes: int | None, control: dict[str, Any]) -> None:
+    """Refuse a tolerance that has no meaning, or what it chooses by itself.
+
+    Raises:
+        ValueError: With what to leave out.
+    """
+    if isinstance(tol, bool) or not isinstance(tol, float | int) or not 0 < tol < math.inf:
+        raise ValueError(f"tol must be a positive number of nats, got {tol!r}")
+    given = [name for name in ("steps", "rtol", "atol", "grid") if control[name] is not None]
+    given += ["nodes"] if nodes is not None else []
+    if given:
+        raise ValueError(f"tol= chooses {given[0]} by itself: leave {given[0]}= or tol= out")
+    if way.name != "quadrature" or not way.solver.in_noise_units:
         raise ValueError(
-            f"prior.log_prob gave shape {tuple(value.shape)} for {len(z)} latents, wanted "
-            f"({len(z)},): a torch distribution over coordinates becomes one over events by "
-            f"torch.distributions.Independent(prior, {z.ndim - 1})"
+            f"tol= needs a solver that tells the error of a density, and method='quadrature': use "
+            f"solver='adams-batch' in place of {way.solver.name!r}"
         )
-    return value
+
+
+def _check_nodes(intervals: int | None) -> int:
+    """Intervals of the quadrature; refuse what has no half.
+
+    Raises:
+        ValueError: If they are odd or too few.
+    """
+    if intervals is None:
+        return 32
+    count = whole_number("nodes", intervals)
+    if count is None or count % 4 or count < 20:
+        raise ValueError(
+            f"nodes must be a number of intervals that 4 divides, 20 or more, got {intervals!r}: "
+            "every other node, and every fourth, make the rules that tell the error"
+        )
+    return count

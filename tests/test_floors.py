@@ -27,9 +27,17 @@ PACKAGE = "sde_models"
 FLOORS: dict[int, tuple[str, ...]] = {
     7: ("cli",),
     6: ("demo", "training", "checkpoints", "distribution", "report"),
-    5: ("sampling", "likelihood", "latents", "discrete", "adapted_grids"),
+    5: (
+        "sampling",
+        "likelihood",
+        "likelihood_accuracy",
+        "likelihood_methods",
+        "latents",
+        "discrete",
+        "adapted_grids",
+    ),
     4: ("solvers",),
-    3: ("systems", "losses"),
+    3: ("systems", "losses", "augmented_flow", "trace_quadrature"),
     2: ("models", "model_nodes", "analytic", "predictions"),
     1: ("sdes", "base_sdes", "gaussian_sdes", "base_systems", "grids"),
     0: (

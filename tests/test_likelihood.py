@@ -66,7 +66,13 @@ def test_ten_components_in_64_dimensions() -> None:
     loose = sm.log_prob(model, x, "ode:dopri5", divergence="exact", rtol=1e-5, atol=1e-5)
     assert (loose.value - truth).abs().mean() < 1e-2
     tight = sm.log_prob(
-        model, x, divergence="exact", rtol=1e-8, atol=1e-8, estimate_solver_error=False
+        model,
+        x,
+        "ode:dopri5",
+        divergence="exact",
+        rtol=1e-8,
+        atol=1e-8,
+        estimate_solver_error=False,
     )
     assert (tight.value - truth).abs().mean() < 1e-5
     assert tight.vjps == 64 * tight.nfe
@@ -88,7 +94,7 @@ def test_fixed_steps_and_their_error_estimate(solver: str) -> None:
 def test_reported_solver_error_covers_the_error(sde: sm.GaussianSDE, tolerance: float) -> None:
     exact = ProductMixture(sde, (2,))
     x = exact.sample(60, sde.t_min, generator())
-    lp = sm.log_prob(exact.model, x, rtol=tolerance, atol=tolerance)
+    lp = sm.log_prob(exact.model, x, "ode:dopri5", rtol=tolerance, atol=tolerance)
     covered = (lp.value - flow_log_prob(exact, x)).abs() <= lp.solver_error + 1e-9
     assert covered.double().mean() >= 0.85
 
@@ -98,7 +104,7 @@ def test_with_the_true_prior_the_density_is_the_data_density() -> None:
     exact = ProductMixture(sde, (2,))
     x = exact.sample(10, 0.0, generator())
     true_prior = exact.mixture.diffuse(sde, 1.0)
-    lp = sm.log_prob(exact.model, x, prior=true_prior, rtol=1e-8, atol=1e-8)
+    lp = sm.log_prob(exact.model, x, prior=true_prior, rtol=1e-8, atol=1e-8, nodes=96)
     truth = exact.mixture.diffuse(sde, 0.0).log_prob(x)
     assert (lp.value - truth).abs().max() < 1e-6
 
@@ -119,9 +125,9 @@ def test_hutchinson_is_unbiased_and_its_error_bar_covers(distribution: str) -> N
     model = mixture.score_model(sm.VPSDE(), (1, 4, 4))
     point = mixture.sample(1, generator=g).reshape(1, 1, 4, 4)
     tolerance = {"rtol": 1e-5, "atol": 1e-5, "estimate_solver_error": False}
-    truth = sm.log_prob(model, point, **tolerance).value  # type: ignore[arg-type]
+    truth = sm.log_prob(model, point, "ode:dopri5", **tolerance).value  # type: ignore[arg-type]
     lp = sm.log_prob(
-        model, point.repeat(400, 1, 1, 1), divergence=sm.Hutchinson(8, distribution),
+        model, point.repeat(400, 1, 1, 1), "ode:dopri5", divergence=sm.Hutchinson(8, distribution),
         generator=generator(1), **tolerance,  # type: ignore[arg-type]
     )  # fmt: skip
     error = lp.value - truth
@@ -163,16 +169,22 @@ def test_energy_models_have_likelihoods() -> None:
     model = sm.EnergyModel(Standard(), sm.VPSDE())
     x = torch.randn(3, 2, generator=generator(), dtype=torch.float64)
     truth = -0.5 * x.square().sum(1) - math.log(2 * math.pi)
-    lp = sm.log_prob(model, x)
+    lp = sm.log_prob(model, x, rtol=1e-8, atol=1e-8, nodes=96)
     torch.testing.assert_close(lp.value, truth, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("way", ["direct", "adjoint"])
-def test_log_prob_is_differentiable(way: str) -> None:
+@pytest.mark.parametrize(
+    ("way", "solver"),
+    [("direct", "adams-batch"), ("direct", "ode:dopri5"), ("adjoint", "ode:dopri5")],
+)
+def test_log_prob_is_differentiable(way: str, solver: str) -> None:
     exact = ProductMixture(sm.VPSDE(), (2,))
     x = exact.sample(3, exact.sde.t_min, generator()).requires_grad_()
     prior = exact.mixture.diffuse(exact.sde, exact.sde.t_max)
-    lp = sm.log_prob(exact.model, x, rtol=1e-8, atol=1e-8, gradient=way, prior=prior)
+    nodes = {"nodes": 96} if solver == "adams-batch" else {}
+    lp = sm.log_prob(
+        exact.model, x, solver, rtol=1e-8, atol=1e-8, gradient=way, prior=prior, **nodes
+    )  # fmt: skip
     (got,) = torch.autograd.grad(lp.value.sum(), x)
     point = x.detach().requires_grad_()
     (wanted,) = torch.autograd.grad(
@@ -187,6 +199,12 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"x": torch.zeros(2, 3)}, ValueError, r"event shape \(3,\)"),
     ({"x": torch.zeros(2, 2, dtype=torch.int32)}, TypeError, "sm.bits_per_dim"),
     ({"steps": 5}, ValueError, "cannot use steps="),
+    ({"method": "quadrature", "nodes": 34}, ValueError, "that 4 divides, 20 or more, got 34"),
+    ({"method": "quadratur"}, ValueError, "did you mean 'quadrature'"),
+    ({"solver": "ode:rk4", "nodes": 32}, ValueError, "no meaning for method='augmented'"),
+    ({"tol": 0.0}, ValueError, "tol must be a positive number of nats, got 0"),
+    ({"tol": 0.1, "rtol": 1e-3}, ValueError, "tol= chooses rtol by itself"),
+    ({"tol": 0.1, "solver": "ode:dopri5"}, ValueError, "use solver='adams-batch'"),
     ({"solver": "ode:rk4", "rtol": 1e-3}, ValueError, "cannot use rtol="),
 ]
 

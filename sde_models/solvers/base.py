@@ -35,6 +35,7 @@ class Solver(ABC):
         equal_steps: Whether its formula holds for equal steps in t only.
         state_dependent_noise: Whether it converges to the Ito solution when the noise depends on
             the state.
+        in_noise_units: Whether its errors are kept small in units of the noise, as densities want.
         differentiable: Whether gradients flow through it.
         adjoint: Whether gradients can be had by the adjoint equation.
         default_steps: Steps that are taken if none are asked for.
@@ -55,6 +56,7 @@ class Solver(ABC):
     evaluations: int | None
     equal_steps = False
     state_dependent_noise = False
+    in_noise_units = False
     differentiable = True
     adjoint = False
     default_steps: ClassVar[int] = 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,20 @@ class PartOfBatch:
             cost = self._problem.recorder.cost
             refuse_non_finite("drift", float(t[bad]), self._whole(x), self._whole(drift), cost)
         return drift
+
+    def denoise(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The estimates (x0, eps) of the system's model, at a time for each sample.
+
+        Raises:
+            NonFiniteError: If any entry is NaN or infinite; with the rows of the whole batch.
+        """
+        model: Any = self.system.model
+        x0, eps = model.denoise(t.to(x.dtype), x, **self.system.cond)
+        if not adds_up(eps):
+            bad = [*non_finite_rows(x), *non_finite_rows(eps), 0][0]
+            cost = self._problem.recorder.cost
+            refuse_non_finite("estimate", float(t[bad]), self._whole(x), self._whole(eps), cost)
+        return x0, eps
 
     def _whole(self, values: Tensor) -> Tensor:
         """A batch with these values in their rows, and 0 elsewhere."""

@@ -27,6 +27,8 @@ class Solution:
             ran it does not tell.
         times: Times of the saved states, shape ``(T,)``; None unless ``path`` was asked for.
         path: Saved states, shape ``(T, B, *event)``; None unless ``path`` was asked for.
+        density_error: What the errors of the steps may have moved a log-density along the path by,
+            in nats, shape ``(B,)``; None for solvers that do not tell.
     """
 
     x: Tensor
@@ -36,6 +38,7 @@ class Solution:
     times: Tensor | None = None
     path: Tensor | None = None
     rows: int = 0
+    density_error: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Recorder:
         self.save_all = save_all
         self.save_at = save_at
         self.cost = cost
+        self.density_error: Tensor | None = None
         self._max_steps = max_steps
         self._callback = callback
         self._saved: list[tuple[float, Tensor]] = []
@@ -154,4 +158,7 @@ class Recorder:
         if self.save_all or self.save_at is not None:
             times = torch.tensor([t for t, _ in self._saved], dtype=torch.float64)
             path = torch.stack([state for _, state in self._saved])
-        return Solution(x, self.cost.nfe, self.accepted, self.rejected, times, path, self.cost.rows)
+        cost = self.cost
+        return Solution(
+            x, cost.nfe, self.accepted, self.rejected, times, path, cost.rows, self.density_error
+        )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sde_models.errors import nearest_names
+from sde_models.solvers.adams_batch import AdamsBatch
 from sde_models.solvers.adaptive_sde import AdaptiveSDE
 from sde_models.solvers.ancestral import Ancestral, ReverseDiffusion
 from sde_models.solvers.annealed_langevin import AnnealedLangevin
@@ -43,6 +44,7 @@ MAKERS: dict[str, Callable[..., Solver]] = {
     **flow_adams_solvers(),
     Picard.name: Picard,
     BatchRungeKutta.name: BatchRungeKutta,
+    AdamsBatch.name: AdamsBatch,
     **torchdiffeq_solvers(),
     **torchsde_solvers(),
     **scipy_solvers(),

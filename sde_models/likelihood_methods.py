@@ -1,0 +1,178 @@
+"""The ways to integrate a divergence: along a path that is known, or together with the path."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_models.augmented_flow import AugmentedFlow
+from sde_models.divergence import Divergence, standard_error
+from sde_models.models import Model
+from sde_models.sampling import Prior
+from sde_models.solvers import Solution, Solver, Step, solve
+from sde_models.systems import ProbabilityFlow
+from sde_models.trace_quadrature import integrate_traces, node_times, traces
+
+Callback = Callable[[Step], object]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Log-densities with the errors of their traces.
+
+    Attributes:
+        value: Log-density of each sample in nats, shape ``(B,)``.
+        stderr: Standard error from the probes, shape ``(B,)``.
+        quadrature_error: Error of the quadrature, shape ``(B,)``.
+        z: Latents.
+        solution: The solve.
+    """
+
+    value: Tensor
+    stderr: Tensor
+    quadrature_error: Tensor
+    z: Tensor
+    solution: Solution
+
+
+@dataclass(frozen=True)
+class Likelihood(ABC):
+    """A way to compute log-densities; run again, it draws the same probes.
+
+    Attributes:
+        model: What gives the score.
+        x: Data, shape ``(B, *event)``.
+        solver: Solver of the path.
+        estimator: Trace estimator.
+        prior: Distribution at ``t_max``.
+        seed: Seed of the probes.
+        cond: Conditioning by name.
+        intervals: Intervals between the nodes of a quadrature.
+    """
+
+    name: ClassVar[str]
+
+    model: Model
+    x: Tensor
+    solver: Solver
+    estimator: Divergence
+    prior: Prior
+    seed: int
+    cond: dict[str, Any]
+    intervals: int
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """From the data to the noise."""
+        return self.model.sde.t_min, self.model.sde.t_max
+
+    def fresh_generator(self) -> torch.Generator:
+        """A source of the same probes each time."""
+        return torch.Generator(device=self.x.device).manual_seed(self.seed)
+
+    @abstractmethod
+    def run(self, *, callback: Callback | None = None, **arguments: Any) -> Estimate:
+        """Compute the log-densities; the arguments are those of :func:`~sde_models.solve`."""
+
+    def at_the_end(self, z: Tensor) -> Tensor:
+        """Log-density of the latents under the prior.
+
+        Raises:
+            ValueError: If the prior gives one for each coordinate.
+        """
+        value = self.prior.log_prob(z)
+        if value.shape != z.shape[:1]:
+            raise ValueError(
+                f"prior.log_prob gave shape {tuple(value.shape)} for {len(z)} latents, wanted "
+                f"({len(z)},): a torch distribution over coordinates becomes one over events by "
+                f"torch.distributions.Independent(prior, {z.ndim - 1})"
+            )
+        return value
+
+
+class AugmentedLikelihood(Likelihood):
+    """The integral of the divergence is solved beside the path, with probes drawn once."""
+
+    name = "augmented"
+
+    def run(self, *, callback: Callback | None = None, **arguments: Any) -> Estimate:
+        augmented = AugmentedFlow(
+            ProbabilityFlow(self.model, **self.cond), tuple(self.x.shape[1:]), self.estimator,
+            self.estimator.draw(self.x, self.fresh_generator()),
+        )  # fmt: skip
+
+        def tell(step: Step) -> None:
+            if callback is not None:
+                callback(replace(step, x=augmented.split(step.x)[0]))
+
+        start = augmented.start(self.x)
+        solution = solve(augmented, start, self.span, self.solver, callback=tell, **arguments)
+        z, integrals = augmented.split(solution.x)
+        estimates = self.at_the_end(z)[:, None] + integrals
+        none = torch.zeros_like(estimates[:, 0].detach())
+        stderr = none if self.estimator.exact else standard_error(estimates.detach())
+        return Estimate(estimates.mean(dim=1), stderr, none, z, solution)
+
+
+class QuadratureLikelihood(Likelihood):
+    """The divergence is integrated along a solved path, with fresh probes at each node."""
+
+    name = "quadrature"
+
+    def run(self, **arguments: Any) -> Estimate:
+        solution = self.solve(**arguments)
+        size, exact = self.x[0].numel(), self.estimator.exact
+        integral = integrate_traces(self.model, self.traces(self.states(solution)), size, exact)
+        value = self.at_the_end(solution.x) + integral.value
+        return Estimate(value, integral.stderr, integral.error, solution.x, solution)
+
+    def solve(self, **arguments: Any) -> Solution:
+        """Solve the path, and keep the states at the nodes."""
+        times = node_times(self.model.sde, self.intervals)
+        flow = ProbabilityFlow(self.model, **self.cond)
+        return solve(flow, self.x, self.span, self.solver, path=times, **arguments)
+
+    def states(self, solution: Solution) -> Tensor:
+        """States at the nodes, shape ``(M, B, *event)``."""
+        path: Any = solution.path
+        return path
+
+    def traces(self, states: Tensor, known: Tensor | None = None) -> Tensor:
+        """Estimates of the divergence of eps at each node, shape ``(M, B, probes)``.
+
+        Args:
+            states: States at the nodes, shape ``(M, B, *event)``.
+            known: The estimates at every other node, if they are known.
+        """
+        times = node_times(self.model.sde, self.intervals)
+        generator = self.fresh_generator()
+        which = slice(None) if known is None else slice(1, None, 2)
+        with torch.set_grad_enabled(states.requires_grad):
+            estimates = traces(
+                self.model, times[which], states[which], self.estimator, generator, self.cond
+            )
+        if known is None:
+            return estimates
+        both = estimates.new_empty(len(times), *estimates.shape[1:])
+        both[::2], both[1::2] = known, estimates
+        return both
+
+    def part(self, rows: Tensor) -> QuadratureLikelihood:
+        """The same for some samples, with probes of their own."""
+        own = {
+            name: value[rows.to(value.device)]
+            if isinstance(value, Tensor) and value.ndim and len(value) == len(self.x)
+            else value
+            for name, value in self.cond.items()
+        }
+        return replace(self, x=self.x[rows], cond=own, seed=self.seed + 1)
+
+
+METHODS: dict[str, type[Likelihood]] = {
+    way.name: way for way in (QuadratureLikelihood, AugmentedLikelihood)
+}

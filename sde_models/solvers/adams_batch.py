@@ -1,0 +1,276 @@
+r"""Adaptive exponential Adams in the log-SNR clock, with a step for each sample: for densities.
+
+Near the data everything that a density feels happens on the scale of the noise: an error of x that
+no eye would see moves a log-density by many nats where :math:`\sigma(t)` is smaller still. In the
+clock :math:`\lambda = \log(\alpha/\sigma)` the flow changes by about as much in each unit, and
+
+.. math:: x_t = \frac{\alpha_t}{\alpha_s} x_s
+          - \sigma_t \int_{\lambda_s}^{\lambda_t} e^{\lambda_t - \lambda} \hat\epsilon\, d\lambda
+          \qquad\text{or}\qquad
+          x_t = \frac{\sigma_t}{\sigma_s} x_s
+          + \alpha_t \int_{\lambda_s}^{\lambda_t} e^{-(\lambda_t - \lambda)} \hat x_0\, d\lambda
+
+leaves a smooth integrand, the first for the way up to the noise and the second for the way down.
+
+References:
+    Hairer, Norsett and Wanner 1993, Solving ordinary differential equations I, III.5 and III.7
+    (Adams methods with variable steps, their error and order); Hochbruck and Ostermann 2010,
+    Exponential integrators, section 2.5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_models._shapes import describe_rows, per_sample
+from sde_models.errors import StepLimitError, StepSizeError
+from sde_models.solvers.adams_weights import lagrange_integrals
+from sde_models.solvers.base import Solver
+from sde_models.solvers.batch_parts import InnerStates, PartOfBatch, time_precision
+from sde_models.solvers.clocks import make_clock
+from sde_models.solvers.problem import Problem
+
+SAFETY = 0.8
+SHRINK, GROW = 0.2, 2.0
+"""How much a step may change at once."""
+FIRST_STEP = 0.05
+"""In units of the clock; steps grow from there with the order."""
+
+
+class AdamsBatch(Solver):
+    r"""Adams predictor and corrector of variable order and step; one evaluation for each step.
+
+    A step is predicted by the polynomial through the last p estimates, evaluated, and corrected by
+    that through the last p and the new one. The difference of the two, in units of the noise, is
+    the error that steps are chosen by:
+
+    .. math:: \frac{\| x^{corrected} - x^{predicted} \|}{\sigma_t} \le a_{tol} + r_{tol} ,
+
+    with the root mean square as norm. Tolerances are thus in units of the noise, whose estimate is
+    itself of size 1. Every sample has its own time, step and order; it starts with order 1 and a
+    small step. A step's error d displaces what is computed as the log-density by about
+    :math:`\hat\epsilon \cdot d / \sigma`: the sum of the sizes of these is told as
+    ``Solution.density_error``.
+
+    For latents and densities; for samples, whose errors count in units of x, ``rk-batch`` takes
+    fewer steps. ``accepted``, ``rejected``, ``max_steps`` and callbacks are as for ``rk-batch``.
+
+    Options:
+        order: Most estimates that the predictor looks at, from 1 to 8; 5 if left out.
+    """
+
+    name = "adams-batch"
+    integrates = ("ODE",)
+    diffusion_only = True
+    adaptive = True
+    evaluations = 1
+    in_noise_units = True
+    default_rtol = 1e-4
+    default_atol = 1e-4
+    option_names = ("order",)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        order: Any = options.get("order", 5)
+        if order not in range(1, 9):
+            raise ValueError(f"order must be a whole number from 1 to 8, got {order!r}")
+        self.order = int(order)
+
+    def integrate(self, problem: Problem) -> Tensor:
+        if problem.recorder.save_all:
+            raise ValueError(
+                f"solver {self.name!r} cannot use path=True, since each sample has its own steps: "
+                "give the times at which to keep the state, as path=torch.linspace(*t_span, 50), "
+                "or callback=, which is told the time of every sample after each step"
+            )
+        solve = _Solve(problem, int(self.order))
+        while len(solve.part.rows):
+            solve.round()
+        return solve.finish()
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """The samples that are on their way; every field has one entry for each of them.
+
+    Attributes:
+        t: Model times reached.
+        clock: The same on the clock.
+        x: States.
+        step: Steps to try next, on the clock, positive.
+        count: How many estimates are known.
+        nodes: Where on the clock they were taken, the newest first, shape ``(n, p)``.
+        estimates: The estimates, shape ``(n, p, *event)``.
+    """
+
+    t: Tensor
+    clock: Tensor
+    x: Tensor
+    step: Tensor
+    count: Tensor
+    nodes: Tensor
+    estimates: Tensor
+
+    def only(self, which: Tensor) -> _Samples:
+        return _Samples(*(getattr(self, field.name)[which] for field in fields(self)))
+
+
+class _Solve:
+    """A solve: the samples on their way, and where every sample of the batch has got to."""
+
+    def __init__(self, problem: Problem, order: int) -> None:
+        self.problem, self.order, self.recorder = problem, order, problem.recorder
+        self.clock = make_clock("log-snr", problem.system)
+        x, precision = problem.x, time_precision(problem.x)
+        ends = problem.times[[0, -1]].to(x.device, precision)
+        start, self.clock_end = self.clock.read(ends)
+        self.end, self.way = ends[1], torch.sign(self.clock_end - start)
+        self.rate = float(self.way)  # eps on the way up to the noise, x0 on the way down
+        self.inner = InnerStates(problem)
+        self.part = PartOfBatch(problem, torch.arange(len(x), device=x.device))
+        self.x, self.t = x, ends[0].expand(len(x))
+        self.density_error = torch.zeros_like(self.t)
+        clock, one = start.expand(len(x)), torch.ones_like(self.t)
+        estimate, _ = self._estimate(self.t, x)
+        self.samples = _Samples(
+            self.t, clock, x, FIRST_STEP * one, one.long(),
+            clock[:, None].expand(-1, order), estimate[:, None].expand(-1, order, *x.shape[1:]),
+        )  # fmt: skip
+
+    def round(self) -> None:
+        """Let every sample that is on its way try a step."""
+        recorder, samples, rows = self.recorder, self.samples, self.part.rows
+        self._check_cap()
+        left = (self.clock_end - samples.clock).abs()
+        landing = 1.001 * samples.step >= left  # rather a longer step than a tiny last one
+        clock = samples.clock + self.way * torch.where(landing, left, samples.step)
+        clock = torch.where(landing, self.clock_end, clock)
+        t = torch.where(landing, self.end, self.clock.time(clock))
+        known = self._weights(samples, samples.nodes, samples.count, clock)
+        state, scale = self._factors(samples.t, t)
+        predicted = state * samples.x + scale * _weighted(known, samples.estimates)
+        estimate, eps = self._estimate(t, predicted)
+        nodes = torch.cat([clock[:, None], samples.nodes], 1)
+        estimates = torch.cat([estimate[:, None], samples.estimates], 1)
+        count = samples.count + 1
+        change = self._weights(samples, nodes, count, clock)
+        change[:, 1:] -= known
+        correction = scale * _weighted(change, estimates)
+        corrected = predicted + correction
+        difference = correction.detach() / self._scales(t)[1]
+        error = self.part.system.error_norm(difference).to(clock)
+        error = (error / (self.problem.atol + self.problem.rtol)).nan_to_num(nan=torch.inf)
+        kept = error <= 1
+        moved = torch.where(kept, count.clamp(max=self.order), samples.count)
+        keep, keeps = per_sample(kept, corrected), per_sample(kept, estimates)
+        factor = SAFETY * error.clamp(min=1e-10) ** (-1 / (samples.count + 1))
+        factor = factor.clamp(min=SHRINK).minimum(torch.where(kept, GROW, 0.9))
+        self.samples = _Samples(
+            t=torch.where(kept, t, samples.t),
+            clock=torch.where(kept, clock, samples.clock),
+            x=torch.where(keep, corrected, samples.x),
+            step=(clock - samples.clock).abs() * factor,
+            count=moved,
+            nodes=torch.where(kept[:, None], nodes[:, :-1], samples.nodes),
+            estimates=torch.where(keeps, estimates[:, :-1], samples.estimates),
+        )
+        which = kept.nonzero().flatten()
+        if len(which) < len(kept):
+            self._check_steps(kept)
+        if len(which) == 0:
+            recorder.reject()
+            return
+        work = (difference * eps.detach()).flatten(1).sum(1).abs() / (samples.count + 1)
+        self.density_error = self.density_error.index_add(0, rows[which], work[which].to(clock))
+        self.x = self.x.index_copy(0, rows[which], corrected[which])
+        self.t = self.t.index_copy(0, rows[which], t[which])
+        passed = torch.where(kept, t, samples.t)
+        between = partial(self._between, samples, nodes, estimates, count)
+        self.inner.gather(rows, samples.t, passed, between)
+        recorder.accept(self._slowest())
+        recorder.tell(self.t, self.x)
+        arrived = kept & landing
+        if bool(arrived.any()):
+            self.samples = self.samples.only(~arrived)
+            self.part = PartOfBatch(self.problem, rows[~arrived])
+
+    def finish(self) -> Tensor:
+        """Save the states that were asked for, and return the last."""
+        self.recorder.density_error = self.density_error
+        self.inner.save(self.x)
+        return self.x
+
+    def _estimate(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What is interpolated, and the estimate of the noise."""
+        x0, eps = self.part.denoise(t, x)
+        return (x0 if self.rate > 0 else eps), eps
+
+    def _weights(self, samples: _Samples, nodes: Tensor, count: Tensor, clock: Tensor) -> Tensor:
+        """Weights of the first ``count`` estimates in a step to ``clock``, shape of ``nodes``."""
+        weights = torch.zeros_like(nodes)
+        for used in count.unique().tolist():
+            rows = (count == used).nonzero().flatten()
+            weights[rows, :used] = lagrange_integrals(
+                nodes[rows, :used], samples.clock[rows], clock[rows], self.rate
+            )
+        return weights
+
+    def _factors(self, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of the state and of the integral in steps between two model times."""
+        (alpha, sigma), (before_alpha, before_sigma) = self._scales(end), self._scales(start)
+        return (sigma / before_sigma, alpha) if self.rate > 0 else (alpha / before_alpha, sigma)
+
+    def _between(
+        self, samples: _Samples, nodes: Tensor, estimates: Tensor, count: Tensor,
+        t: Tensor, which: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """States inside the steps of some samples: the corrector's polynomial integrated so far."""
+        times = t.expand(len(which))
+        clock = self.clock.read(times)
+        own = samples.only(which)
+        weights = self._weights(own, nodes[which], count[which], clock)
+        state, scale = self._factors(own.t, times)
+        return state * own.x + scale * _weighted(weights, estimates[which])
+
+    def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Alpha and sigma, to multiply states by."""
+        sde, x = self.problem.system.sde, self.problem.x
+        shape = (*t.shape, *(1,) * (x.ndim - 1))
+        alpha, sigma = (scale.reshape(shape).to(x) for scale in (sde.alpha(t), sde.sigma(t)))
+        return alpha, sigma
+
+    def _slowest(self) -> float:
+        return float((self.t * self.problem.direction).min()) * self.problem.direction
+
+    def _check_cap(self) -> None:
+        try:
+            self.recorder.check_cap(self._slowest(), self.x)
+        except StepLimitError as error:
+            error.t = self.t
+            raise
+
+    def _check_steps(self, kept: Tensor) -> None:
+        """Refuse steps after a failure that the precision of the state does not resolve."""
+        samples, dtype = self.samples, self.x.dtype
+        moved = (samples.clock + self.way * samples.step).to(dtype)
+        stuck = self.part.rows[~kept & (moved == samples.clock.to(dtype))].tolist()
+        if stuck:
+            problem, nfe = self.problem, self.recorder.cost.nfe
+            raise StepSizeError(
+                f"adams-batch cannot make its steps small enough at t={float(self.t[stuck[0]]):.6g}"
+                f" after {nfe} evaluations, in {describe_rows(stuck)}: loosen "
+                f"rtol={problem.rtol:g} and atol={problem.atol:g}, or use float64 in place of "
+                f"{dtype}",
+                t=self.t, x=self.x.detach(), nfe=nfe,
+            )  # fmt: skip
+
+
+def _weighted(weights: Tensor, estimates: Tensor) -> Tensor:
+    """The sum of each sample's estimates ``(n, p, *event)`` with its weights ``(n, p)``."""
+    shape = (*weights.shape, *(1,) * (estimates.ndim - 2))
+    return (weights.to(estimates).reshape(shape) * estimates).sum(1)
