@@ -20,11 +20,13 @@ class Evaluations:
         nfe: Network forward passes, each on a whole batch.
         rows: Network forward passes of single samples: the sizes of those batches, added up.
         vjps: Vector-Jacobian products through the network, each on a whole batch.
+        vjp_rows: Vector-Jacobian products of single samples: the sizes of those batches, added up.
     """
 
     nfe: int = 0
     rows: int = 0
     vjps: int = 0
+    vjp_rows: int = 0
 
 
 _open_counters: ContextVar[tuple[Evaluations, ...]] = ContextVar("open_counters", default=())
@@ -50,9 +52,10 @@ def count_evaluations() -> Iterator[Evaluations]:
         _open_counters.reset(token)
 
 
-def record(nfe: int = 0, rows: int = 0, vjps: int = 0) -> None:
+def record(nfe: int = 0, rows: int = 0, vjps: int = 0, vjp_rows: int = 0) -> None:
     """Add to every open counter."""
     for counter in _open_counters.get():
         counter.nfe += nfe
         counter.rows += rows
         counter.vjps += vjps
+        counter.vjp_rows += vjp_rows

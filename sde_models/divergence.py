@@ -78,7 +78,7 @@ class Divergence(ABC):
     def _quadratic_forms(
         value: Tensor, point: Tensor, vectors: Tensor, differentiable: bool
     ) -> Tensor:
-        record(vjps=len(vectors))
+        record(vjps=len(vectors), vjp_rows=len(vectors) * len(value))
         if not value.requires_grad:  # a field that does not depend on x
             return value.new_zeros(vectors.shape[:2])
         graph = {"retain_graph": True, "create_graph": differentiable}

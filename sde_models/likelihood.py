@@ -57,6 +57,7 @@ class LogProb:
         accepted: Steps taken by the finer solve.
         rejected: Steps it tried and threw away; None where the library does not tell.
         rows: Network forward passes of single samples.
+        vjp_rows: Vector-Jacobian products of single samples.
     """
 
     value: Tensor
@@ -69,6 +70,7 @@ class LogProb:
     accepted: int
     rejected: int | None
     rows: int = 0
+    vjp_rows: int = 0
 
     @property
     def error(self) -> Tensor:
@@ -189,6 +191,7 @@ def log_prob(
         accepted=estimate.solution.accepted,
         rejected=estimate.solution.rejected,
         rows=cost.rows,
+        vjp_rows=cost.vjp_rows,
     )
 
 
