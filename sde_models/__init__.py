@@ -10,6 +10,7 @@ from sde_models.base_systems import System
 from sde_models.checkpoints import load_model, save_model
 from sde_models.counting import count_evaluations
 from sde_models.discrete import BitsPerDim, bits_per_dim
+from sde_models.distribution import LatentTransform, ScoreDistribution
 from sde_models.divergence import Divergence, Exact, Hutchinson
 from sde_models.errors import NonFiniteError, SolveError, StepLimitError, StepSizeError
 from sde_models.latents import Decoding, Encoding, decode, encode
@@ -55,12 +56,14 @@ __all__ = [
     "GaussianMixture",
     "GaussianSDE",
     "Hutchinson",
+    "LatentTransform",
     "LogProb",
     "Model",
     "NonFiniteError",
     "ProbabilityFlow",
     "ReverseSDE",
     "Sample",
+    "ScoreDistribution",
     "ScoreModel",
     "Solution",
     "SolveError",
