@@ -49,7 +49,7 @@ class LatentTransform(Transform):
         """All latents."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    codomain = domain  # type: ignore[assignment]
+    codomain = domain
 
     def _call(self, x: Tensor) -> Tensor:
         return self._by_batch(lambda z: decode(self.model, z, **self.solve).x, x)
