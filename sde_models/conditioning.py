@@ -33,6 +33,9 @@ VERB_ARGUMENTS = frozenset(
         "dtype",
         "device",
         "divergence",
+        "method",
+        "nodes",
+        "tol",
         "estimate_solver_error",
         "levels",
         "dequantization",
@@ -41,7 +44,7 @@ VERB_ARGUMENTS = frozenset(
 )
 """Arguments of the verbs and of solve; a test holds this against their signatures."""
 
-PROMISED = frozenset({"tol", "seed", "probes"})
+PROMISED = frozenset({"seed", "probes"})
 """Words that users try, and that no verb takes today."""
 
 

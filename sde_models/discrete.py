@@ -55,7 +55,7 @@ def bits_per_dim(
     dequantization: str = "uniform",
     *,
     data_range: tuple[float, float] = (-1.0, 1.0),
-    solver: str | Solver = "ode:dopri5",
+    solver: str | Solver = "adams-batch",
     generator: torch.Generator | None = None,
     **arguments: Any,
 ) -> BitsPerDim:

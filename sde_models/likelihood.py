@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sde_models._shapes import check_batch
+from sde_models.conditioning import usable
 from sde_models.counting import count_evaluations
 from sde_models.divergence import Divergence, find_divergence
 from sde_models.errors import nearest_names
@@ -34,6 +35,9 @@ from sde_models.sampling import Prior
 from sde_models.solvers import Solver, Step
 from sde_models.solvers import solver as find_solver
 from sde_models.solvers.arguments import check_callback, whole_number
+
+DEFAULT_INTERVALS = 64
+"""Intervals between the nodes of a quadrature that is told none."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def log_prob(
         tol: Total error that is asked for, in nats for each sample: two standard errors of the
             probes, the error of the steps and that of the quadrature. Tolerances, nodes and
             probes are then chosen; ``error`` of the result says what was reached.
-        nodes: Intervals between the nodes of the quadrature, a multiple of 4, 32 if None.
+        nodes: Intervals between the nodes of the quadrature, a multiple of 4, 64 if None.
         prior: Distribution at ``t_max``, in place of the SDE's own.
         estimate_solver_error: For solvers that do not tell their error, solve a second time at
             ten times the tolerance, or with half the steps, and report the difference.
@@ -158,6 +162,7 @@ def log_prob(
             "nodes= has no meaning for method='augmented', which solves the integral with the "
             "path: leave it out, or use method='quadrature'"
         )
+    cond = {name: usable(value) for name, value in cond.items()}
     way: Any = METHODS[method](
         model, x, found, estimator,
         model.sde.prior(tuple(x.shape[1:])) if prior is None else prior,
@@ -221,7 +226,7 @@ def _check_nodes(intervals: int | None) -> int:
         ValueError: If they are odd or too few.
     """
     if intervals is None:
-        return 32
+        return DEFAULT_INTERVALS
     count = whole_number("nodes", intervals)
     if count is None or count % 4 or count < 20:
         raise ValueError(
