@@ -62,7 +62,8 @@ VERBS: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("word", "message"),
     [("step", "did you mean steps="), ("rtoll", "did you mean rtol="),
-     ("probes", "no such argument"), ("max_step", "did you mean max_steps="), ("seed", "no such argument")],
+     ("probes", "no such argument"), ("max_step", "did you mean max_steps="),
+     ("seed", "no such argument")],
 )  # fmt: skip
 def test_misspelt_arguments_do_not_become_conditioning(verb: str, word: str, message: str) -> None:
     with pytest.raises(TypeError, match=f"unexpected argument {word}=.*{message}"):
