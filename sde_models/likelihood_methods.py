@@ -152,7 +152,8 @@ class QuadratureLikelihood(Likelihood):
         times = node_times(self.model.sde, self.intervals)
         generator = self.fresh_generator()
         which = slice(None) if known is None else slice(1, None, 2)
-        with torch.set_grad_enabled(states.requires_grad):
+        # A trace is a derivative, and cannot be taken in inference mode.
+        with torch.inference_mode(False), torch.set_grad_enabled(states.requires_grad):
             estimates = traces(
                 self.model, times[which], states[which], self.estimator, generator, self.cond
             )
