@@ -27,11 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._shapes import describe_rows, per_sample
-from sde_models.errors import StepLimitError, StepSizeError
+from sde_models._shapes import per_sample
 from sde_models.solvers.adams_weights import lagrange_integrals
 from sde_models.solvers.base import Solver
-from sde_models.solvers.batch_parts import InnerStates, PartOfBatch, time_precision
+from sde_models.solvers.batch_parts import InnerStates, OwnSteps, PartOfBatch, time_precision
 from sde_models.solvers.clocks import make_clock
 from sde_models.solvers.problem import Problem
 
@@ -131,7 +130,7 @@ class _Solve:
         start, self.clock_end = self.clock.read(ends)
         self.end, self.way = ends[1], torch.sign(self.clock_end - start)
         self.rate = float(self.way)  # eps on the way up to the noise, x0 on the way down
-        self.inner = InnerStates(problem)
+        self.inner, self.steps = InnerStates(problem), OwnSteps(problem, AdamsBatch.name)
         self.part = PartOfBatch(problem, torch.arange(len(x), device=x.device))
         self.x, self.t = x, ends[0].expand(len(x))
         self.density_error = torch.zeros_like(self.t)
@@ -145,7 +144,7 @@ class _Solve:
     def round(self) -> None:
         """Let every sample that is on its way try a step."""
         recorder, samples, rows = self.recorder, self.samples, self.part.rows
-        self._check_cap()
+        self.steps.check_cap(self.t, self.x)
         left = (self.clock_end - samples.clock).abs()
         landing = 1.001 * samples.step >= left  # rather a longer step than a tiny last one
         clock = samples.clock + self.way * torch.where(landing, left, samples.step)
@@ -181,7 +180,9 @@ class _Solve:
         )
         which = kept.nonzero().flatten()
         if len(which) < len(kept):
-            self._check_steps(kept)
+            late = self.samples.only(~kept)
+            ahead = self.way * late.step
+            self.steps.check_steps(self.t, self.x, rows[~kept], late.clock, ahead)
         if len(which) == 0:
             recorder.reject()
             return
@@ -192,7 +193,7 @@ class _Solve:
         passed = torch.where(kept, t, samples.t)
         between = partial(self._between, samples, nodes, estimates, count)
         self.inner.gather(rows, samples.t, passed, between)
-        recorder.accept(self._slowest())
+        recorder.accept(self.steps.slowest(self.t))
         recorder.tell(self.t, self.x)
         arrived = kept & landing
         if bool(arrived.any()):
@@ -243,31 +244,6 @@ class _Solve:
         shape = (*t.shape, *(1,) * (x.ndim - 1))
         alpha, sigma = (scale.reshape(shape).to(x) for scale in (sde.alpha(t), sde.sigma(t)))
         return alpha, sigma
-
-    def _slowest(self) -> float:
-        return float((self.t * self.problem.direction).min()) * self.problem.direction
-
-    def _check_cap(self) -> None:
-        try:
-            self.recorder.check_cap(self._slowest(), self.x)
-        except StepLimitError as error:
-            error.t = self.t
-            raise
-
-    def _check_steps(self, kept: Tensor) -> None:
-        """Refuse steps after a failure that the precision of the state does not resolve."""
-        samples, dtype = self.samples, self.x.dtype
-        moved = (samples.clock + self.way * samples.step).to(dtype)
-        stuck = self.part.rows[~kept & (moved == samples.clock.to(dtype))].tolist()
-        if stuck:
-            problem, nfe = self.problem, self.recorder.cost.nfe
-            raise StepSizeError(
-                f"adams-batch cannot make its steps small enough at t={float(self.t[stuck[0]]):.6g}"
-                f" after {nfe} evaluations, in {describe_rows(stuck)}: loosen "
-                f"rtol={problem.rtol:g} and atol={problem.atol:g}, or use float64 in place of "
-                f"{dtype}",
-                t=self.t, x=self.x.detach(), nfe=nfe,
-            )  # fmt: skip
 
 
 def _weighted(weights: Tensor, estimates: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._shapes import adds_up, non_finite_rows
+from sde_models._shapes import adds_up, describe_rows, non_finite_rows
+from sde_models.errors import StepLimitError, StepSizeError
 from sde_models.solvers.problem import Problem, check_drift, refuse_non_finite
 
 
@@ -123,3 +124,59 @@ class InnerStates:
         end = float(self._problem.times[-1])
         if recorder.wants(end):
             recorder.save(end, last)
+
+
+class OwnSteps:
+    """What ends a solve in which each sample has its own steps.
+
+    Args:
+        problem: The problem of the whole batch.
+        name: Name of the solver.
+    """
+
+    def __init__(self, problem: Problem, name: str) -> None:
+        self._problem, self._name = problem, name
+
+    def slowest(self, t: Tensor) -> float:
+        """The least advanced of the times reached, shape ``(B,)``."""
+        way = self._problem.direction
+        return float((t * way).min()) * way
+
+    def check_cap(self, t: Tensor, x: Tensor) -> None:
+        """End a solve that has tried as many steps as it may.
+
+        Raises:
+            StepLimitError: With the times and states reached.
+        """
+        try:
+            self._problem.recorder.check_cap(self.slowest(t), x)
+        except StepLimitError as error:
+            error.t = t
+            raise
+
+    def check_steps(
+        self, t: Tensor, x: Tensor, failed: Tensor, clock: Tensor, step: Tensor
+    ) -> None:
+        """Refuse steps after a failure that the precision of the state does not resolve.
+
+        Args:
+            t: Times reached, shape ``(B,)``.
+            x: States there.
+            failed: The samples whose last step was rejected, shape ``(n,)``.
+            clock: Where they are on the clock.
+            step: Their next steps on it, signed.
+
+        Raises:
+            StepSizeError: With the times and states reached.
+        """
+        moved = (clock + step).to(x.dtype) != clock.to(x.dtype)
+        stuck = failed[~moved].tolist()
+        if stuck:
+            problem, nfe = self._problem, self._problem.recorder.cost.nfe
+            raise StepSizeError(
+                f"{self._name} cannot make its steps small enough at t={float(t[stuck[0]]):.6g} "
+                f"after {nfe} evaluations, in {describe_rows(stuck)}: loosen "
+                f"rtol={problem.rtol:g} and atol={problem.atol:g}, or use float64 in place of "
+                f"{x.dtype}",
+                t=t, x=x.detach(), nfe=nfe,
+            )  # fmt: skip

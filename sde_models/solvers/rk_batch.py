@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._shapes import describe_rows, per_sample
+from sde_models._shapes import per_sample
 from sde_models.base_systems import System
-from sde_models.errors import StepLimitError, StepSizeError, nearest_names
+from sde_models.errors import nearest_names
 from sde_models.solvers.base import Solver
-from sde_models.solvers.batch_parts import InnerStates, PartOfBatch, time_precision
+from sde_models.solvers.batch_parts import InnerStates, OwnSteps, PartOfBatch, time_precision
 from sde_models.solvers.clocks import CLOCKS, Rates, has_gaussian_clock, make_clock
 from sde_models.solvers.problem import Problem
 from sde_models.solvers.runge_kutta_tableaus import (
@@ -159,7 +159,7 @@ class _Solve:
         start, self.clock_end = self.clock.read(ends)
         self.end, self.way = ends[1], torch.sign(self.clock_end - start)
         self.nodes = torch.tensor(tableau.nodes, device=x.device, dtype=precision)[:, None]
-        self.inner = InnerStates(problem)
+        self.inner, self.steps = InnerStates(problem), OwnSteps(problem, BatchRungeKutta.name)
         self.part = PartOfBatch(problem, torch.arange(len(x), device=x.device))
         self.x, self.t = x, ends[0].expand(len(x))
         one, rates = torch.ones_like(self.t), self._rates(self.t)
@@ -172,13 +172,15 @@ class _Solve:
     def round(self) -> None:
         """Let every sample that is on its way try a step."""
         recorder, samples, rows = self.recorder, self.samples, self.part.rows
-        self._check_cap()
+        self.steps.check_cap(self.t, self.x)
         trial = self._try()
         kept = trial.error <= 1
         self.samples = self._judged(trial, kept)
         which = kept.nonzero().flatten()
         if len(which) < len(kept):
-            self._check_steps(kept)
+            late = self.samples.only(~kept)
+            ahead = self.way * late.step
+            self.steps.check_steps(self.t, self.x, rows[~kept], late.clock, ahead)
         if len(which) == 0:
             recorder.reject()
             return
@@ -186,7 +188,7 @@ class _Solve:
         self.t = self.t.index_copy(0, rows[which], trial.t[which])
         passed = torch.where(kept, trial.t, samples.t)
         self.inner.gather(rows, samples.t, passed, partial(self._between, samples, trial))
-        recorder.accept(self._slowest())
+        recorder.accept(self.steps.slowest(self.t))
         recorder.tell(self.t, self.x)
         arrived = kept & trial.landing
         if bool(arrived.any()):
@@ -272,31 +274,6 @@ class _Solve:
         """Size of each sample's error in units of tolerance."""
         allowed = self.problem.atol + self.problem.rtol * x
         return self.part.system.error_norm(error / allowed).to(self.t.dtype)
-
-    def _slowest(self) -> float:
-        return float((self.t * self.problem.direction).min()) * self.problem.direction
-
-    def _check_cap(self) -> None:
-        try:
-            self.recorder.check_cap(self._slowest(), self.x)
-        except StepLimitError as error:
-            error.t = self.t
-            raise
-
-    def _check_steps(self, kept: Tensor) -> None:
-        """Refuse steps after a failure that the precision of the state does not resolve."""
-        samples, dtype = self.samples, self.x.dtype
-        moved = (samples.clock + self.way * samples.step).to(dtype)
-        stuck = self.part.rows[~kept & (moved == samples.clock.to(dtype))].tolist()
-        if stuck:
-            problem, nfe = self.problem, self.recorder.cost.nfe
-            raise StepSizeError(
-                f"rk-batch cannot make its steps small enough at t={float(self.t[stuck[0]]):.6g} "
-                f"after {nfe} evaluations, in {describe_rows(stuck)}: loosen "
-                f"rtol={problem.rtol:g} and atol={problem.atol:g}, or use float64 in place of "
-                f"{dtype}",
-                t=self.t, x=self.x.detach(), nfe=nfe,
-            )  # fmt: skip
 
 
 def _slope(drift: Tensor, y: Tensor, rates: Rates) -> Tensor:
