@@ -40,6 +40,9 @@ VERB_ARGUMENTS = frozenset(
         "levels",
         "dequantization",
         "data_range",
+        "importance_samples",
+        "repeats",
+        "transform",
     ]
 )
 """Arguments of the verbs and of solve; a test holds this against their signatures."""

@@ -49,13 +49,29 @@ def dequantize(
         >>> quantize(x, 17)
         tensor([[ 0, 16]])
     """
+    lower, upper = cells(images, levels, data_range=data_range, dtype=dtype)
+    width = (data_range[1] - data_range[0]) / levels
+    return within(lower + width * uniform_like(lower, generator), lower, upper)
+
+
+def cells(
+    images: Tensor, levels: int, *, data_range: tuple[float, float], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    r"""Edges :math:`e_k` and :math:`e_{k+1}` of the cells, in a dtype, of the shape of images.
+
+    Raises:
+        TypeError: As :func:`dequantize` does.
+        ValueError: Likewise.
+    """
     check_levels(images, levels)
     _check_range(levels, data_range, dtype)
     k = images.to(dtype)
-    lower, upper = _edge(k, levels, data_range), _edge(k + 1, levels, data_range)
-    x = lower + (data_range[1] - data_range[0]) / levels * uniform_like(k, generator)
-    # Rounding may carry x up to the next level, or past an edge that was itself rounded.
-    return torch.minimum(x, torch.nextafter(upper, lower))
+    return _edge(k, levels, data_range), _edge(k + 1, levels, data_range)
+
+
+def within(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Numbers of half-open cells that rounding carried past an edge, put back into them."""
+    return torch.maximum(lower, torch.minimum(x, torch.nextafter(upper, lower)))
 
 
 def quantize(
