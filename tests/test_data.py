@@ -1,16 +1,27 @@
-"""Digits, and the way between grey levels and numbers."""
+"""Digits, the way between grey levels and numbers, and densities over the cells."""
 
 from __future__ import annotations
 
 import math
 
+import mpmath
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sde_models.data import check_levels, dequantize, digits, quantize
+from sde_models.data import (
+    Dequantization,
+    LogitTransform,
+    TruncatedNormalDequantization,
+    UniformDequantization,
+    check_levels,
+    dequantize,
+    digits,
+    quantize,
+)
+from sde_models.data.truncated_normal import log_mass, quantile
 
 LEVELS = [2, 17, 256, 65536]
 RANGES = [(-1.0, 1.0), (0.0, 1.0), (0.1, 0.7), (0.0, 255.0)]
@@ -177,3 +188,118 @@ def test_dtypes_too_coarse_for_the_levels_are_refused() -> None:
 def test_quantize_refuses_what_is_not_finite(x: Tensor) -> None:
     with pytest.raises(ValueError, match="NaN or infinite"):
         quantize(x, 17)
+
+
+def exact_log_mass(a: float, b: float) -> mpmath.mpf:
+    """Log-probability of [a, b] to 60 digits."""
+    with mpmath.workdps(60):
+        low, high = (a, b) if a + b <= 0 else (-b, -a)
+        root = mpmath.sqrt(2)
+        return mpmath.log(mpmath.erfc(-high / root) / 2 - mpmath.erfc(-low / root) / 2)
+
+
+@pytest.mark.parametrize("length", [1e-13, 1e-8, 0.99e-5, 1.01e-5, 1e-3, 0.3, 3.0, 1e3, 1e5])
+@pytest.mark.parametrize("a", [-1e4, -200.0, -30.0, -6.0, -1.0, -1e-3, 0.0, 0.4, 5.0, 40.0, 1e4])
+def test_normals_on_an_interval(a: float, length: float) -> None:
+    """Masses to 11 digits and quantiles to 7, in the tails and for the shortest intervals."""
+    b = a + length
+    if b == a:
+        return
+    ends = torch.tensor([a], dtype=torch.float64), torch.tensor([b], dtype=torch.float64)
+    mass = exact_log_mass(a, b)
+    assert abs(float(log_mass(*ends)) - mass) < 1e-11 * max(1, abs(mass))
+    for u in (0.0, 1e-9, 0.1, 0.5, 0.99, 1 - 2**-53):
+        place = float(quantile(*ends, torch.tensor([u], dtype=torch.float64)))
+        assert 0 <= place <= 1
+        with mpmath.workdps(60):
+            point = mpmath.mpf(a) + (mpmath.mpf(b) - mpmath.mpf(a)) * mpmath.mpf(place)
+            below = mpmath.exp(exact_log_mass(a, point) - mass) if place else 0
+        assert abs(below - u) < 1e-7
+
+
+DENSITIES = [
+    UniformDequantization(),
+    TruncatedNormalDequantization(1.0, 1e-9),
+    TruncatedNormalDequantization(0.999, 1e-3),
+    TruncatedNormalDequantization(0.5, 0.1),  # most means out of their cells
+    TruncatedNormalDequantization(1.0, 1e6),
+]
+
+
+@pytest.mark.parametrize("data_range", RANGES)
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("density", DENSITIES, ids=repr)
+def test_draws_stay_in_their_cells(
+    density: Dequantization, levels: int, data_range: tuple[float, float], dtype: torch.dtype
+) -> None:
+    images = every_level(levels, copies=max(1, 1000 // levels))
+    y, log_q = density.draw(images, levels, data_range, None, dtype)
+    assert y.dtype == log_q.dtype == dtype
+    assert log_q.shape == (levels,)
+    assert bool(log_q.isfinite().all())
+    assert torch.equal(quantize(y, levels, data_range=data_range), images)
+
+
+@pytest.mark.parametrize("density", DENSITIES, ids=repr)
+def test_densities_of_draws_are_theirs(density: Dequantization) -> None:
+    """E[1 / q], within a reach of the peak, is the volume there: 5 standard errors."""
+    count, generator = 100_000, torch.Generator().manual_seed(0)
+    images = torch.ones(count, 1, dtype=torch.uint8)
+    y, log_q = density.draw(images, 4, (-1.0, 1.0), generator, torch.float64)
+    peak, reach = -0.25 * getattr(density, "alpha", 1), min(0.1, getattr(density, "sigma", 0.1))
+    inside = ((y - peak).abs() < reach).flatten()
+    inverse = torch.where(inside, (-log_q).exp() / (2 * reach), 0)
+    assert (inverse.mean() - 1).abs() < 5 * inverse.std() / math.sqrt(count)
+
+
+def test_draws_follow_the_normal() -> None:
+    """Kolmogorov-Smirnov distance of 200,000 numbers; false alarm below 1e-6."""
+    count = 200_000
+    density = TruncatedNormalDequantization(0.8, 0.3)
+    images = torch.full((count, 1), 3)
+    y, _ = density.draw(images, 4, (-1.0, 1.0), torch.Generator().manual_seed(0), torch.float64)
+    law = torch.distributions.Normal(torch.tensor(0.6).double(), 0.3)
+    low, high = law.cdf(torch.tensor([0.5, 1.0]).double())
+    u = ((law.cdf(y) - low) / (high - low)).flatten().sort().values
+    distance = (u - (torch.arange(count) + 0.5) / count).abs().max()
+    assert float(distance) < math.sqrt(math.log(2e6) / (2 * count))
+
+
+@pytest.mark.parametrize(("alpha", "sigma"), [(math.nan, 1.0), (1.0, 0.0), (1.0, math.inf)])
+def test_normals_without_a_width_are_refused(alpha: float, sigma: float) -> None:
+    with pytest.raises(ValueError, match="sigma positive and finite"):
+        TruncatedNormalDequantization(alpha, sigma)
+
+
+@pytest.mark.parametrize("margin", [0.0, 1e-6, 0.05])
+def test_logit_against_autograd(margin: float) -> None:
+    logit = LogitTransform(margin)
+    y = torch.linspace(1e-9, 1 - 1e-9, 101, dtype=torch.float64).requires_grad_()
+    z = logit(y)
+    (slope,) = torch.autograd.grad(z.sum(), y)
+    torch.testing.assert_close(
+        logit.log_abs_det_jacobian(y, z), slope.log(), rtol=1e-6 if margin == 0 else 1e-9, atol=0
+    )
+    torch.testing.assert_close(logit.inv(z), y, rtol=0, atol=1e-14)
+    assert bool(logit.codomain.check(z).all())
+    ends = logit(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(ends[1], -ends[0])
+
+
+def test_logit_is_a_transform_of_torch() -> None:
+    logit = LogitTransform(0.05)
+    assert logit == LogitTransform(0.05) != LogitTransform(0.1)
+    assert len({logit, LogitTransform(0.05)}) == 1
+    assert logit.with_cache().with_cache(0) == logit
+    assert logit.inv.inv is logit
+    normal = torch.distributions.Normal(0.0, 1.0)
+    law = torch.distributions.TransformedDistribution(normal, [logit.inv])
+    y = torch.linspace(0, 1, 10_001)[:, None].double()
+    mass = torch.trapezoid(law.log_prob(y.clamp(0, 1)).exp().flatten(), y.flatten())
+    edge = torch.tensor(math.log(19.0))
+    wanted = float(normal.cdf(edge) - normal.cdf(-edge))  # what the margin leaves
+    assert abs(float(mass) - wanted) < 1e-5
+    for margin in (-0.1, 0.5, math.nan):
+        with pytest.raises(ValueError, match="margin"):
+            LogitTransform(margin)
