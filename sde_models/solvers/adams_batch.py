@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from sde_models._shapes import per_sample
-from sde_models.solvers.adams_weights import lagrange_integrals
+from sde_models.solvers.adams_weights import known_integrals
 from sde_models.solvers.base import Solver
 from sde_models.solvers.batch_parts import InnerStates, OwnSteps, PartOfBatch, time_precision
 from sde_models.solvers.clocks import make_clock
@@ -100,6 +100,8 @@ class _Samples:
     Attributes:
         t: Model times reached.
         clock: The same on the clock.
+        alpha: Scale of the data then.
+        sigma: Scale of the noise then.
         x: States.
         step: Steps to try next, on the clock, positive.
         count: How many estimates are known.
@@ -109,6 +111,8 @@ class _Samples:
 
     t: Tensor
     clock: Tensor
+    alpha: Tensor
+    sigma: Tensor
     x: Tensor
     step: Tensor
     count: Tensor
@@ -137,7 +141,7 @@ class _Solve:
         clock, one = start.expand(len(x)), torch.ones_like(self.t)
         estimate, _ = self._estimate(self.t, x)
         self.samples = _Samples(
-            self.t, clock, x, FIRST_STEP * one, one.long(),
+            self.t, clock, *self._scales(self.t), x, FIRST_STEP * one, one.long(),
             clock[:, None].expand(-1, order), estimate[:, None].expand(-1, order, *x.shape[1:]),
         )  # fmt: skip
 
@@ -150,31 +154,33 @@ class _Solve:
         clock = samples.clock + self.way * torch.where(landing, left, samples.step)
         clock = torch.where(landing, self.clock_end, clock)
         t = torch.where(landing, self.end, self.clock.time(clock))
-        known = self._weights(samples, samples.nodes, samples.count, clock)
-        state, scale = self._factors(samples.t, t)
-        predicted = state * samples.x + scale * _weighted(known, samples.estimates)
-        estimate, eps = self._estimate(t, predicted)
+        alpha, sigma = self._scales(t)
         nodes = torch.cat([clock[:, None], samples.nodes], 1)
+        old = self._weights(samples, nodes, samples.count, clock)
+        state, scale = self._factors(samples, alpha, sigma)
+        kept_state = per_sample(state, samples.x).to(samples.x) * samples.x
+        predicted = kept_state + _weighted(scale, old[:, 1:], samples.estimates)
+        estimate, eps = self._estimate(t, predicted)
         estimates = torch.cat([estimate[:, None], samples.estimates], 1)
-        count = samples.count + 1
-        change = self._weights(samples, nodes, count, clock)
-        change[:, 1:] -= known
-        correction = scale * _weighted(change, estimates)
+        change = self._weights(samples, nodes, samples.count, clock, corrector=True) - old
+        correction = _weighted(scale, change, estimates)
         corrected = predicted + correction
-        difference = correction.detach() / self._scales(t)[1]
+        difference = correction.detach() / per_sample(sigma, correction).to(correction)
         error = self.part.system.error_norm(difference).to(clock)
         error = (error / (self.problem.atol + self.problem.rtol)).nan_to_num(nan=torch.inf)
         kept = error <= 1
-        moved = torch.where(kept, count.clamp(max=self.order), samples.count)
+        count = torch.where(kept, (samples.count + 1).clamp(max=self.order), samples.count)
         keep, keeps = per_sample(kept, corrected), per_sample(kept, estimates)
         factor = SAFETY * error.clamp(min=1e-10) ** (-1 / (samples.count + 1))
         factor = factor.clamp(min=SHRINK).minimum(torch.where(kept, GROW, 0.9))
         self.samples = _Samples(
             t=torch.where(kept, t, samples.t),
             clock=torch.where(kept, clock, samples.clock),
+            alpha=torch.where(kept, alpha, samples.alpha),
+            sigma=torch.where(kept, sigma, samples.sigma),
             x=torch.where(keep, corrected, samples.x),
             step=(clock - samples.clock).abs() * factor,
-            count=moved,
+            count=count,
             nodes=torch.where(kept[:, None], nodes[:, :-1], samples.nodes),
             estimates=torch.where(keeps, estimates[:, :-1], samples.estimates),
         )
@@ -191,7 +197,7 @@ class _Solve:
         self.x = self.x.index_copy(0, rows[which], corrected[which])
         self.t = self.t.index_copy(0, rows[which], t[which])
         passed = torch.where(kept, t, samples.t)
-        between = partial(self._between, samples, nodes, estimates, count)
+        between = partial(self._between, samples, nodes, estimates)
         self.inner.gather(rows, samples.t, passed, between)
         recorder.accept(self.steps.slowest(self.t))
         recorder.tell(self.t, self.x)
@@ -211,42 +217,49 @@ class _Solve:
         x0, eps = self.part.denoise(t, x)
         return (x0 if self.rate > 0 else eps), eps
 
-    def _weights(self, samples: _Samples, nodes: Tensor, count: Tensor, clock: Tensor) -> Tensor:
-        """Weights of the first ``count`` estimates in a step to ``clock``, shape of ``nodes``."""
-        weights = torch.zeros_like(nodes)
-        for used in count.unique().tolist():
-            rows = (count == used).nonzero().flatten()
-            weights[rows, :used] = lagrange_integrals(
-                nodes[rows, :used], samples.clock[rows], clock[rows], self.rate
-            )
-        return weights
+    def _weights(
+        self, samples: _Samples, nodes: Tensor, count: Tensor, clock: Tensor,
+        *, corrector: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Weights in steps to ``clock`` of the new estimate, for a corrector, and those before it.
 
-    def _factors(self, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors of the state and of the integral in steps between two model times."""
-        (alpha, sigma), (before_alpha, before_sigma) = self._scales(end), self._scales(start)
-        return (sigma / before_sigma, alpha) if self.rate > 0 else (alpha / before_alpha, sigma)
+        Args:
+            samples: Where the steps begin.
+            nodes: Of the new estimate and those before it, shape ``(n, 1 + p)``.
+            count: How many of those before it are used.
+            clock: Where the steps end.
+            corrector: Whether the new one is used.
+        """
+        number = torch.arange(nodes.shape[1], device=nodes.device)
+        known = (number <= count[:, None]) & (number >= int(not corrector))
+        return known_integrals(nodes, known, samples.clock, clock, self.rate)
+
+    def _factors(self, start: _Samples, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of the state and of the integral in steps to where alpha and sigma are these."""
+        if self.rate > 0:
+            return sigma / start.sigma, alpha
+        return alpha / start.alpha, sigma
 
     def _between(
-        self, samples: _Samples, nodes: Tensor, estimates: Tensor, count: Tensor,
-        t: Tensor, which: Tensor,
-    ) -> Tensor:  # fmt: skip
+        self, samples: _Samples, nodes: Tensor, estimates: Tensor, t: Tensor, which: Tensor
+    ) -> Tensor:
         """States inside the steps of some samples: the corrector's polynomial integrated so far."""
-        times = t.expand(len(which))
-        clock = self.clock.read(times)
         own = samples.only(which)
-        weights = self._weights(own, nodes[which], count[which], clock)
-        state, scale = self._factors(own.t, times)
-        return state * own.x + scale * _weighted(weights, estimates[which])
+        weights = self._weights(
+            own, nodes[which], own.count, self.clock.read(t), corrector=True
+        )  # fmt: skip
+        state, scale = self._factors(own, *self._scales(t))
+        return per_sample(state, own.x).to(own.x) * own.x + _weighted(
+            scale, weights, estimates[which]
+        )
 
     def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Alpha and sigma, to multiply states by."""
-        sde, x = self.problem.system.sde, self.problem.x
-        shape = (*t.shape, *(1,) * (x.ndim - 1))
-        alpha, sigma = (scale.reshape(shape).to(x) for scale in (sde.alpha(t), sde.sigma(t)))
-        return alpha, sigma
+        """Alpha and sigma at times, in the precision of these."""
+        sde = self.problem.system.sde
+        return sde.alpha(t).to(t), sde.sigma(t).to(t)
 
 
-def _weighted(weights: Tensor, estimates: Tensor) -> Tensor:
-    """The sum of each sample's estimates ``(n, p, *event)`` with its weights ``(n, p)``."""
-    shape = (*weights.shape, *(1,) * (estimates.ndim - 2))
-    return (weights.to(estimates).reshape(shape) * estimates).sum(1)
+def _weighted(scale: Tensor, weights: Tensor, estimates: Tensor) -> Tensor:
+    """The sum of each sample's estimates ``(n, p, *event)`` with its scaled weights ``(n, p)``."""
+    own = (scale[:, None] * weights).to(estimates)[:, None]
+    return (own @ estimates.flatten(2))[:, 0].reshape(len(estimates), *estimates.shape[2:])

@@ -32,6 +32,8 @@ GAUSS = np.polynomial.legendre.leggauss(4)
 """Points and weights, exact for polynomials to degree 7."""
 GAUSS_OF_EXPONENTIALS = np.polynomial.legendre.leggauss(24)
 """Points and weights for a polynomial times an exponential; with so many exact to rounding."""
+GAUSS_OF_SHORT_STEPS = np.polynomial.legendre.leggauss(12)
+"""The same for steps of a few units of the clock at most."""
 
 MOST_REMEMBERED = 16
 """Grids whose weights are kept."""
@@ -174,3 +176,34 @@ def lagrange_integrals(nodes: Tensor, start: Tensor, end: Tensor, rate: float) -
                 lagrange = lagrange * past[i] / (node - other)[:, None]
         integrals.append(lagrange.sum(1))
     return torch.stack(integrals, 1)
+
+
+def known_integrals(
+    nodes: Tensor, known: Tensor, start: Tensor, end: Tensor, rate: float
+) -> Tensor:
+    """The same for steps whose polynomials go through different numbers of nodes.
+
+    Args:
+        nodes: Where the polynomials are 1 or 0, shape ``(K, p)``.
+        known: Which of them count, shape ``(K, p)``.
+        start: As above.
+        end: As above.
+        rate: r of the kernel, not 0.
+
+    Returns:
+        Shape ``(K, p)``, zero where a node does not count.
+    """
+    points, gauss = (torch.as_tensor(values).to(nodes) for values in GAUSS_OF_SHORT_STEPS)
+    half = 0.5 * (end - start)[:, None]
+    before_end = half * (1 - points)
+    factor = rate * half * gauss * torch.exp(-rate * before_end)
+    past = (end[:, None] - before_end)[..., None] - nodes[:, None]
+    past = torch.where(known[:, None], past, 1.0)
+    one = torch.ones_like(past[..., :1])
+    below = torch.cat([one, past[..., :-1]], 2).cumprod(2)  # of all nodes before this one
+    above = torch.cat([one, past[..., 1:].flip(2)], 2).cumprod(2).flip(2)
+    apart = nodes[:, :, None] - nodes[:, None]
+    others = known[:, None] & ~torch.eye(nodes.shape[1], dtype=torch.bool, device=nodes.device)
+    lengths = torch.where(others, apart, 1.0).prod(2)
+    integrals = (factor[..., None] * below * above).sum(1) / lengths
+    return torch.where(known, integrals, 0.0)

@@ -94,7 +94,8 @@ class InnerStates:
         self._times = [] if asked is None else [t for t in asked.tolist() if t not in ends]
         x = problem.x
         self._asked = torch.tensor(self._times, device=x.device, dtype=time_precision(x))
-        self._pieces: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self._times]
+        self._places: list[Tensor] = []
+        self._states: list[Tensor] = []
 
     def gather(
         self, rows: Tensor, start: Tensor, end: Tensor, at: Callable[[Tensor, Tensor], Tensor]
@@ -105,22 +106,24 @@ class InnerStates:
             rows: The samples that took them, shape ``(n,)``.
             start: Model times, shape ``(n,)``.
             end: Model times, shape ``(n,)``.
-            at: Gives the states at one time for those of the n samples whose indices it is given.
+            at: Gives the states at m times, those of the n samples whose m indices it is given.
         """
         if not self._times:
             return
         way, asked = self._problem.direction, self._asked[:, None]
         passed = (way * (asked - start) > 0) & (way * (asked - end) <= 0)
-        for j in passed.any(1).nonzero().flatten().tolist():
-            which = passed[j].nonzero().flatten()
-            self._pieces[j].append((rows[which], at(self._asked[j], which)))
+        which_time, which = passed.nonzero().unbind(1)
+        if len(which):
+            self._places.append(which_time * len(self._problem.x) + rows[which])
+            self._states.append(at(self._asked[which_time], which))
 
     def save(self, last: Tensor) -> None:
         """Hand the recorder all states asked for, in the order of the span, ``last`` the last."""
         recorder = self._problem.recorder
-        for t, pieces in zip(self._times, self._pieces, strict=True):
-            order = torch.cat([rows for rows, _ in pieces]).argsort()
-            recorder.save(t, torch.cat([x for _, x in pieces])[order])
+        if self._times:
+            states = torch.cat(self._states)[torch.cat(self._places).argsort()]
+            for t, x in zip(self._times, states.split(len(last)), strict=True):
+                recorder.save(t, x)
         end = float(self._problem.times[-1])
         if recorder.wants(end):
             recorder.save(end, last)
