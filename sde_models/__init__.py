@@ -6,15 +6,17 @@ See the documentation, or ``help(sde_models.solve)``.
 from sde_models import data, grids, losses, nn
 from sde_models.adapted_grids import AdaptedGrid, adapt_grid
 from sde_models.analytic import GaussianMixture
+from sde_models.base_divergence import Divergence
 from sde_models.base_systems import System
 from sde_models.checkpoints import load_model, save_model
 from sde_models.counting import count_evaluations
 from sde_models.discrete import BitsPerDim, bits_per_dim
 from sde_models.distribution import LatentTransform, ScoreDistribution
-from sde_models.divergence import Divergence, Exact, Hutchinson
+from sde_models.divergence import Exact, Hutchinson
 from sde_models.errors import NonFiniteError, SolveError, StepLimitError, StepSizeError
 from sde_models.latents import Decoding, Encoding, decode, encode
 from sde_models.likelihood import LogProb, log_prob
+from sde_models.low_rank_divergence import HutchPlusPlus, XTrace
 from sde_models.models import EnergyModel, Model, ScoreModel
 from sde_models.sampling import Sample, sample
 from sde_models.sdes import (
@@ -55,6 +57,7 @@ __all__ = [
     "FlowMatchingSDE",
     "GaussianMixture",
     "GaussianSDE",
+    "HutchPlusPlus",
     "Hutchinson",
     "LatentTransform",
     "LogProb",
@@ -73,6 +76,7 @@ __all__ = [
     "StepSizeError",
     "SubVPSDE",
     "System",
+    "XTrace",
     "adapt_grid",
     "bits_per_dim",
     "count_evaluations",

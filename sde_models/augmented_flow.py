@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sde_models._shapes import Time
+from sde_models.base_divergence import Divergence
 from sde_models.base_sdes import SDE
 from sde_models.base_systems import System
-from sde_models.divergence import Divergence
 from sde_models.systems import ProbabilityFlow
 
 PROBES = "probes of the trace"
@@ -77,7 +77,7 @@ class AugmentedFlow(System):
     def drift(self, t: Time, x: Tensor) -> Tensor:
         samples, _ = self.split(x)
         velocity, trace = self.divergence(lambda y: self.flow(t, y), samples, self.probes)
-        return torch.cat([velocity.flatten(1), trace], dim=1)
+        return torch.cat([velocity.flatten(1), trace.estimates], dim=1)
 
     def error_norm(self, error: Tensor) -> Tensor:
         samples, integrals = self.split(error)

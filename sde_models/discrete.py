@@ -51,9 +51,9 @@ class BitsPerDim:
         nfe: Network forward passes, each on the whole batch, over all draws.
         vjps: Vector-Jacobian products, each on the whole batch, likewise.
         dequantization_stderr: Standard error of ``value`` for these images from the draws alone,
-            scalar; NaN for one repeat. That of a single probe, which is not known, is in it.
+            scalar; NaN for one repeat. Noise of probes that is not known is in it.
         probe_stderr: Standard error of ``value`` for these images from the probes alone, scalar;
-            0 for the exact trace, NaN for a single probe.
+            0 for the exact trace, NaN for a single probe fixed for the whole path.
         solver_error: What the errors of the steps and of the quadrature may have moved ``value``
             by, scalar, on the safe side as they are.
     """

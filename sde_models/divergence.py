@@ -3,94 +3,35 @@ r"""The divergence of a vector field, exact or estimated.
 .. math:: \nabla \cdot f = \mathrm{tr}\,\frac{\partial f}{\partial x}
           = E\,[\,e^\top \frac{\partial f}{\partial x} e\,], \qquad E\,[e e^\top] = I .
 
-All by vector-Jacobian products, which every network has; fused attention has no forward-mode
-derivative.
+Estimators that find the few directions in which a Jacobian is large stand in
+:mod:`~sde_models.low_rank_divergence`.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from sde_models._shapes import leaf_copy
-from sde_models.counting import record
+from sde_models.base_divergence import (
+    Divergence,
+    Products,
+    TraceEstimate,
+    check_count,
+    exact_trace,
+    most_numbers,
+    quadratic_forms,
+)
 from sde_models.errors import nearest_names
-from sde_models.randomness import rademacher_like, standard_normal_like
+from sde_models.low_rank_divergence import HutchPlusPlus, XTrace
+from sde_models.randomness import rademacher_like, sphere_like, standard_normal_like
 
-Field = Callable[[Tensor], Tensor]
-
-
-class Divergence(ABC):
-    """Base class of trace estimators.
-
-    Probes are drawn once for a solve by :meth:`draw`: drawn anew at each evaluation they would
-    make the right-hand side of the equation a random function, and an adaptive solver would never
-    settle.
-
-    Attributes:
-        probes: Number of independent estimates; 1 for the exact trace.
-        exact: Whether there is no error beyond rounding.
-    """
-
-    probes: int = 1
-    exact: bool = False
-
-    @abstractmethod
-    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
-        """Draw the probes for a batch ``(B, *event)``: shape ``(probes, B, *event)``."""
-
-    @abstractmethod
-    def vectors(self, x: Tensor, drawn: Tensor | None) -> Iterator[Tensor]:
-        """Yield chunks ``(k, B, *event)`` of vectors whose products are wanted."""
-
-    @abstractmethod
-    def combine(self, products: Tensor) -> Tensor:
-        """Turn the quadratic forms ``(vectors, B)`` into estimates ``(B, probes)``."""
-
-    def __call__(self, field: Field, x: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Evaluate a field and its divergence.
-
-        Args:
-            field: Function from ``(B, *event)`` to the same shape, sample by sample.
-            x: Where, shape ``(B, *event)``.
-            drawn: What :meth:`draw` returned.
-
-        Returns:
-            The field, shape of ``x``, and the estimates, shape ``(B, probes)``. They carry a
-            graph if gradients are enabled.
-        """
-        differentiable = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad():
-            point = x if differentiable and x.requires_grad else leaf_copy(x)
-            value = field(point)
-            forms = [
-                self._quadratic_forms(value, point, vectors, differentiable)
-                for vectors in self.vectors(point.detach(), drawn)
-            ]
-        value = value if differentiable else value.detach()
-        return value, self.combine(torch.cat(forms))
-
-    @staticmethod
-    def _quadratic_forms(
-        value: Tensor, point: Tensor, vectors: Tensor, differentiable: bool
-    ) -> Tensor:
-        record(vjps=len(vectors), vjp_rows=len(vectors) * len(value))
-        if not value.requires_grad:  # a field that does not depend on x
-            return value.new_zeros(vectors.shape[:2])
-        graph = {"retain_graph": True, "create_graph": differentiable}
-        try:
-            (products,) = torch.autograd.grad(value, point, vectors, is_grads_batched=True, **graph)
-        except RuntimeError as error:  # an operation that torch cannot batch: one at a time
-            if "atching rule" not in str(error) and "vmap" not in str(error):
-                raise
-            products = torch.stack(
-                [torch.autograd.grad(value, point, vector, **graph)[0] for vector in vectors]
-            )
-        return (products * vectors).flatten(2).sum(dim=2)
+LARGEST_EXACT = 4096
+"""Numbers in an event above which the exact trace is not taken unasked."""
+SMALL = 32
+"""Up to so many numbers the exact trace costs no more than a good estimate."""
 
 
 class Exact(Divergence):
@@ -100,39 +41,43 @@ class Exact(Divergence):
         chunk: Coordinates taken at once; fewer need less memory. If None as many as make a
             quarter of a million numbers on a CPU, where larger arrays are slower, and 16 million
             on an accelerator.
+        limit: Largest number of coordinates for which this is done.
 
     Raises:
-        ValueError: If ``chunk`` is below 1.
+        ValueError: If ``chunk`` or ``limit`` is below 1.
 
     Example:
         >>> value, trace = Exact()(lambda x: 3 * x, torch.ones(2, 4), None)
-        >>> trace
-        tensor([[12.],
-                [12.]])
+        >>> trace.value
+        tensor([12., 12.])
     """
 
     exact = True
 
-    def __init__(self, *, chunk: int | None = None) -> None:
+    def __init__(self, *, chunk: int | None = None, limit: int = LARGEST_EXACT) -> None:
         if chunk is not None:
-            _check_count("chunk", chunk)
-        self.chunk = chunk
+            check_count("chunk", chunk)
+        check_count("limit", limit)
+        self.chunk, self.limit = chunk, limit
 
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> None:
         return None
 
-    def vectors(self, x: Tensor, drawn: Tensor | None) -> Iterator[Tensor]:
-        size = x[0].numel()
-        most = 2**18 if x.device.type == "cpu" else 2**24
-        chunk = self.chunk or max(1, most // x.numel())
-        for first in range(0, size, chunk):
-            count = min(chunk, size - first)
-            basis = x.new_zeros(count, size)
-            basis[:, first : first + count].fill_diagonal_(1)
-            yield basis.reshape(count, 1, *x.shape[1:]).expand(-1, *x.shape)
+    def estimate(self, products: Products, drawn: Tensor | None) -> TraceEstimate:
+        x = products.point
+        return exact_trace(products, self.chunk or max(1, most_numbers(x.device) // x.numel()))
 
-    def combine(self, products: Tensor) -> Tensor:
-        return products.sum(dim=0)[:, None]
+    def products_for(self, size: int) -> int:
+        return size
+
+    def check_size(self, size: int) -> None:
+        if size > self.limit:
+            raise ValueError(
+                f"the exact trace of events of {size} numbers takes {size} vector-Jacobian "
+                f"products at every node of the path, and this one stops at {self.limit}: use "
+                "divergence='xtrace' or sm.Hutchinson(8), whose error is told, or allow it with "
+                f"sm.Exact(limit={size})"
+            )
 
     def __repr__(self) -> str:
         return "Exact()"
@@ -141,9 +86,17 @@ class Exact(Divergence):
 class Hutchinson(Divergence):
     r"""Hutchinson's unbiased estimator :math:`e^\top J e` with random probes.
 
+    With S the symmetric part of J its variance is :math:`2 \|S\|^2` for Gaussian probes, that less
+    the diagonal for Rademacher probes, and about that less the trace for probes on the sphere. The
+    products themselves tell this, :math:`E \|J^\top e\|^2 = \|J\|^2 \ge \|S\|^2`, far better than
+    the spread of a few estimates does: the error is exact on average where J is symmetric, as that
+    of a score is, and on the safe side elsewhere, and a single probe has one.
+
     Args:
-        probes: Number of independent probes; the standard error of their mean needs two.
-        distribution: "rademacher" (entries -1 or +1, the smaller variance) or "gaussian".
+        probes: Number of independent probes.
+        distribution: "rademacher" (entries -1 or +1: no error from the diagonal), "gaussian", or
+            "sphere" (directions of length :math:`\sqrt{D}`: no error from a multiple of the
+            identity).
 
     Raises:
         ValueError: If ``probes`` is below 1 or the distribution is unknown.
@@ -154,13 +107,17 @@ class Hutchinson(Divergence):
     Example:
         >>> trace = Hutchinson(probes=3)
         >>> x = torch.ones(2, 4)
-        >>> trace(lambda x: 3 * x, x, trace.draw(x))[1].shape
+        >>> trace(lambda x: 3 * x, x, trace.draw(x))[1].estimates.shape
         torch.Size([2, 3])
     """
 
     def __init__(self, probes: int = 1, distribution: str = "rademacher") -> None:
-        _check_count("probes", probes)
-        drawers = {"rademacher": rademacher_like, "gaussian": standard_normal_like}
+        check_count("probes", probes)
+        drawers = {
+            "rademacher": rademacher_like,
+            "gaussian": standard_normal_like,
+            "sphere": sphere_like,
+        }
         if distribution not in drawers:
             raise ValueError(
                 f"unknown probe distribution {distribution!r}; "
@@ -171,43 +128,98 @@ class Hutchinson(Divergence):
         self._draw = drawers[distribution]
 
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return self._draw(x.detach().expand(self.probes, *x.shape), generator)
+        flat = x.detach().flatten(1)
+        drawn = self._draw(flat.expand(self.probes, *flat.shape), generator)
+        return drawn.reshape(self.probes, *x.shape)
 
-    def vectors(self, x: Tensor, drawn: Tensor | None) -> Iterator[Tensor]:
+    def estimate(self, products: Products, drawn: Tensor | None) -> TraceEstimate:
         if drawn is None:
             raise ValueError("Hutchinson needs the probes that draw() returns")
-        yield drawn
+        found = products(drawn)
+        variance = self._variance((drawn * found).detach(), found.detach())
+        return TraceEstimate(quadratic_forms(drawn, found), (variance / self.probes).sqrt())
 
-    def combine(self, products: Tensor) -> Tensor:
-        return products.T
+    def _variance(self, diagonals: Tensor, found: Tensor) -> Tensor:
+        """Variance of one estimate, shape ``(B,)``.
+
+        Args:
+            diagonals: Estimates of the diagonal entries, ``(probes, B, D)``.
+            found: The products.
+        """
+        if self.distribution == "rademacher" and self.probes > 1:
+            return 2 * diagonals.var(0).sum(1)
+        total = found.square().sum(2).mean(0)
+        if self.distribution == "gaussian":
+            return 2 * total
+        size = found.shape[2]
+        part = size / (size + 2) if self.distribution == "sphere" else 1.0
+        return 2 * part * (total - diagonals.sum(2).mean(0).square() / size).clamp(min=0)
+
+    def products_for(self, size: int) -> int:
+        return self.probes
+
+    def with_products(self, count: int) -> Hutchinson:
+        return Hutchinson(max(count, 2), self.distribution)
 
     def __repr__(self) -> str:
         return f"Hutchinson(probes={self.probes}, distribution={self.distribution!r})"
 
 
-DIVERGENCES: dict[str, Callable[[], Divergence]] = {"exact": Exact, "hutchinson": Hutchinson}
+class Automatic(Hutchinson):
+    """Two probes of Hutchinson, and where they are too noisy what gives more for a product."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    @property
+    def alternatives(self) -> tuple[Divergence, ...]:
+        return (XTrace(8),)
 
 
-def find_divergence(divergence: str | Divergence) -> Divergence:
+DIVERGENCES: dict[str, Callable[[], Divergence]] = {
+    "exact": Exact,
+    "hutchinson": Hutchinson,
+    "hutch++": HutchPlusPlus,
+    "xtrace": XTrace,
+}
+
+
+def find_divergence(
+    divergence: str | Divergence, size: int, along_a_path: bool = True
+) -> Divergence:
     """Look up a trace estimator by name; an object is returned as it is.
+
+    Args:
+        divergence: Name or object. "auto" is exact for small events. For larger ones it begins
+            with two probes, and gives more to those nodes of a path that need them; or is
+            Hutchinson with 16 probes where there are no nodes.
+        size: Numbers in an event.
+        along_a_path: Whether the trace is taken at the nodes of a path that is known.
 
     Raises:
         TypeError: If it is neither a name nor an estimator.
-        ValueError: For an unknown name, with the nearest ones.
+        ValueError: For an unknown name, with the nearest ones, or an event that is too large.
     """
     if isinstance(divergence, Divergence):
+        divergence.check_size(size)
         return divergence
     if not isinstance(divergence, str):
         raise TypeError(
             f"divergence must be a name or an object such as sm.Hutchinson(probes=4), got "
             f"{divergence!r}"
         )
+    if divergence == "auto":
+        if size <= SMALL:
+            return Exact()
+        return Automatic() if along_a_path else Hutchinson(16)
     if divergence not in DIVERGENCES:
         raise ValueError(
-            f"unknown divergence {divergence!r}; {nearest_names(divergence, DIVERGENCES)}; or give "
-            "an object such as sm.Hutchinson(probes=4)"
+            f"unknown divergence {divergence!r}; {nearest_names(divergence, DIVERGENCES)}; or "
+            "'auto', or an object such as sm.Hutchinson(probes=4)"
         )
-    return DIVERGENCES[divergence]()
+    found = DIVERGENCES[divergence]()
+    found.check_size(size)
+    return found
 
 
 def standard_error(estimates: Tensor) -> Tensor:
@@ -215,8 +227,3 @@ def standard_error(estimates: Tensor) -> Tensor:
     if estimates.shape[1] == 1:
         return torch.full_like(estimates[:, 0], math.nan)
     return estimates.std(dim=1) / math.sqrt(estimates.shape[1])
-
-
-def _check_count(name: str, count: int) -> None:
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"{name} must be a whole number of 1 or more, got {count!r}")

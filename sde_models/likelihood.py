@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from sde_models._shapes import check_batch
+from sde_models.base_divergence import Divergence
 from sde_models.conditioning import usable
 from sde_models.counting import count_evaluations
-from sde_models.divergence import Divergence, find_divergence
+from sde_models.divergence import find_divergence
 from sde_models.errors import nearest_names
 from sde_models.likelihood_accuracy import ToAccuracy
 from sde_models.likelihood_methods import METHODS, Likelihood
@@ -47,7 +48,7 @@ class LogProb:
     Attributes:
         value: Log-density of each sample in nats, shape ``(B,)``.
         stderr: Standard error of ``value`` from the probes, shape ``(B,)``; 0 for the exact
-            trace, NaN for a single probe, which cannot tell.
+            trace. NaN for a single probe that is fixed for the whole path, which cannot tell.
         solver_error: What the errors of the steps may have moved ``value`` by, in nats, shape
             ``(B,)``. For ``adams-batch`` the sum of what each step may have; for others the
             difference to a coarser solve with the same probes, an estimate of the error of that
@@ -114,8 +115,10 @@ def log_prob(
         method: "quadrature" solves the path, then integrates the divergence along it, with fresh
             probes at each node; "augmented" solves both together, with probes drawn once. If None
             "quadrature" for solvers whose errors are in units of the noise, else "augmented".
-        divergence: "exact", "hutchinson", or an object such as
-            ``sm.Hutchinson(probes=4, distribution="gaussian")``.
+        divergence: "exact", "hutchinson", "hutch++", "xtrace", an object such as
+            ``sm.Hutchinson(probes=4, distribution="gaussian")``, or "auto": exact for small events,
+            else as many probes at each node as bring their error to that of the path, which
+            follows from its tolerance and the dimension.
         tol: Total error that is asked for, in nats for each sample: two standard errors of the
             probes, the error of the steps and that of the quadrature. Tolerances, nodes and
             probes are then chosen; ``error`` of the result says what was reached.
@@ -151,7 +154,6 @@ def log_prob(
     check_generator(generator)
     check_callback(callback)
     found = find_solver(solver)
-    estimator = find_divergence(divergence)
     check_batch(x, model.event_shape)
     if method is None:
         method = "quadrature" if found.in_noise_units else "augmented"
@@ -162,6 +164,7 @@ def log_prob(
             "nodes= has no meaning for method='augmented', which solves the integral with the "
             "path: leave it out, or use method='quadrature'"
         )
+    estimator = find_divergence(divergence, x[0].numel(), method == "quadrature")
     cond = {name: usable(value) for name, value in cond.items()}
     way: Any = METHODS[method](
         model, x, found, estimator,
@@ -228,9 +231,9 @@ def _check_nodes(intervals: int | None) -> int:
     if intervals is None:
         return DEFAULT_INTERVALS
     count = whole_number("nodes", intervals)
-    if count is None or count % 4 or count < 20:
+    if count is None or count % 4 or count < 12:
         raise ValueError(
-            f"nodes must be a number of intervals that 4 divides, 20 or more, got {intervals!r}: "
+            f"nodes must be a number of intervals that 4 divides, 12 or more, got {intervals!r}: "
             "every other node, and every fourth, make the rules that tell the error"
         )
     return count

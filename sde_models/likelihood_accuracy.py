@@ -16,19 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models.divergence import Divergence, Exact, Hutchinson
-from sde_models.likelihood_methods import Estimate, QuadratureLikelihood
+from sde_models.likelihood_methods import STEPS_IN_ERROR, Estimate, QuadratureLikelihood
 from sde_models.solvers import Solution
-from sde_models.trace_quadrature import TraceIntegral, integrate_traces
+from sde_models.trace_quadrature import TraceIntegral, Traces, integrate_traces
 
 PATH_SHARE, QUADRATURE_SHARE = 0.35, 0.25
 """Parts of the tolerance; the rest is that of the probes, or with an exact trace spare."""
-STEPS_IN_ERROR = 3.0
-"""About how many times its tolerance in noise units, times the root of D, a path's error is."""
-FIRST_INTERVALS, MOST_INTERVALS = 24, 768
+FIRST_INTERVALS, SOLVED_INTERVALS, MOST_INTERVALS = 24, 96, 768
+"""States are kept at more nodes than the quadrature begins with, since they cost little."""
 MOST_ROUNDS = 6
-WORTH_OF_EXACT = 0.7
-"""From this part of D probes on, the exact trace is taken instead."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +58,11 @@ class ToAccuracy:
 
     def run(self, way: QuadratureLikelihood) -> tuple[Estimate, Tensor]:
         """The estimates, and the errors of the steps."""
-        way = replace(way, intervals=FIRST_INTERVALS)
+        way = replace(way, intervals=SOLVED_INTERVALS)
+        self.generator = way.fresh_generator()
         first = self.tol * PATH_SHARE / (STEPS_IN_ERROR * math.sqrt(way.x[0].numel()))
         paths = self._paths(way, first, MOST_ROUNDS)
-        integral = self._integral(way, paths, MOST_ROUNDS)
+        integral = self._integral(way, paths, FIRST_INTERVALS)
         solution = replace(
             self.solutions[0],
             accepted=sum(s.accepted for s in self.solutions),
@@ -90,50 +87,38 @@ class ToAccuracy:
         return paths
 
     def _integral(
-        self, way: QuadratureLikelihood, paths: _Paths, rounds: int, known: Tensor | None = None
+        self, way: QuadratureLikelihood, paths: _Paths, intervals: int, known: Traces | None = None
     ) -> TraceIntegral:
-        """Integrate, with more probes and then with more nodes where it is not good enough.
+        """Integrate, with as many probes as it takes, and with more nodes where these are too few.
 
         Args:
-            way: With the estimator and the nodes to begin with.
-            paths: The paths of its samples, with states at its nodes.
-            rounds: How often more may be done.
-            known: Exact traces at every other node, where they are known.
+            way: With the estimator to begin with, and the intervals that states are known at.
+            paths: The paths of its samples.
+            intervals: Intervals between the nodes.
+            known: Traces at every other node, if they are known.
         """
-        states = paths.states.transpose(0, 1)
-        estimates = way.traces(states, known)
-        integral = integrate_traces(way.model, estimates, way.x[0].numel(), way.estimator.exact)
-        share = 1 - PATH_SHARE - QUADRATURE_SHARE
-        calm = 2 * integral.stderr <= share * self.tol
-        noisy = (~calm).nonzero().flatten()
-        if len(noisy) and rounds:
-            needed = (2 * integral.stderr[noisy] / (share * self.tol)).square().max()
-            stronger = replace(way.part(noisy), estimator=_stronger(way, float(needed)))
-            again = self._integral(stronger, _part(paths, noisy), rounds - 1)
-            integral = _put(integral, noisy, again)
-        rough = (calm & (integral.error > QUADRATURE_SHARE * self.tol)).nonzero().flatten()
-        if len(rough) and way.intervals < MOST_INTERVALS:
-            finer = replace(way.part(rough), intervals=2 * way.intervals)
-            solution = finer.solve(
-                rtol=0.5 * float(paths.tolerance[rough].min()),
-                atol=0.5 * float(paths.tolerance[rough].min()),
-                **self.arguments,
-            )
-            self.solutions.append(solution)
-            own = replace(_part(paths, rough), states=finer.states(solution).transpose(0, 1))
-            kept = estimates[:, rough] if way.estimator.exact else None
-            integral = _put(integral, rough, self._integral(finer, own, rounds, kept))
+        if intervals > way.intervals:
+            way, paths = self._denser(way, paths, intervals)
+        states = paths.states[:, :: way.intervals // intervals].transpose(0, 1)
+        target = 0.5 * (1 - PATH_SHARE - QUADRATURE_SHARE) * self.tol
+        traces = way.calm_traces(states, target, self.generator, known)
+        integral = integrate_traces(way.model, traces, way.x[0].numel())
+        rough = (integral.error > QUADRATURE_SHARE * self.tol).nonzero().flatten()
+        if len(rough) and intervals < MOST_INTERVALS:
+            kept = traces.at((slice(None), rough))
+            part = self._integral(way.part(rough), _part(paths, rough), 2 * intervals, kept)
+            integral = _put(integral, rough, part)
         return integral
 
-
-def _stronger(way: QuadratureLikelihood, factor: float) -> Divergence:
-    """An estimator with so many times the probes, or the exact one."""
-    size, probes = way.x[0].numel(), way.estimator.probes
-    wanted = 2 * probes if math.isnan(factor) else math.ceil(1.2 * factor * probes)
-    if wanted >= WORTH_OF_EXACT * size:
-        return Exact()
-    distribution = getattr(way.estimator, "distribution", "rademacher")
-    return Hutchinson(max(wanted, 2 * probes), distribution)
+    def _denser(
+        self, way: QuadratureLikelihood, paths: _Paths, intervals: int
+    ) -> tuple[QuadratureLikelihood, _Paths]:
+        """The same paths with states at more nodes."""
+        way = replace(way, intervals=intervals)
+        half = 0.5 * float(paths.tolerance.min())
+        solution = way.solve(rtol=half, atol=half, **self.arguments)
+        self.solutions.append(solution)
+        return way, replace(paths, states=way.states(solution).transpose(0, 1))
 
 
 def _part(whole: Any, rows: Tensor) -> Any:

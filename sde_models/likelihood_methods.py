@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,13 +12,23 @@ import torch
 from torch import Tensor
 
 from sde_models.augmented_flow import AugmentedFlow
-from sde_models.divergence import Divergence, standard_error
+from sde_models.base_divergence import Divergence
+from sde_models.divergence import standard_error
 from sde_models.models import Model
+from sde_models.probe_allocation import Allocation, Pairs
 from sde_models.sampling import Prior
 from sde_models.solvers import Solution, Solver, Step, solve
 from sde_models.systems import ProbabilityFlow
-from sde_models.trace_quadrature import integrate_traces, node_times, traces
+from sde_models.trace_quadrature import (
+    Traces,
+    estimate_traces,
+    integrate_traces,
+    node_times,
+    node_weights,
+)
 
+STEPS_IN_ERROR = 3.0
+"""About how many times its tolerance in noise units, times the root of D, a path's error is."""
 Callback = Callable[[Step], object]
 
 
@@ -126,10 +137,23 @@ class QuadratureLikelihood(Likelihood):
 
     def run(self, **arguments: Any) -> Estimate:
         solution = self.solve(**arguments)
-        size, exact = self.x[0].numel(), self.estimator.exact
-        integral = integrate_traces(self.model, self.traces(self.states(solution)), size, exact)
+        states, generator = self.states(solution), self.fresh_generator()
+        if self.estimator.alternatives:
+            target = STEPS_IN_ERROR * math.sqrt(self.x[0].numel()) * self._tolerance(arguments)
+            traces = self.calm_traces(states, target, generator)
+        else:
+            traces = self.traces(states, self.estimator, _all_pairs(states), generator)
+            traces = traces.reshaped(states.shape[:2])
+        integral = integrate_traces(self.model, traces, self.x[0].numel())
         value = self.at_the_end(solution.x) + integral.value
         return Estimate(value, integral.stderr, integral.error, solution.x, solution)
+
+    def _tolerance(self, arguments: dict[str, Any]) -> float:
+        """Tolerance of the path in units of the noise."""
+        names = ("rtol", "atol")
+        given = [arguments.get(name) for name in names]
+        usual = [getattr(self.solver, f"default_{name}", None) or 1e-4 for name in names]
+        return sum(float(u if g is None else g) for g, u in zip(given, usual, strict=True))
 
     def solve(self, **arguments: Any) -> Solution:
         """Solve the path, and keep the states at the nodes."""
@@ -142,36 +166,62 @@ class QuadratureLikelihood(Likelihood):
         path: Any = solution.path
         return path
 
-    def traces(self, states: Tensor, known: Tensor | None = None) -> Tensor:
-        """Estimates of the divergence of eps at each node, shape ``(M, B, probes)``.
+    def calm_traces(
+        self, states: Tensor, target: float, generator: torch.Generator, known: Traces | None = None
+    ) -> Traces:
+        """Traces at all nodes with as many probes as bring their part of the error to a target.
 
         Args:
             states: States at the nodes, shape ``(M, B, *event)``.
-            known: The estimates at every other node, if they are known.
+            target: Standard error in nats.
+            generator: Source of the probes.
+            known: Traces at every other node, if they are known.
         """
-        times = node_times(self.model.sde, self.intervals)
-        generator = self.fresh_generator()
-        which = slice(None) if known is None else slice(1, None, 2)
+
+        def estimate(estimator: Divergence, pairs: Pairs) -> Traces:
+            return self.traces(states, estimator, pairs, generator)
+
+        weights = node_weights(self.model, len(states) - 1, states).detach()
+        allocation = Allocation(estimate, self.estimator, weights, states[0, 0].numel(), target)
+        return allocation.run(states.shape[1], known)
+
+    def traces(
+        self, states: Tensor, estimator: Divergence, pairs: Pairs, generator: torch.Generator
+    ) -> Traces:
+        """Estimates of the divergence of eps, fields of shape ``(n,)``.
+
+        Args:
+            states: States at the nodes, shape ``(M, B, *event)``.
+            estimator: Trace estimator.
+            pairs: Numbers of the nodes and of the samples, shape ``(n,)`` each.
+            generator: Source of the probes.
+        """
+        sde: Any = self.model.sde
+        nodes, samples = pairs
+        times = sde.times(node_times(sde, len(states) - 1)).to(states.device)
         # A trace is a derivative, and cannot be taken in inference mode.
         with torch.inference_mode(False), torch.set_grad_enabled(states.requires_grad):
-            estimates = traces(
-                self.model, times[which], states[which], self.estimator, generator, self.cond
-            )
-        if known is None:
-            return estimates
-        both = estimates.new_empty(len(times), *estimates.shape[1:])
-        both[::2], both[1::2] = known, estimates
-        return both
+            return estimate_traces(
+                self.model, times[nodes], states[nodes, samples], estimator, generator,
+                self.own_cond(samples),
+            )  # fmt: skip
 
-    def part(self, rows: Tensor) -> QuadratureLikelihood:
-        """The same for some samples, with probes of their own."""
-        own = {
+    def own_cond(self, rows: Tensor) -> dict[str, Any]:
+        """Conditioning of some samples, a tensor of as many entries as samples by its rows."""
+        return {
             name: value[rows.to(value.device)]
             if isinstance(value, Tensor) and value.ndim and len(value) == len(self.x)
             else value
             for name, value in self.cond.items()
         }
-        return replace(self, x=self.x[rows], cond=own, seed=self.seed + 1)
+
+    def part(self, rows: Tensor) -> QuadratureLikelihood:
+        """The same for some samples."""
+        return replace(self, x=self.x[rows], cond=self.own_cond(rows))
+
+
+def _all_pairs(states: Tensor) -> Pairs:
+    return torch.ones(states.shape[:2], device=states.device).nonzero().unbind(1)
 
 
 METHODS: dict[str, type[Likelihood]] = {

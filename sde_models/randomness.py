@@ -6,6 +6,7 @@ the same sample on every device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,13 @@ def standard_normal_like(x: Tensor, generator: torch.Generator | None = None) ->
     where = _drawn_on(generator, x.device)
     drawn = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=where)
     return drawn if generator is None else drawn.to(x.device)
+
+
+def sphere_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw directions of length sqrt(D), uniform over the sphere, along the last dimension."""
+    drawn = standard_normal_like(x, generator)
+    lengths = torch.linalg.vector_norm(drawn, dim=-1, keepdim=True)
+    return drawn * (math.sqrt(x.shape[-1]) / lengths)
 
 
 def uniform_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -21,21 +21,20 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_models.divergence import Divergence, standard_error
+from sde_models.base_divergence import Divergence, most_numbers
 from sde_models.models import Model
 
 GREGORY = (3 / 8, 7 / 6, 23 / 24)
 """Weights at the ends that make the trapezoidal rule exact for cubics."""
 CAUTION = 0.1
 """Part of the last but one difference that an error is at least taken to be."""
-WINDOW = {"cpu": 2**18}
-"""Numbers that go through the network at once; 2**23 on an accelerator."""
 
 
 def node_times(sde: Any, intervals: int) -> Tensor:
@@ -48,8 +47,14 @@ def node_times(sde: Any, intervals: int) -> Tensor:
 
 
 def gregory_weights(intervals: int) -> Tensor:
-    """Weights of equally spaced nodes on an interval of length 1, shape ``(intervals + 1,)``."""
+    """Weights of equally spaced nodes on an interval of length 1, shape ``(intervals + 1,)``.
+
+    Below five intervals, where the ends would meet, those of the trapezoidal rule.
+    """
     weights = torch.full((intervals + 1,), 1 / intervals, dtype=torch.float64)
+    if intervals < 5:
+        weights[0] = weights[-1] = 0.5 / intervals
+        return weights
     ends = torch.tensor(GREGORY, dtype=torch.float64) / intervals
     weights[:3], weights[-3:] = ends, ends.flip(0)
     return weights
@@ -61,7 +66,7 @@ class TraceIntegral:
 
     Attributes:
         value: The whole change of the log-density, shape ``(B,)``, with a graph if asked for.
-        stderr: Its standard error from the probes, shape ``(B,)``; NaN for a single probe.
+        stderr: Its standard error from the probes, shape ``(B,)``.
         error: Difference to the rule on every other node, or a tenth of the next such difference,
             which is not small by chance at the same time; less what the probes explain, ``(B,)``.
     """
@@ -71,49 +76,121 @@ class TraceIntegral:
     error: Tensor
 
 
-def integrate_traces(model: Model, estimates: Tensor, size: int, exact: bool) -> TraceIntegral:
+@dataclass(frozen=True)
+class Traces:
+    """Estimates of the divergence of eps at nodes along the paths of samples.
+
+    Attributes:
+        value: Their means, shape ``(M, B)``, with a graph if asked for.
+        stderr: Standard errors, shape ``(M, B)``; 0 if exact.
+        products: How many vector-Jacobian products each took, shape ``(M, B)``.
+    """
+
+    value: Tensor
+    stderr: Tensor
+    products: Tensor
+
+    def at(self, pairs: Any) -> Traces:
+        """Those at some nodes, and of some samples."""
+        return Traces(*(getattr(self, field.name)[pairs] for field in fields(self)))
+
+    def reshaped(self, shape: Sequence[int]) -> Traces:
+        """In another shape."""
+        return Traces(*(getattr(self, field.name).reshape(shape) for field in fields(self)))
+
+    def replaced(self, pairs: tuple[Tensor, ...], others: Traces) -> Traces:
+        """With others at these places."""
+        return Traces(
+            *(
+                getattr(self, field.name).index_put(pairs, getattr(others, field.name))
+                for field in fields(self)
+            )
+        )
+
+
+def estimate_traces(
+    model: Model,
+    t: Tensor,
+    x: Tensor,
+    estimator: Divergence,
+    generator: torch.Generator | None,
+    cond: dict[str, Any],
+) -> Traces:
+    r"""Estimate the divergence of eps at points, with probes for each; fields of shape ``(n,)``.
+
+    What the denoiser of Gaussian data of the same spread would have,
+    :math:`D\,\sigma / (\alpha^2 s^2 + \sigma^2)`, is taken analytically. As many points as memory
+    allows go through the network as one batch.
+
+    Args:
+        model: Whose estimates these are of.
+        t: Times as the SDE makes them, shape ``(n,)``.
+        x: Points, shape ``(n, *event)``.
+        estimator: Trace estimator.
+        generator: Source of the probes.
+        cond: Conditioning by name; a tensor of n entries has one for each point.
+    """
+    sde: Any = model.sde
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    isotropic = (sigma / ((alpha * sde.data_std).square() + sigma.square())).detach().to(x)
+    window = max(1, most_numbers(x.device) // (x[0].numel() * estimator.probes))
+    found = []
+    for rows in torch.arange(len(x), device=x.device).split(window):
+        own = {
+            name: value[rows.to(value.device)] if _is_own(value, len(x)) else value
+            for name, value in cond.items()
+        }
+        at, part = t[rows].to(x), x[rows]
+
+        def eps(y: Tensor, at: Tensor = at, own: dict[str, Any] = own) -> Tensor:
+            return model.denoise(at, y, **own)[1]
+
+        found.append(estimator(eps, part, estimator.draw(part, generator), isotropic[rows])[1])
+    value = torch.cat([trace.value for trace in found])
+    stderr = torch.cat([trace.stderr for trace in found])
+    products = torch.full_like(stderr, estimator.products_for(x[0].numel()))
+    return Traces(value, stderr, products)
+
+
+def _is_own(value: Any, count: int) -> bool:
+    """Whether conditioning has an entry for each of the points."""
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == count
+
+
+def node_weights(model: Model, intervals: int, like: Tensor) -> Tensor:
+    """What the divergence of eps at each node is multiplied by in the integral, ``(M,)``."""
+    sde: Any = model.sde
+    times = sde.times(node_times(sde, intervals))
+    length, _ = _constants(sde, times, like)
+    return length * gregory_weights(intervals).to(like) * sde.sigma(times).to(like)
+
+
+def integrate_traces(model: Model, found: Traces, size: int) -> TraceIntegral:
     """Integrate the divergence from its estimates at the nodes.
 
     Args:
         model: The model whose flow it is of.
-        estimates: What :func:`traces` gave, shape ``(M, B, n)``.
+        found: The estimates at all nodes.
         size: Number of dimensions D.
-        exact: Whether they are free of noise.
     """
     sde: Any = model.sde
-    intervals = len(estimates) - 1
-    times = sde.times(node_times(sde, intervals))
-    length, shrinks = _constants(sde, times, estimates)
-    counts = estimates * sde.sigma(times).to(estimates)[:, None, None]
-    means, noise = counts.mean(2), None
-    fine = gregory_weights(intervals).to(estimates)
-    value = length * (fine[:, None] * means).sum(0)
-    stderr = torch.zeros_like(value.detach())
-    if not exact:
-        noise = standard_error(counts.detach().flatten(0, 1)).reshape(means.shape)
-        stderr = length.detach() * _root_sum_of_squares(fine, noise)
-    changes = [
-        _change(fine, intervals, means.detach(), noise),
-        CAUTION
-        * _change(
-            gregory_weights(intervals // 2).to(fine),
-            intervals // 2,
-            means[::2].detach(),
-            None if noise is None else noise[::2],
-        ),
-    ]
-    error = length.detach() * torch.maximum(*changes)
-    return TraceIntegral(size * shrinks + value, stderr, error)
+    intervals = len(found.value) - 1
+    _, shrinks = _constants(sde, sde.times(node_times(sde, intervals)), found.value)
+    weights = node_weights(model, intervals, found.value)
+    value = (weights[:, None] * found.value).sum(0)
+    stderr = _root_sum_of_squares(weights.detach(), found.stderr)
+    changes = _change(model, found), CAUTION * _change(model, found.at(slice(None, None, 2)))
+    return TraceIntegral(size * shrinks + value, stderr, torch.maximum(*changes))
 
 
-def _change(weights: Tensor, intervals: int, means: Tensor, noise: Tensor | None) -> Tensor:
+def _change(model: Model, found: Traces) -> Tensor:
     """Difference to the rule on every other node, less what is explained by the probes."""
-    change = weights.clone()
-    change[::2] -= gregory_weights(intervals // 2).to(weights)
-    difference = (change[:, None] * means).sum(0).abs()
-    if noise is None:
-        return difference
-    return (difference - 2 * _root_sum_of_squares(change, noise).nan_to_num(0.0)).clamp(min=0)
+    intervals = len(found.value) - 1
+    change = node_weights(model, intervals, found.value).detach()
+    change[::2] -= node_weights(model, intervals // 2, found.value).detach()
+    difference = (change[:, None] * found.value.detach()).sum(0).abs()
+    noise = _root_sum_of_squares(change, found.stderr)
+    return (difference - noise).clamp(min=0)
 
 
 def _root_sum_of_squares(weights: Tensor, noise: Tensor) -> Tensor:
@@ -126,41 +203,3 @@ def _constants(sde: Any, times: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     start, end = (0.5 * sde.log_snr(ends)).unbind()
     first, last = sde.alpha(ends).log().unbind()
     return (start - end).to(like), (last - first).to(like)
-
-
-def traces(
-    model: Model,
-    times: Tensor,
-    states: Tensor,
-    estimator: Divergence,
-    generator: torch.Generator | None,
-    cond: dict[str, Any],
-) -> Tensor:
-    """Estimates of the divergence of eps at each node, shape ``(M, B, probes)``.
-
-    As many nodes as memory allows go through the network as one batch.
-    """
-    nodes, batch = states.shape[:2]
-    most = WINDOW.get(states.device.type, 2**23)
-    window = max(1, most // (states[0].numel() * estimator.probes))
-    sde: Any = model.sde
-    t = sde.times(times).to(states)
-    found = []
-    for first in range(0, nodes, window):
-        part = states[first : first + window]
-        count = len(part)
-        own = {
-            name: value.repeat(count, *(1,) * (value.ndim - 1))
-            if isinstance(value, Tensor) and value.ndim and len(value) == batch
-            else value
-            for name, value in cond.items()
-        }
-        at = t[first : first + window].repeat_interleave(batch)
-        x = part.flatten(0, 1)
-
-        def eps(y: Tensor, at: Tensor = at, own: dict[str, Any] = own) -> Tensor:
-            return model.denoise(at, y, **own)[1]
-
-        _, estimates = estimator(eps, x, estimator.draw(x, generator))
-        found.append(estimates.unflatten(0, (count, batch)))
-    return torch.cat(found)

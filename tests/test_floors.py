@@ -32,6 +32,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "likelihood",
         "likelihood_accuracy",
         "likelihood_methods",
+        "probe_allocation",
         "latents",
         "discrete",
         "adapted_grids",
@@ -43,7 +44,9 @@ FLOORS: dict[int, tuple[str, ...]] = {
     0: (
         "nn",
         "data",
+        "base_divergence",
         "divergence",
+        "low_rank_divergence",
         "conditioning",
         "counting",
         "errors",

@@ -1,0 +1,167 @@
+r"""Probes where they are needed: at the nodes and for the samples whose traces are noisy.
+
+With weights :math:`w_i` and variances :math:`v_i / n_i` for :math:`n_i` products, the sum
+:math:`\sum_i w_i^2 v_i / n_i` comes down to :math:`V` for the fewest products at
+
+.. math:: n_i = w_i \sqrt{v_i}\; \frac{\sum_j w_j \sqrt{v_j}}{V} .
+
+Where that is as many as there are dimensions, the exact trace is taken, which leaves more of V to
+the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sde_models.base_divergence import Divergence
+from sde_models.divergence import LARGEST_EXACT, Exact
+from sde_models.trace_quadrature import Traces
+
+Pairs = tuple[Tensor, ...]
+"""Numbers of nodes and of samples."""
+Estimate = Callable[[Divergence, Pairs], Traces]
+
+WORTH_OF_EXACT = 0.7
+"""From this part of D products on, the exact trace is taken instead."""
+ENOUGH = 1.2
+"""Estimates with nearly as many products as they should have are left alone."""
+MOST_ROUNDS = 8
+A_FEW, BETTER = 32, 0.5
+"""At so many places an alternative must have at most this part of the variance for a product."""
+SMOOTHING = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
+"""Two probes hardly tell a variance: those of the nodes beside have a say."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Estimates traces until their part of the error is below a target for each sample.
+
+    Attributes:
+        estimate: Gives traces at some nodes of some samples, fields of shape ``(n,)``.
+        estimator: Trace estimator to begin with.
+        weights: What each node counts in the integral, shape ``(M,)``.
+        size: Numbers in an event.
+        target: Standard error in nats.
+    """
+
+    estimate: Estimate
+    estimator: Divergence
+    weights: Tensor
+    size: int
+    target: float
+
+    def run(self, count: int, known: Traces | None = None) -> Traces:
+        """Traces at all nodes.
+
+        Args:
+            count: Number of samples B.
+            known: Traces at every other node, if they are known.
+        """
+        first = self.estimator
+        traces = self._first(first, count, known)
+        families, unit, untried = [first], [_unit(traces)], list(first.alternatives)
+        for _ in range(MOST_ROUNDS):
+            wanted = self._wanted(traces, torch.stack(unit).amin(0))
+            noisy = wanted > 0
+            if not bool(noisy.any()):
+                break
+            if untried:
+                trial = untried.pop(0)
+                pairs = self._worth_trying(trial, wanted, traces, unit[0])
+                if len(pairs[0]):
+                    families.append(trial)
+                    traces = traces.replaced(pairs, self.estimate(trial, pairs))
+                    unknown = torch.full_like(unit[0], math.inf)
+                    unit.append(unknown.index_put(pairs, _unit(traces.at(pairs))))
+                    continue
+            cheapest = torch.stack(unit).argmin(0)
+            for number, family in enumerate(families):
+                traces = self._more(traces, family, wanted * (cheapest == number))
+        return traces
+
+    def _first(self, estimator: Divergence, count: int, known: Traces | None) -> Traces:
+        """Traces with few probes at the nodes where none are known."""
+        shape, device = (len(self.weights), count), self.weights.device
+        new = torch.ones(shape, dtype=torch.bool, device=device)
+        traces = Traces(*(self.weights.new_zeros(shape) for _ in range(3)))
+        if known is not None:
+            new[::2] = False
+            old = (~new).nonzero().unbind(1)
+            traces = traces.replaced(old, known.reshaped((-1,)))
+        pairs = new.nonzero().unbind(1)
+        found = self.estimate(estimator, pairs)
+        traces = traces.replaced(pairs, found)
+        if not estimator.exact:
+            smooth = (_smoothed(_unit(traces)) / traces.products).sqrt()
+            traces = replace(traces, stderr=torch.where(new, smooth, traces.stderr))
+        return traces
+
+    def _worth_trying(
+        self, trial: Divergence, wanted: Tensor, traces: Traces, unit: Tensor
+    ) -> Pairs:
+        """Where an alternative is tried: nowhere if it is no better at a few of these places."""
+        products = trial.products_for(self.size)
+        pairs = (wanted > products).nonzero().unbind(1)
+        if products >= WORTH_OF_EXACT * self.size:
+            return tuple(of[:0] for of in pairs)
+        stride = math.ceil(len(pairs[0]) / A_FEW)
+        few = tuple(of[:: max(stride, 1)] for of in pairs)
+        if len(few[0]) and _unit(self.estimate(trial, few)).mean() > BETTER * unit[few].mean():
+            return tuple(of[:0] for of in pairs)
+        return pairs
+
+    def _wanted(self, traces: Traces, unit: Tensor) -> Tensor:
+        """Products to estimate anew with: 0 where an estimate may stay, infinite for exact."""
+        weights = self.weights.detach().abs()[:, None]
+        own = weights * traces.stderr
+        late = own.square().sum(0).sqrt() > self.target
+        share = weights * unit.sqrt()
+        share = share.masked_fill(traces.stderr == 0, 0)
+        exact = self._better_exact(share)
+        wanted = share * share.masked_fill(exact, 0).sum(0) / self.target**2
+        wanted = wanted.masked_fill(exact, math.inf)
+        wanted = wanted.masked_fill(wanted <= ENOUGH * traces.products, 0)
+        # Where all have about what they should have and it is not enough, the worst get more.
+        stuck = late & ~(wanted.masked_fill(traces.stderr == 0, 0) > 0).any(0)
+        worst = own >= 0.5 * own.amax(0)
+        wanted = torch.where(stuck & worst, 2 * traces.products, wanted)
+        return wanted.masked_fill(~late | (traces.stderr == 0), 0)
+
+    def _better_exact(self, share: Tensor) -> Tensor:
+        """The largest shares, so many that the rest come to their target with fewer products.
+
+        With the k largest exact, the next wants its share times the sum of the rest.
+        """
+        if self.size > LARGEST_EXACT:
+            return torch.zeros_like(share, dtype=torch.bool)
+        ordered, order = share.sort(0, descending=True)
+        rest = ordered.flip(0).cumsum(0).flip(0)
+        exact = ordered * rest >= WORTH_OF_EXACT * self.size * self.target**2
+        return torch.zeros_like(exact).scatter(0, order, exact)
+
+    def _more(self, traces: Traces, family: Divergence, wanted: Tensor) -> Traces:
+        """Estimate anew where it is too noisy, with numbers of products that are powers of two."""
+        exact = (wanted >= WORTH_OF_EXACT * self.size) & (self.size <= LARGEST_EXACT)
+        power = wanted.clamp(min=1).log2().ceil().masked_fill(exact, -1)
+        for p in power[wanted > 0].unique().tolist():
+            pairs = ((wanted > 0) & (power == p)).nonzero().unbind(1)
+            estimator = Exact() if p < 0 else family.with_products(int(2**p))
+            traces = traces.replaced(pairs, self.estimate(estimator, pairs))
+        return traces
+
+
+def _unit(traces: Traces) -> Tensor:
+    """Variance for one product."""
+    return traces.stderr.square() * traces.products
+
+
+def _smoothed(values: Tensor) -> Tensor:
+    """Weighted averages with the neighbours along the first dimension."""
+    padded = torch.cat([values[:1], values[:1], values, values[-1:], values[-1:]])
+    parts = [w * padded[i : i + len(values)] for i, w in enumerate(SMOOTHING)]
+    return torch.stack(parts).sum(0)
