@@ -76,7 +76,8 @@ class AugmentedFlow(System):
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         samples, _ = self.split(x)
-        velocity, trace = self.divergence(lambda y: self.flow(t, y), samples, self.probes)
+        known = self.flow.isotropic(t, samples)
+        velocity, trace = self.divergence(lambda y: self.flow(t, y), samples, self.probes, known)
         return torch.cat([velocity.flatten(1), trace.estimates], dim=1)
 
     def error_norm(self, error: Tensor) -> Tensor:

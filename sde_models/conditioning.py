@@ -30,6 +30,8 @@ VERB_ARGUMENTS = frozenset(
         "eta",
         "denoise",
         "prior",
+        "return_log_prob",
+        "density",
         "dtype",
         "device",
         "divergence",

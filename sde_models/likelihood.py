@@ -14,6 +14,7 @@ References:
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,10 +31,10 @@ from sde_models.divergence import find_divergence
 from sde_models.errors import nearest_names
 from sde_models.likelihood_accuracy import ToAccuracy
 from sde_models.likelihood_methods import METHODS, Likelihood
-from sde_models.models import Model, check_model
+from sde_models.models import Model, check_is_function, check_model
+from sde_models.priors import Prior
 from sde_models.randomness import check_generator, entropy_from
-from sde_models.sampling import Prior
-from sde_models.solvers import Solver, Step
+from sde_models.solvers import Solution, Solver, Step
 from sde_models.solvers import solver as find_solver
 from sde_models.solvers.arguments import check_callback, whole_number
 
@@ -150,9 +151,71 @@ def log_prob(
         >>> bool((lp.value - mixture.log_prob(x)).abs() < 1e-3)
         True
     """
+    found, _ = _integrate(
+        model, x, solver,
+        decodes=False, method=method, divergence=divergence, nodes=nodes, tol=tol, prior=prior,
+        estimate_solver_error=estimate_solver_error, generator=generator, cond=cond,
+        control={"steps": steps, "rtol": rtol, "atol": atol, "grid": grid, "max_steps": max_steps},
+        further={"gradient": gradient, "progress": progress, "callback": callback},
+    )  # fmt: skip
+    return found
+
+
+def decode_with_log_prob(
+    model: Model, z: Tensor, solver: str | Solver = "adams-batch", **arguments: Any
+) -> tuple[LogProb, Solution]:
+    """Carry latents down the probability flow to data, with the log-densities of these.
+
+    Args:
+        model: What gives the score.
+        z: Latents at ``t_max``, shape ``(B, *event)``.
+        solver: As in :func:`log_prob`.
+        **arguments: Those of :func:`log_prob` but for ``tol``, and conditioning.
+
+    Returns:
+        The log-densities, and the solve with the data as its ``x``.
+
+    Raises:
+        ValueError: If ``tol`` is given, and what :func:`log_prob` raises.
+    """
+    if arguments.get("tol") is not None:
+        raise ValueError(
+            "tol= chooses steps by what is needed at given data: draw the samples first, then "
+            "use sm.log_prob(model, out.x, tol=...)"
+        )
+    names = ("steps", "rtol", "atol", "grid", "max_steps")
+    control = {name: arguments.pop(name, None) for name in names}
+    further = {name: arguments.pop(name, None) for name in ("gradient", "progress", "callback")}
+    further["progress"] = bool(further["progress"])
+    own = inspect.signature(log_prob).parameters
+    rest = {name: arguments.pop(name) for name in list(arguments) if name in own}
+    return _integrate(
+        model, z, solver, decodes=True, control=control, further=further, cond=arguments, **rest
+    )
+
+
+def _integrate(
+    model: Model,
+    x: Tensor,
+    solver: str | Solver,
+    *,
+    decodes: bool,
+    control: dict[str, Any],
+    further: dict[str, Any],
+    cond: dict[str, Any],
+    method: str | None = None,
+    divergence: str | Divergence = "exact",
+    nodes: int | None = None,
+    tol: float | None = None,
+    prior: Prior | None = None,
+    estimate_solver_error: bool = True,
+    generator: torch.Generator | None = None,
+) -> tuple[LogProb, Solution]:
+    """Log-densities at data, or of what latents decode to; arguments as in :func:`log_prob`."""
     check_model(model)
+    check_is_function(model)
     check_generator(generator)
-    check_callback(callback)
+    check_callback(further["callback"])
     found = find_solver(solver)
     check_batch(x, model.event_shape)
     if method is None:
@@ -165,30 +228,28 @@ def log_prob(
             "path: leave it out, or use method='quadrature'"
         )
     estimator = find_divergence(divergence, x[0].numel(), method == "quadrature")
-    cond = {name: usable(value) for name, value in cond.items()}
     way: Any = METHODS[method](
         model, x, found, estimator,
         model.sde.prior(tuple(x.shape[1:])) if prior is None else prior,
-        0 if estimator.exact else entropy_from(generator), cond, _check_nodes(nodes),
+        0 if estimator.exact else entropy_from(generator),
+        {name: usable(value) for name, value in cond.items()}, _check_nodes(nodes), decodes,
     )  # fmt: skip
-    control = {"steps": steps, "rtol": rtol, "atol": atol, "grid": grid, "max_steps": max_steps}
     with count_evaluations() as cost:
-        further: dict[str, Any] = {"gradient": gradient, "progress": progress, "callback": callback}
         if tol is None:
             estimate = way.run(**further, **control)
             solver_error = estimate.solution.density_error
         else:
             _check_tol(tol, way, nodes, control)
-            accuracy = ToAccuracy(float(tol), max_steps=max_steps, **further)
+            accuracy = ToAccuracy(float(tol), max_steps=control["max_steps"], **further)
             estimate, solver_error = accuracy.run(way)
         if solver_error is None:
             solver_error = torch.full_like(estimate.value.detach(), torch.nan)
             coarser = found.coarser(**control) if estimate_solver_error else None
             if coarser is not None:
                 with torch.no_grad():
-                    coarse = way.run(progress=progress, **coarser)
+                    coarse = way.run(progress=further["progress"], **coarser)
                 solver_error = (coarse.value - estimate.value.detach()).abs()
-    return LogProb(
+    log_prob = LogProb(
         value=estimate.value,
         stderr=estimate.stderr,
         solver_error=solver_error.to(estimate.value.dtype),
@@ -201,6 +262,7 @@ def log_prob(
         rows=cost.rows,
         vjp_rows=cost.vjp_rows,
     )
+    return log_prob, estimate.solution
 
 
 def _check_tol(tol: Any, way: Likelihood, nodes: int | None, control: dict[str, Any]) -> None:

@@ -15,8 +15,8 @@ from sde_models.augmented_flow import AugmentedFlow
 from sde_models.base_divergence import Divergence
 from sde_models.divergence import standard_error
 from sde_models.models import Model
+from sde_models.priors import Prior
 from sde_models.probe_allocation import Allocation, Pairs
-from sde_models.sampling import Prior
 from sde_models.solvers import Solution, Solver, Step, solve
 from sde_models.systems import ProbabilityFlow
 from sde_models.trace_quadrature import (
@@ -41,7 +41,7 @@ class Estimate:
         stderr: Standard error from the probes, shape ``(B,)``.
         quadrature_error: Error of the quadrature, shape ``(B,)``.
         z: Latents.
-        solution: The solve.
+        solution: The solve; its ``x`` is where the paths end.
     """
 
     value: Tensor
@@ -64,6 +64,7 @@ class Likelihood(ABC):
         seed: Seed of the probes.
         cond: Conditioning by name.
         intervals: Intervals between the nodes of a quadrature.
+        decodes: Whether ``x`` are latents, and paths run from them down to data.
     """
 
     name: ClassVar[str]
@@ -76,11 +77,13 @@ class Likelihood(ABC):
     seed: int
     cond: dict[str, Any]
     intervals: int
+    decodes: bool = False
 
     @property
     def span(self) -> tuple[float, float]:
-        """From the data to the noise."""
-        return self.model.sde.t_min, self.model.sde.t_max
+        """From the data to the noise, or back."""
+        ends = self.model.sde.t_min, self.model.sde.t_max
+        return ends[::-1] if self.decodes else ends
 
     def fresh_generator(self) -> torch.Generator:
         """A source of the same probes each time."""
@@ -123,11 +126,12 @@ class AugmentedLikelihood(Likelihood):
 
         start = augmented.start(self.x)
         solution = solve(augmented, start, self.span, self.solver, callback=tell, **arguments)
-        z, integrals = augmented.split(solution.x)
-        estimates = self.at_the_end(z)[:, None] + integrals
+        end, integrals = augmented.split(solution.x)
+        z = self.x if self.decodes else end
+        estimates = self.at_the_end(z)[:, None] + (-integrals if self.decodes else integrals)
         none = torch.zeros_like(estimates[:, 0].detach())
         stderr = none if self.estimator.exact else standard_error(estimates.detach())
-        return Estimate(estimates.mean(dim=1), stderr, none, z, solution)
+        return Estimate(estimates.mean(dim=1), stderr, none, z, replace(solution, x=end))
 
 
 class QuadratureLikelihood(Likelihood):
@@ -145,8 +149,9 @@ class QuadratureLikelihood(Likelihood):
             traces = self.traces(states, self.estimator, _all_pairs(states), generator)
             traces = traces.reshaped(states.shape[:2])
         integral = integrate_traces(self.model, traces, self.x[0].numel())
-        value = self.at_the_end(solution.x) + integral.value
-        return Estimate(value, integral.stderr, integral.error, solution.x, solution)
+        z = self.x if self.decodes else solution.x
+        value = self.at_the_end(z) + integral.value
+        return Estimate(value, integral.stderr, integral.error, z, solution)
 
     def _tolerance(self, arguments: dict[str, Any]) -> float:
         """Tolerance of the path in units of the noise."""
@@ -158,13 +163,14 @@ class QuadratureLikelihood(Likelihood):
     def solve(self, **arguments: Any) -> Solution:
         """Solve the path, and keep the states at the nodes."""
         times = node_times(self.model.sde, self.intervals)
+        times = times.flip(0) if self.decodes else times
         flow = ProbabilityFlow(self.model, **self.cond)
         return solve(flow, self.x, self.span, self.solver, path=times, **arguments)
 
     def states(self, solution: Solution) -> Tensor:
-        """States at the nodes, shape ``(M, B, *event)``."""
+        """States at the nodes from the data on, shape ``(M, B, *event)``."""
         path: Any = solution.path
-        return path
+        return path.flip(0) if self.decodes else path
 
     def calm_traces(
         self, states: Tensor, target: float, generator: torch.Generator, known: Traces | None = None

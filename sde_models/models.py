@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from sde_models._shapes import (
     Time,
@@ -290,3 +292,25 @@ def _check_sde(sde: Any) -> None:
     if not isinstance(sde, SDE):
         given = f"the class {sde.__name__}" if isinstance(sde, type) else type(sde).__name__
         raise TypeError(f"sde must be an SDE such as sm.VPSDE(), got {given}")
+
+
+def check_is_function(model: nn.Module) -> None:
+    """Refuse a model whose answer for a sample depends on chance or on the rest of its batch.
+
+    Raises:
+        ValueError: For a layer of dropout or batch normalisation in training mode, by name.
+    """
+    for name, module in model.named_modules():
+        if not module.training:
+            continue
+        dropout = getattr(module, "p" if isinstance(module, _DropoutNd) else "dropout", 0.0)
+        if isinstance(dropout, float) and dropout > 0:
+            what = "drops entries at random: the density is then not a function of x"
+        elif isinstance(module, _BatchNorm):
+            what = "normalises over the batch: the density of a sample then depends on the others"
+        else:
+            continue
+        raise ValueError(
+            f"the model is in training mode, and {name or 'it'} ({type(module).__name__}) {what}; "
+            "call model.eval() first"
+        )

@@ -1,15 +1,28 @@
-"""The Gaussian at the noise end of a diffusion."""
+"""Distributions at the noise end of a diffusion: the Gaussian, and what any other must have."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from sde_models.randomness import standard_normal
+
+
+class Prior(Protocol):
+    """What a verb needs of a distribution at ``t_max``."""
+
+    def sample(
+        self, sample_shape: Sequence[int], *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw samples."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density in nats."""
 
 
 class IsotropicGaussian(Distribution):

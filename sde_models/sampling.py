@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,24 +13,13 @@ from torch import Tensor
 from sde_models._shapes import describe_rows, non_finite_rows
 from sde_models.counting import count_evaluations
 from sde_models.errors import NonFiniteError
+from sde_models.likelihood import LogProb, decode_with_log_prob
 from sde_models.models import Model, check_model
+from sde_models.priors import Prior
 from sde_models.randomness import check_generator
 from sde_models.solvers import Solution, Solver, solve
 from sde_models.solvers import solver as find_solver
 from sde_models.systems import ProbabilityFlow, ReverseSDE
-
-
-class Prior(Protocol):
-    """What a verb needs of a distribution at ``t_max``."""
-
-    def sample(
-        self, sample_shape: Sequence[int], *, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Draw samples."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density in nats."""
-
 
 SOLVE_ARGUMENTS = frozenset(solve.__kwdefaults__ or {})
 """What solve takes by keyword; the rest is conditioning."""
@@ -41,7 +30,12 @@ class Sample(Solution):
     """Samples and what they cost; ``x`` has shape ``(n, *event)``.
 
     The other attributes are those of :class:`~sde_models.Solution`.
+
+    Attributes:
+        log_prob: Log-densities of the samples, with their errors, if they were asked for.
     """
+
+    log_prob: LogProb | None = None
 
 
 def sample(
@@ -51,6 +45,8 @@ def sample(
     *,
     eta: float | None = None,
     denoise: bool = False,
+    return_log_prob: bool = False,
+    density: dict[str, Any] | None = None,
     prior: Prior | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -70,6 +66,10 @@ def sample(
             :func:`~sde_models.solver`.
         eta: Stochasticity of the reverse SDE; refused for ODE solvers.
         denoise: Replace the result by the model's estimate of x0 at ``t_min``.
+        return_log_prob: Also give the log-densities of the samples under the probability flow,
+            integrated along the paths by which they were drawn. For ODE solvers.
+        density: Further arguments of :func:`~sde_models.log_prob` for these, such as
+            ``{"divergence": "auto"}``.
         prior: Distribution at ``t_max``, in place of the SDE's own.
         dtype: Floating dtype, the model's if None.
         device: Device, the model's if None.
@@ -104,6 +104,13 @@ def sample(
         source = {} if generator is None else {"generator": generator}
         start = prior.sample(shape[:1], **source).to(dtype=dtype, device=device)
         start = start.reshape(tuple(shape))
+    if return_log_prob:
+        _check_has_density(method, eta, denoise, arguments)
+        own = {"generator": generator, "prior": prior, **(density or {}), **arguments}
+        found, solution = decode_with_log_prob(model, start, method, **own)
+        return Sample(**{**vars(solution), "log_prob": found, "nfe": found.nfe, "rows": found.rows})
+    if density is not None:
+        raise ValueError("density= is for log-densities: give return_log_prob=True with it")
     system: ProbabilityFlow | ReverseSDE
     if eta is not None and not method.stochastic:
         raise ValueError(
@@ -125,6 +132,28 @@ def sample(
         fields["nfe"] += cost.nfe
         _check_denoised(model, fields["x"], fields["nfe"])
     return Sample(**fields)
+
+
+def _check_has_density(
+    method: Solver, eta: float | None, denoise: bool, arguments: dict[str, Any]
+) -> None:
+    """Refuse samples whose density the probability flow does not tell.
+
+    Raises:
+        ValueError: With what to do.
+    """
+    if not method.deterministic or eta is not None:
+        raise ValueError(
+            f"return_log_prob= is for samples of the probability flow, and solver {method.name!r} "
+            "draws from the reverse SDE: use 'adams-batch' or another ODE solver, or "
+            "sm.log_prob(model, out.x) for the density that the flow has there"
+        )
+    if denoise:
+        raise ValueError(
+            "return_log_prob= cannot go with denoise=: the density of the denoised is not known"
+        )
+    if arguments.get("path") is not None:
+        raise ValueError("return_log_prob= cannot go with path=: use sm.decode for the path")
 
 
 def _denoised(model: Model, x: Tensor, arguments: dict[str, Any]) -> Tensor:

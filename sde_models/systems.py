@@ -145,6 +145,22 @@ class ProbabilityFlow(_ModelSystem):
         """Velocity as the solvers ask for it."""
         return self(t, x)
 
+    def isotropic(self, t: Time, x: Tensor) -> Tensor | float:
+        r"""A multiple of the identity near the velocity's Jacobian, for trace estimators.
+
+        .. math:: a(t) + \frac{g(t)^2}{2\,(\alpha_t^2 s^2 + \sigma_t^2)}
+
+        that of Gaussian data of the standard deviation s that the SDE names; 0 for an SDE without a
+        Gaussian kernel.
+        """
+        sde: Any = self.sde
+        if not sde.gaussian:
+            return 0.0
+        t = self._clamped(t, x)
+        variance = (sde.alpha(t) * sde.data_std).square() + sde.sigma(t).square()
+        found: Tensor = sde.drift_coefficient(t) + 0.5 * sde.diffusion(t).square() / variance
+        return found
+
 
 class ReverseSDE(_ModelSystem):
     r"""The reverse-time SDE, as a torchsde system with the clock :math:`s = -t`.

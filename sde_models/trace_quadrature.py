@@ -33,6 +33,8 @@ from sde_models.models import Model
 
 GREGORY = (3 / 8, 7 / 6, 23 / 24)
 """Weights at the ends that make the trapezoidal rule exact for cubics."""
+STUDENT = 1.2
+"""The 97.5% quantile of Student's t is near 2 (1 + 1.2 / n) for n degrees of freedom."""
 CAUTION = 0.1
 """Part of the last but one difference that an error is at least taken to be."""
 
@@ -66,7 +68,7 @@ class TraceIntegral:
 
     Attributes:
         value: The whole change of the log-density, shape ``(B,)``, with a graph if asked for.
-        stderr: Its standard error from the probes, shape ``(B,)``.
+        stderr: Its standard error from the probes, shape ``(B,)``, two of which are meant for 95%.
         error: Difference to the rule on every other node, or a tenth of the next such difference,
             which is not small by chance at the same time; less what the probes explain, ``(B,)``.
     """
@@ -178,9 +180,20 @@ def integrate_traces(model: Model, found: Traces, size: int) -> TraceIntegral:
     _, shrinks = _constants(sde, sde.times(node_times(sde, intervals)), found.value)
     weights = node_weights(model, intervals, found.value)
     value = (weights[:, None] * found.value).sum(0)
-    stderr = _root_sum_of_squares(weights.detach(), found.stderr)
+    variances = (weights.detach()[:, None] * found.stderr).square()
+    stderr = variances.sum(0).sqrt() * _allowance(variances, found.products)
     changes = _change(model, found), CAUTION * _change(model, found.at(slice(None, None, 2)))
     return TraceIntegral(size * shrinks + value, stderr, torch.maximum(*changes))
+
+
+def _allowance(variances: Tensor, products: Tensor) -> Tensor:
+    """What two standard errors are enlarged by to hold 95%, where few estimates tell the error.
+
+    As Student's t does, with as many degrees of freedom as there are products, those counting
+    for less whose variances are small.
+    """
+    total, squares = variances.sum(0), (variances.square() / products.clamp(min=1)).sum(0)
+    return torch.where(total > 0, 1 + STUDENT * squares / total.square().clamp(min=1e-300), 1.0)
 
 
 def _change(model: Model, found: Traces) -> Tensor:

@@ -1,0 +1,193 @@
+"""Whether log-densities lie within the errors that are told with them.
+
+On mixtures in 2 and 64 dimensions, whose densities are known, under every SDE: how often the truth
+lies within the error, for the steps, the quadrature and the probes each by itself, and for all
+together at tolerances from 0.1 to 0.001 nats. What is told is meant for 95%. Results go to
+``benchmarks/results/calibration.{json,md,png}``.
+
+    python benchmarks/calibration.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import sde_models as sm
+
+RESULTS = Path(__file__).parent / "results"
+SDES: list[Callable[[], sm.GaussianSDE]] = [
+    sm.VPSDE, sm.SubVPSDE, sm.VESDE, sm.CosineSDE, sm.FlowMatchingSDE,
+]  # fmt: skip
+DIMENSIONS = (2, 64)
+FINE: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-8}
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, points, and the truth.
+
+    Attributes:
+        name: Dimension and SDE.
+        model: Exact score of a mixture.
+        x: Points drawn from it at ``t_min``.
+        truth: Their log-densities.
+        prior: The law at ``t_max`` with which the flow has these densities.
+    """
+
+    name: str
+    model: sm.Model
+    x: Tensor
+    truth: Tensor
+    prior: Any
+
+
+def cases(points: int) -> Iterator[Case]:
+    """All dimensions and SDEs."""
+    for dim in DIMENSIONS:
+        for number, make in enumerate(SDES):
+            sde = make()
+            generator = torch.Generator().manual_seed(10 * dim + number)
+            means = torch.randn(6, dim, generator=generator, dtype=torch.float64)
+            stds = 0.1 + 0.3 * torch.rand(6, generator=generator, dtype=torch.float64)
+            mixture = sm.GaussianMixture(means, stds)
+            data = mixture.diffuse(sde, sde.t_min)
+            x = data.sample(points, generator=generator)
+            yield Case(
+                f"{dim}-D {make.__name__}", mixture.score_model(sde), x, data.log_prob(x),
+                mixture.diffuse(sde, sde.t_max),
+            )  # fmt: skip
+
+
+def checks(case: Case) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+    """Source, setting, what it is off by, and the error that is told."""
+
+    def log_prob(**arguments: Any) -> sm.LogProb:
+        generator = torch.Generator().manual_seed(0)
+        return sm.log_prob(
+            case.model, case.x, prior=case.prior, generator=generator, **arguments
+        )  # fmt: skip
+
+    for tolerance in (1e-1, 1e-2, 1e-3, 1e-4):
+        lp = log_prob(rtol=0.5 * tolerance, atol=0.5 * tolerance, nodes=384)
+        yield "steps", f"{tolerance:g} of the noise", lp.value - case.truth, lp.solver_error
+    for nodes in (24, 48, 96):
+        lp = log_prob(nodes=nodes, **FINE)
+        yield "quadrature", f"{nodes} intervals", lp.value - case.truth, lp.quadrature_error
+    exact = log_prob(nodes=48, **FINE).value
+    for divergence in (
+        sm.Hutchinson(1), sm.Hutchinson(2), sm.Hutchinson(4), sm.Hutchinson(4, "gaussian"),
+        sm.Hutchinson(4, "sphere"), sm.XTrace(2), sm.XTrace(4), sm.HutchPlusPlus(4),
+    ):  # fmt: skip
+        lp = log_prob(nodes=48, divergence=divergence, **FINE)
+        yield "probes", repr(divergence), lp.value - exact, 2 * lp.stderr
+    for tol in (1e-1, 1e-2, 1e-3):
+        for divergence in ("exact", "auto", sm.Hutchinson(4, "gaussian")):
+            lp = log_prob(tol=tol, divergence=divergence)
+            name = divergence if isinstance(divergence, str) else "Gaussian probes"
+            yield "all", f"{tol:g} nats, {name}", lp.value - case.truth, lp.error
+
+
+def measure(points: int) -> list[Row]:
+    """How often each is within its error, over all cases."""
+    found: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
+    for case in tqdm(list(cases(points)), desc="cases"):
+        for source, setting, off, told in checks(case):
+            found.setdefault((source, setting), []).append((off.detach().abs(), told.detach()))
+    rows = []
+    for (source, setting), pairs in found.items():
+        off, told = (torch.cat(of) for of in zip(*pairs, strict=True))
+        within = (off <= told + 1e-7).double()  # the truth is as good as the finest solve
+        rows.append(
+            {
+                "source": source,
+                "setting": setting,
+                "points": len(off),
+                "within": float(within.mean()),
+                "error": float(off.square().mean().sqrt()),
+                "told": float(told.square().mean().sqrt()),
+                "largest_told": float(told.max()),
+            }
+        )
+    return rows
+
+
+def summary(rows: list[Row]) -> list[Row]:
+    """The same for each source."""
+    return [
+        {
+            "source": source,
+            "points": sum(r["points"] for r in own),
+            "within": sum(r["within"] * r["points"] for r in own) / sum(r["points"] for r in own),
+        }
+        for source in dict.fromkeys(r["source"] for r in rows)
+        if (own := [r for r in rows if r["source"] == source])
+    ]
+
+
+def as_markdown(rows: list[Row]) -> str:
+    """Each source, then everything."""
+    lines = ["| source | points | within the error told | wanted |", "|---|---:|---:|---|"]
+    for r in summary(rows):
+        met = "reached" if r["within"] >= 0.93 else "missed"
+        lines.append(
+            f"| {r['source']} | {r['points']} | {r['within']:.3f} | 0.93 to 1: {met} |"
+        )  # fmt: skip
+    lines += [
+        "", "Root mean squares in nats.", "",
+        "| source | setting | points | within | error | told | largest told |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    lines += [
+        f"| {r['source']} | {r['setting']} | {r['points']} | {r['within']:.3f} | {r['error']:.1e} "
+        f"| {r['told']:.1e} | {r['largest_told']:.1e} |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def plot(rows: list[Row]) -> Figure:
+    """The error that is told against the error, for each setting."""
+    figure = Figure(figsize=(5.5, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    for source in dict.fromkeys(r["source"] for r in rows):
+        own = [r for r in rows if r["source"] == source]
+        panel.loglog([r["error"] for r in own], [r["told"] for r in own], "o", label=source)
+    low, high = min(r["error"] for r in rows), max(r["told"] for r in rows)
+    panel.plot([low, high], [low, high], "k:", lw=1)
+    panel.set(xlabel="error, nats", ylabel="error told, nats")
+    panel.legend()
+    return figure
+
+
+def main() -> None:
+    """Run the benchmark from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--points", type=int, default=24, help="points for each SDE and dimension")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = measure(options.points)
+    table = as_markdown(rows)
+    print(table)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "calibration.md").write_text(table + "\n")
+    (options.out / "calibration.json").write_text(json.dumps(rows, indent=1) + "\n")
+    plot(rows).savefig(options.out / "calibration.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
