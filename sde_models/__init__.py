@@ -13,6 +13,7 @@ from sde_models.discrete import BitsPerDim, bits_per_dim
 from sde_models.distribution import LatentTransform, ScoreDistribution
 from sde_models.divergence import Divergence, Exact, Hutchinson
 from sde_models.errors import NonFiniteError, SolveError, StepLimitError, StepSizeError
+from sde_models.evaluation import Evaluation, evaluate
 from sde_models.latents import Decoding, Encoding, decode, encode
 from sde_models.likelihood import LogProb, log_prob
 from sde_models.models import EnergyModel, Model, ScoreModel
@@ -50,6 +51,7 @@ __all__ = [
     "Divergence",
     "Encoding",
     "EnergyModel",
+    "Evaluation",
     "Exact",
     "Fit",
     "FlowMatchingSDE",
@@ -79,6 +81,7 @@ __all__ = [
     "data",
     "decode",
     "encode",
+    "evaluate",
     "fit",
     "geometric_sigmas",
     "grids",
