@@ -326,6 +326,13 @@ def test_conditioning_follows_its_samples(tmp_path: Path) -> None:
         evaluate(tmp_path / "c", model=model, cond={"shift": shift[:3]}, **short())
 
 
+def test_the_bar_counts_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(tmp_path, progress=True)
+    shown = capsys.readouterr().err
+    assert "evaluating" in shown
+    assert "11/11" in shown
+
+
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
@@ -403,7 +410,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         said = [process.communicate(timeout=120)[0] for process in processes]
     finally:
         for process in processes:
-            process.kill()
+            with process:
+                process.kill()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
     return folder
 
