@@ -14,6 +14,7 @@ from sde_models.discrete import BitsPerDim, bits_per_dim
 from sde_models.distribution import LatentTransform, ScoreDistribution
 from sde_models.divergence import Exact, Hutchinson
 from sde_models.errors import NonFiniteError, SolveError, StepLimitError, StepSizeError
+from sde_models.evaluation import Evaluation, evaluate
 from sde_models.latents import Decoding, Encoding, decode, encode
 from sde_models.likelihood import LogProb, log_prob
 from sde_models.low_rank_divergence import HutchPlusPlus, XTrace
@@ -52,6 +53,7 @@ __all__ = [
     "Divergence",
     "Encoding",
     "EnergyModel",
+    "Evaluation",
     "Exact",
     "Fit",
     "FlowMatchingSDE",
@@ -83,6 +85,7 @@ __all__ = [
     "data",
     "decode",
     "encode",
+    "evaluate",
     "fit",
     "geometric_sigmas",
     "grids",

@@ -21,6 +21,7 @@ from sde_models.models import ScoreModel
 from sde_models.nn import ResidualNetwork
 from sde_models.predictions import EDM, PREDICTIONS
 from sde_models.sdes import VESDE, VPSDE, CosineSDE, FlowMatchingSDE, SubVPSDE
+from sde_models.whole_files import write_whole
 
 FORMAT = 1
 SETTINGS_KEY = "sde_models"
@@ -56,16 +57,7 @@ def save_model(path: str | os.PathLike[str], model: ScoreModel) -> None:
     """
     metadata = {SETTINGS_KEY: json.dumps(describe_model(model))}
     tensors = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(save(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, save(tensors, metadata))
 
 
 def load_model(path: str | os.PathLike[str]) -> ScoreModel:

@@ -50,7 +50,7 @@ VERB_ARGUMENTS = frozenset(
 """Arguments of the verbs and of solve; a test holds this against their signatures."""
 
 PROMISED = frozenset({"seed", "probes"})
-"""Words that users try, and that no verb takes today."""
+"""Words that users try, and that no verb of a single batch takes."""
 
 
 def check_conditioning(model: nn.Module, names: Iterable[str]) -> None:

@@ -26,7 +26,7 @@ PACKAGE = "sde_models"
 
 FLOORS: dict[int, tuple[str, ...]] = {
     7: ("cli",),
-    6: ("demo", "training", "checkpoints", "distribution", "report"),
+    6: ("demo", "training", "checkpoints", "distribution", "evaluation", "report"),
     5: (
         "sampling",
         "likelihood",
@@ -53,6 +53,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "network_calls",
         "priors",
         "randomness",
+        "whole_files",
         "_shapes",
     ),
 }

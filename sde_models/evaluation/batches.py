@@ -1,0 +1,73 @@
+"""The likelihood of a batch, with random numbers that follow from its place in the dataset."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_models.discrete import bits_per_dim
+from sde_models.likelihood import log_prob
+from sde_models.models import Model
+
+RESULTS = ("value", "stderr", "solver_error", "quadrature_error")
+"""Names of what is known of each sample."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The likelihood of one batch, with random numbers of its own.
+
+    Attributes:
+        model: What gives the score.
+        levels: Number of levels, or None for densities.
+        seed: Seed of the evaluation.
+        arguments: Those of the verb.
+    """
+
+    model: Model
+    levels: int | None
+    seed: int
+    arguments: dict[str, Any]
+
+    def run(self, first: int, x: Tensor, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Results by name, each of shape ``(B,)``, of the samples from ``first`` on."""
+        generator = make_generator(self.seed, first)
+        device = self.model.device
+        x = x.to(device)
+        further: dict[str, Any] = {name: value.to(device) for name, value in cond.items()}
+        if self.levels is None:
+            density = log_prob(self.model, x, generator=generator, **self.arguments, **further)
+            value, bits = density.value, 1.0
+        else:
+            images = bits_per_dim(
+                self.model, x, self.levels, generator=generator, **self.arguments, **further
+            )
+            value, density = images.per_image, images.log_prob
+            bits = 1 / (x[0].numel() * math.log(2))
+        return {"value": value.detach().cpu()} | {
+            name: bits * getattr(density, name).detach().cpu() for name in RESULTS[1:]
+        }
+
+
+def make_generator(seed: int, first: int) -> torch.Generator:
+    """The random numbers of a batch.
+
+    Args:
+        seed: Seed of the evaluation.
+        first: Index of the first sample of the batch.
+
+    Returns:
+        A generator on the CPU, which gives the same numbers on every device.
+
+    Example:
+        >>> make_generator(0, 256).initial_seed() == make_generator(1, 0).initial_seed()
+        False
+    """
+    mixed = sha256(f"{seed} {first}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(mixed[:8]) >> 1)

@@ -1,0 +1,53 @@
+"""What an evaluation was made with, as short text that can be written down and compared."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def hash_tensors(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """SHA-256 of the names, dtypes, shapes and bytes of tensors, and of a text.
+
+    Args:
+        tensors: Tensors by name, of any shape and on any device.
+        text: What else the digest stands for.
+
+    Example:
+        >>> hash_tensors({"a": torch.zeros(2)}) == hash_tensors({"a": torch.zeros(3)})
+        False
+    """
+    digest = sha256(text.encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach()
+        digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def describe(value: Any) -> str:
+    """Say what a setting is, alike in every process; tensors and modules by their contents.
+
+    Example:
+        >>> describe({"solver": "adams-batch", "nodes": 32})
+        "{'solver': 'adams-batch', 'nodes': 32}"
+    """
+    if isinstance(value, nn.Module):
+        tensors = dict(value.named_parameters()) | dict(value.named_buffers())
+        return f"{type(value).__name__} {hash_tensors(tensors, _without_addresses(value))}"
+    if isinstance(value, Tensor):
+        return f"tensor of shape {tuple(value.shape)} {hash_tensors({'': value})}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {describe(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(describe, value)) + "]"
+    return _without_addresses(value)
+
+
+def _without_addresses(value: Any) -> str:
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))

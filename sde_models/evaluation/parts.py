@@ -1,0 +1,88 @@
+"""Work on many samples in parts that fit into memory."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+SHORTAGE = (
+    "out of memory",
+    "not enough memory",
+    "DefaultCPUAllocator",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""What a RuntimeError says where memory ran out: an accelerator's, or torch's on the CPU."""
+
+
+class FittingParts:
+    """Stretches of samples, worked on in parts that are halved where memory runs out.
+
+    Args:
+        size: Samples in a part, to begin with.
+
+    Attributes:
+        size: Samples in a part as of now; it never grows.
+
+    Example:
+        >>> parts = FittingParts(4)
+        >>> parts.run(lambda first, last: (first, last), 0, 10)
+        [(0, 4), (4, 8), (8, 10)]
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def run(self, work: Callable[[int, int], Result], first: int, last: int) -> list[Result]:
+        """Work on the samples from ``first`` up to ``last``, that one excluded.
+
+        Args:
+            work: Called with the first sample of a part and the one after its last.
+            first: First sample.
+            last: The one after the last sample.
+
+        Returns:
+            What ``work`` returned for each part, in order.
+
+        Raises:
+            torch.OutOfMemoryError: If a single sample does not fit.
+        """
+        results = []
+        while first < last:
+            end = min(first + self.size, last)
+            try:
+                result = work(first, end)
+            except (RuntimeError, MemoryError) as error:
+                if not is_shortage(error):
+                    raise
+                if end - first == 1:
+                    raise torch.OutOfMemoryError(
+                        f"memory runs out with sample {first} alone ({error}): use a divergence "
+                        "with fewer probes at once, such as sm.Hutchinson(1) or sm.Exact(chunk=1), "
+                        "fewer nodes=, or a network of lower precision"
+                    ) from error
+            else:
+                results.append(result)
+                first = end
+                continue
+            # Past the except block the error no longer holds the tensors of its frames.
+            self.size = (end - first + 1) // 2
+            gc.collect()
+            torch.cuda.empty_cache()
+        return results
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error tells that memory ran out.
+
+    Example:
+        >>> is_shortage(RuntimeError("CUDA error: out of memory"))
+        True
+    """
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in SHORTAGE)
+    )
