@@ -104,10 +104,15 @@ class Divergence(ABC):
     Attributes:
         probes: Number of estimates, whose mean is the answer.
         exact: Whether there is no error beyond rounding.
+        degrees: How many independent numbers the standard error is told from.
     """
 
     probes: int = 1
     exact: bool = False
+
+    @property
+    def degrees(self) -> int:
+        return self.probes
 
     @abstractmethod
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor | None:

@@ -81,6 +81,10 @@ class HutchPlusPlus(Divergence):
     def products_for(self, size: int) -> int:
         return min(3 * self.probes, size)
 
+    @property
+    def degrees(self) -> int:
+        return self.probes - 1
+
     def with_products(self, count: int) -> HutchPlusPlus:
         return HutchPlusPlus(max(2, math.ceil(count / 3)))
 
@@ -151,6 +155,10 @@ class XTrace(Divergence):
 
     def products_for(self, size: int) -> int:
         return min(2 * self.probes, size)
+
+    @property
+    def degrees(self) -> int:
+        return self.probes - 1
 
     def with_products(self, count: int) -> XTrace:
         return XTrace(max(2, math.ceil(count / 2)))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sde_models.base_divergence import Divergence
 from sde_models.divergence import LARGEST_EXACT, Exact
-from sde_models.trace_quadrature import Traces
+from sde_models.trace_quadrature import Traces, probe_error
 
 Pairs = tuple[Tensor, ...]
 """Numbers of nodes and of samples."""
@@ -88,7 +88,7 @@ class Allocation:
         """Traces with few probes at the nodes where none are known."""
         shape, device = (len(self.weights), count), self.weights.device
         new = torch.ones(shape, dtype=torch.bool, device=device)
-        traces = Traces(*(self.weights.new_zeros(shape) for _ in range(3)))
+        traces = Traces(*(self.weights.new_zeros(shape) for _ in range(4)))
         if known is not None:
             new[::2] = False
             old = (~new).nonzero().unbind(1)
@@ -119,11 +119,14 @@ class Allocation:
         """Products to estimate anew with: 0 where an estimate may stay, infinite for exact."""
         weights = self.weights.detach().abs()[:, None]
         own = weights * traces.stderr
-        late = own.square().sum(0).sqrt() > self.target
+        error = probe_error(weights[:, 0], traces)
+        late = error > self.target
+        # Of the target, which is of the enlarged error, so much is left to the plain one.
+        target = self.target * own.square().sum(0).sqrt() / error.clamp(min=1e-30)
         share = weights * unit.sqrt()
         share = share.masked_fill(traces.stderr == 0, 0)
-        exact = self._better_exact(share)
-        wanted = share * share.masked_fill(exact, 0).sum(0) / self.target**2
+        exact = self._better_exact(share, target)
+        wanted = share * share.masked_fill(exact, 0).sum(0) / target.square().clamp(min=1e-30)
         wanted = wanted.masked_fill(exact, math.inf)
         wanted = wanted.masked_fill(wanted <= ENOUGH * traces.products, 0)
         # Where all have about what they should have and it is not enough, the worst get more.
@@ -132,7 +135,7 @@ class Allocation:
         wanted = torch.where(stuck & worst, 2 * traces.products, wanted)
         return wanted.masked_fill(~late | (traces.stderr == 0), 0)
 
-    def _better_exact(self, share: Tensor) -> Tensor:
+    def _better_exact(self, share: Tensor, target: Tensor) -> Tensor:
         """The largest shares, so many that the rest come to their target with fewer products.
 
         With the k largest exact, the next wants its share times the sum of the rest.
@@ -141,7 +144,7 @@ class Allocation:
             return torch.zeros_like(share, dtype=torch.bool)
         ordered, order = share.sort(0, descending=True)
         rest = ordered.flip(0).cumsum(0).flip(0)
-        exact = ordered * rest >= WORTH_OF_EXACT * self.size * self.target**2
+        exact = ordered * rest >= WORTH_OF_EXACT * self.size * target.square()
         return torch.zeros_like(exact).scatter(0, order, exact)
 
     def _more(self, traces: Traces, family: Divergence, wanted: Tensor) -> Traces:

@@ -86,11 +86,13 @@ class Traces:
         value: Their means, shape ``(M, B)``, with a graph if asked for.
         stderr: Standard errors, shape ``(M, B)``; 0 if exact.
         products: How many vector-Jacobian products each took, shape ``(M, B)``.
+        degrees: How many independent numbers tell each standard error, shape ``(M, B)``.
     """
 
     value: Tensor
     stderr: Tensor
     products: Tensor
+    degrees: Tensor
 
     def at(self, pairs: Any) -> Traces:
         """Those at some nodes, and of some samples."""
@@ -151,7 +153,7 @@ def estimate_traces(
     value = torch.cat([trace.value for trace in found])
     stderr = torch.cat([trace.stderr for trace in found])
     products = torch.full_like(stderr, estimator.products_for(x[0].numel()))
-    return Traces(value, stderr, products)
+    return Traces(value, stderr, products, torch.full_like(stderr, estimator.degrees))
 
 
 def _is_own(value: Any, count: int) -> bool:
@@ -180,20 +182,24 @@ def integrate_traces(model: Model, found: Traces, size: int) -> TraceIntegral:
     _, shrinks = _constants(sde, sde.times(node_times(sde, intervals)), found.value)
     weights = node_weights(model, intervals, found.value)
     value = (weights[:, None] * found.value).sum(0)
-    variances = (weights.detach()[:, None] * found.stderr).square()
-    stderr = variances.sum(0).sqrt() * _allowance(variances, found.products)
+    stderr = probe_error(weights.detach(), found)
     changes = _change(model, found), CAUTION * _change(model, found.at(slice(None, None, 2)))
     return TraceIntegral(size * shrinks + value, stderr, torch.maximum(*changes))
 
 
-def _allowance(variances: Tensor, products: Tensor) -> Tensor:
-    """What two standard errors are enlarged by to hold 95%, where few estimates tell the error.
+def probe_error(weights: Tensor, found: Traces) -> Tensor:
+    """Standard error of the integral, enlarged so that two hold 95% where few numbers tell it.
 
-    As Student's t does, with as many degrees of freedom as there are products, those counting
-    for less whose variances are small.
+    As Student's t does, with as many degrees of freedom as there are at the nodes that count.
+
+    Args:
+        weights: Of the nodes, shape ``(M,)``.
+        found: The estimates at all nodes.
     """
-    total, squares = variances.sum(0), (variances.square() / products.clamp(min=1)).sum(0)
-    return torch.where(total > 0, 1 + STUDENT * squares / total.square().clamp(min=1e-300), 1.0)
+    variances = (weights[:, None] * found.stderr).square()
+    total, squares = variances.sum(0), (variances.square() / found.degrees.clamp(min=1)).sum(0)
+    share = squares / total.square().clamp(min=torch.finfo(total.dtype).tiny)
+    return total.sqrt() * (1 + STUDENT * share)
 
 
 def _change(model: Model, found: Traces) -> Tensor:

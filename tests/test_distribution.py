@@ -43,6 +43,21 @@ def test_density_integrates_to_one(dist: sm.ScoreDistribution) -> None:
     assert float(total) == pytest.approx(1.0, abs=1e-3)
 
 
+def test_density_of_a_trained_model_integrates_to_one() -> None:
+    """Whatever the network has learned, decoding is a bijection."""
+    torch.manual_seed(0)
+    data = MIXTURE.sample(4000, generator=generator()).float()
+    network = sm.nn.ResidualNetwork((2,), width=64, depth=2)
+    model = sm.ScoreModel(network, sm.VPSDE(t_min=1e-3), preconditioning="edm", event_shape=(2,))
+    trained = sm.fit(model, data, steps=400, generator=generator(1), progress=False).model.eval()
+    dist = sm.ScoreDistribution(trained, density={"tol": 0.02})
+    side = torch.linspace(-4, 4, 81)
+    total = dist.log_prob(torch.cartesian_prod(side, side)).exp().sum() * (side[1] - side[0]) ** 2
+    assert float(total) == pytest.approx(1.0, abs=1e-3)
+    gain = dist.log_prob(data[:200]).mean() - MIXTURE.log_prob(data[:200].double()).mean()
+    assert float(gain) > -0.2  # it has learned something
+
+
 def test_samples_have_the_density(dist: sm.ScoreDistribution) -> None:
     """Mean log-density of samples and of the mixture's own, to 5 standard errors (6e-7)."""
     ours = dist.sample((2000,), generator())
@@ -70,6 +85,34 @@ def test_transform_inverts_and_has_the_determinant_of_autograd(
     transformed = TransformedDistribution(base, [transform])
     close = transformed.log_prob(x) - dist.log_prob(x)
     assert close.abs().max() < 1e-3  # the prior's alpha at t_max is not quite 0
+
+
+def test_what_torchs_own_distributions_do(dist: sm.ScoreDistribution) -> None:
+    """The properties that torch's tests ask of each of its distributions and transforms."""
+    x = dist.sample((2,), generator())
+    assert dist.support.check(x).tolist() == [True, True]
+    assert dist.arg_constraints == {}
+    assert type(dist.expand((3,))) is sm.ScoreDistribution
+    assert dist.expand((3,)).expand((2, 3)).batch_shape == (2, 3)
+    assert "ScoreDistribution" in repr(dist)
+    torch.manual_seed(4)
+    first = dist.sample((2,))
+    torch.manual_seed(4)
+    assert torch.equal(dist.sample((2,)), first)
+    together = torch.distributions.Independent(dist.expand((3,)), 1)
+    assert together.event_shape == (3, 2)
+    value = together.sample((2,))
+    torch.testing.assert_close(together.log_prob(value), dist.log_prob(value).sum(1))
+    transform = dist.transform
+    assert transform.inv.inv is transform
+    assert transform.bijective
+    assert transform.domain.event_dim == transform.codomain.event_dim == 1
+    assert transform.forward_shape((5, 2)) == transform.inverse_shape((5, 2)) == (5, 2)
+    assert transform == sm.ScoreDistribution(MODEL).transform
+    composed = torch.distributions.ComposeTransform([transform, transform.inv])
+    torch.testing.assert_close(composed(x), x, rtol=1e-2, atol=1e-2)
+    jacobian = composed.log_abs_det_jacobian(x, composed(x))
+    torch.testing.assert_close(jacobian, torch.zeros(2).double(), rtol=0, atol=1e-2)
 
 
 def test_gradients(dist: sm.ScoreDistribution) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 import sde_models as sm
 from sde_models.divergence import LARGEST_EXACT, find_divergence
 
-B, D, N = 3, 5, 20_000
+B, D, N = 3, 5, 8_000
 RANDOM: list[sm.Divergence] = [
     sm.Hutchinson(1),
     sm.Hutchinson(4),
@@ -77,7 +77,7 @@ def test_exact_is_the_trace_of_autograds_jacobian(
 @pytest.mark.parametrize("kind", ["any", "flat", "decaying", "two signs"])
 @pytest.mark.parametrize("estimator", RANDOM, ids=repr)
 def test_unbiased_on_random_matrices(estimator: sm.Divergence, kind: str) -> None:
-    """20,000 answers: their mean within 5 of its standard errors, false alarms 6e-7."""
+    """8,000 answers: their mean within 5 of its standard errors, false alarms 6e-7."""
     matrix = random_matrix(20, kind)
     answers, _ = at_many(estimator, matrix, N, seed=2)
     assert (answers.mean() - matrix.trace()).abs() < 5 * answers.std() / math.sqrt(N) + 1e-10
@@ -94,13 +94,13 @@ def test_standard_error_is_the_spread_of_the_answers(estimator: sm.Divergence, k
     answers, told = at_many(estimator, matrix, N, seed=3)
     ratio = float(told.square().mean().sqrt() / answers.std())
     safe = isinstance(estimator, sm.XTrace) or estimator.probes == 1
-    assert 0.97 < ratio < (1.45 if safe else 1.03)
+    assert 0.96 < ratio < (1.45 if safe else 1.04)
 
 
 @pytest.mark.parametrize("estimator", RANDOM, ids=repr)
 def test_standard_error_is_on_the_safe_side_without_symmetry(estimator: sm.Divergence) -> None:
     answers, told = at_many(estimator, random_matrix(20, "any"), N, seed=3)
-    assert 0.97 < float(told.square().mean().sqrt() / answers.std()) < 1.6
+    assert 0.96 < float(told.square().mean().sqrt() / answers.std()) < 1.6
 
 
 @pytest.mark.parametrize("estimator", RANDOM, ids=repr)

@@ -212,6 +212,7 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"method": "quadrature", "nodes": 34}, ValueError, "that 4 divides, 12 or more, got 34"),
     ({"method": "quadratur"}, ValueError, "did you mean 'quadrature'"),
     ({"solver": "ode:rk4", "nodes": 32}, ValueError, "no meaning for method='augmented'"),
+    ({"tol": -1.0}, ValueError, "tol must be a positive number of nats, got -1"),
     ({"tol": 0.0}, ValueError, "tol must be a positive number of nats, got 0"),
     ({"tol": 0.1, "rtol": 1e-3}, ValueError, "tol= chooses rtol by itself"),
     ({"tol": 0.1, "solver": "ode:dopri5"}, ValueError, "use solver='adams-batch'"),
@@ -226,10 +227,40 @@ def test_bad_input_is_refused(change: dict[str, Any], kind: type[Exception], mes
         sm.log_prob(exact.model, **{"x": torch.zeros(2, 2), **change})
 
 
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (torch.nn.Dropout(0.1), r"network\.layer \(Dropout\) drops entries"),
+        (torch.nn.BatchNorm1d(2), r"network\.layer \(BatchNorm1d\) normalises over the batch"),
+    ],
+    ids=str,
+)
+def test_models_whose_answers_are_no_functions_are_refused(
+    layer: torch.nn.Module, message: str
+) -> None:
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, t: Tensor, x: Tensor) -> Tensor:
+            return self.layer(x)
+
+    model, x = sm.ScoreModel(Network(), sm.VPSDE(), prediction="eps").train(), torch.ones(2, 2)
+    for verb in (sm.log_prob, sm.encode, sm.decode):
+        with pytest.raises(ValueError, match=message + r".*call model\.eval\(\) first"):
+            verb(model, x)
+    sm.log_prob(model.eval(), x, rtol=0.1, atol=0.1, nodes=12)
+    layer.train(False)
+    model.train()
+    layer.eval()
+    sm.log_prob(model, x, rtol=0.1, atol=0.1, nodes=12)  # the rest may train
+
+
 def test_inference_mode_gives_the_same_numbers() -> None:
     exact = ProductMixture(sm.VPSDE(), (2,))
     x = exact.sample(3, exact.sde.t_min, generator())
-    for divergence in ("exact", "hutchinson"):
+    for divergence in ("exact", "hutchinson", "xtrace", "hutch++"):
 
         def value(x: Tensor, divergence: str = divergence) -> Tensor:
             return sm.log_prob(exact.model, x, divergence=divergence, generator=generator()).value

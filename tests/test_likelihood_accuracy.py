@@ -100,7 +100,11 @@ def test_tolerance_is_reached_on_a_network_with_noisy_traces() -> None:
         assert (lp.value - truth).abs().max() <= 0.3
 
 
-def test_gradient_by_quadrature_is_that_of_finite_differences_in_the_parameters() -> None:
+@pytest.mark.parametrize(
+    ("solver", "way"),
+    [("adams-batch", "direct"), ("ode:dopri5", "direct"), ("ode:dopri5", "adjoint")],
+)
+def test_gradient_is_that_of_finite_differences_in_the_parameters(solver: str, way: str) -> None:
     torch.manual_seed(0)
     network = sm.nn.ResidualNetwork((2,), width=8, depth=1).double().eval()
     model = sm.ScoreModel(network, sm.VPSDE(t_min=1e-2), event_shape=(2,))
@@ -108,9 +112,11 @@ def test_gradient_by_quadrature_is_that_of_finite_differences_in_the_parameters(
     weight = next(network.parameters())
 
     def value(gradient: str | None) -> Tensor:
-        return sm.log_prob(model, x, rtol=1e-9, atol=1e-9, gradient=gradient).value.sum()
+        return sm.log_prob(
+            model, x, solver, rtol=1e-9, atol=1e-9, gradient=gradient, estimate_solver_error=False
+        ).value.sum()
 
-    (gradient,) = torch.autograd.grad(value("direct"), weight)
+    (gradient,) = torch.autograd.grad(value(way), weight)
     direction = torch.randn(weight.shape, generator=generator(1), dtype=torch.float64)
     ends = []
     for sign in (-1, 1):
@@ -120,6 +126,39 @@ def test_gradient_by_quadrature_is_that_of_finite_differences_in_the_parameters(
             weight.sub_(direction, alpha=sign * 1e-5)
     slope = (ends[1] - ends[0]) / 2e-5
     torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-4, atol=1e-5)
+
+
+def test_maximum_likelihood_fine_tunes_a_model() -> None:
+    """A score of the wrong scale: its likelihood rises towards the truth, with XTrace too."""
+    data = sm.GaussianMixture(torch.zeros(1, 4, dtype=torch.float64), 0.5).sample(
+        64, generator=generator()
+    )
+
+    class Scaled(torch.nn.Module):
+        """The noise of Gaussian data of a learned spread."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.log_std = torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+        def forward(self, t: Tensor, x: Tensor) -> Tensor:
+            sde = sm.VPSDE()
+            alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+            return sigma * x / ((alpha * self.log_std.exp()).square() + sigma.square())
+
+    network = Scaled()
+    model = sm.ScoreModel(network, sm.VPSDE(), prediction="eps")
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+    for step in range(25):
+        divergence = sm.Exact() if step % 2 else sm.XTrace(2)
+        lp = sm.log_prob(
+            model, data, divergence=divergence, gradient="direct", rtol=1e-2, atol=1e-2, nodes=20
+        )  # fmt: skip
+        optimizer.zero_grad()
+        (-lp.value.mean()).backward()
+        optimizer.step()
+    wanted = float(data.square().mean().sqrt().log())  # of maximum likelihood
+    assert network.log_std.item() == pytest.approx(wanted, abs=0.05)
 
 
 @pytest.mark.parametrize("intervals", [5, 10, 24])

@@ -17,6 +17,7 @@ from closed_forms import (
 )
 from torch import Tensor, nn
 
+import sde_models as sm
 from sde_models._shapes import Time
 from sde_models.analytic import GaussianMixture
 from sde_models.base_sdes import SDE
@@ -252,3 +253,15 @@ def test_arguments_without_a_meaning_are_refused() -> None:
                 ValueError, match=r"wanted \(B, 4\) for events of shape \(1, 2, 2\)"
             ):
                 call(-0.5, y)
+
+
+@pytest.mark.parametrize(
+    "sde", [sm.VPSDE(), sm.SubVPSDE(), sm.VESDE(data_std=0.5), sm.FlowMatchingSDE()], ids=repr
+)
+def test_isotropic_part_is_the_jacobian_of_gaussian_data(sde: sm.GaussianSDE) -> None:
+    means = torch.zeros(1, 3, dtype=torch.float64)
+    flow = sm.ProbabilityFlow(sm.GaussianMixture(means, sde.data_std).score_model(sde))
+    x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    t = torch.linspace(sde.t_min, sde.t_max, 4, dtype=torch.float64)
+    _, trace = sm.Exact()(lambda y: flow(t, y), x, None)
+    torch.testing.assert_close(trace.value, 3 * flow.isotropic(t, x))

@@ -1,0 +1,86 @@
+"""Each part of the error that is told by itself: the truth is within it as often as is stated.
+
+The full study, with more points and settings, is ``benchmarks/calibration.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sde_models as sm
+
+SDES = [sm.VPSDE(), sm.SubVPSDE(), sm.VESDE(), sm.CosineSDE(), sm.FlowMatchingSDE()]
+FINE = {"rtol": 1e-7, "atol": 1e-7}
+
+
+class Case:
+    """A mixture with its truth under an SDE."""
+
+    def __init__(self, dim: int, sde: sm.GaussianSDE, points: int) -> None:
+        generator = torch.Generator().manual_seed(dim)
+        means = torch.randn(5, dim, generator=generator, dtype=torch.float64)
+        stds = 0.1 + 0.3 * torch.rand(5, generator=generator, dtype=torch.float64)
+        mixture = sm.GaussianMixture(means, stds)
+        data = mixture.diffuse(sde, sde.t_min)
+        self.x = data.sample(points, generator=generator)
+        self.truth, self.prior = data.log_prob(self.x), mixture.diffuse(sde, sde.t_max)
+        self.model = mixture.score_model(sde)
+
+    def log_prob(self, **arguments: Any) -> sm.LogProb:
+        generator = torch.Generator().manual_seed(3)
+        return sm.log_prob(
+            self.model, self.x, prior=self.prior, generator=generator, **arguments
+        )  # fmt: skip
+
+
+def within(off: list[Tensor], told: list[Tensor]) -> float:
+    return float((torch.cat(off).abs() <= torch.cat(told) + 1e-7).double().mean())
+
+
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-3])
+def test_steps(tolerance: float) -> None:
+    """300 points; covering 97% of the time, fewer than 93% have a chance of 2e-4."""
+    off, told = [], []
+    for sde in SDES:
+        for dim in (2, 64):
+            case = Case(dim, sde, 30)
+            half = 0.5 * tolerance
+            lp = case.log_prob(rtol=half, atol=half, nodes=96)  # so many that only the steps err
+            off.append(lp.value - case.truth)
+            told.append(lp.solver_error)
+    assert within(off, told) >= 0.93
+
+
+@pytest.mark.parametrize("nodes", [24, 48])
+def test_quadrature(nodes: int) -> None:
+    """As for the steps."""
+    off, told = [], []
+    for sde in SDES:
+        for dim in (2, 64):
+            case = Case(dim, sde, 30)
+            lp = case.log_prob(nodes=nodes, **FINE)
+            off.append(lp.value - case.truth)
+            told.append(lp.quadrature_error)
+    assert within(off, told) >= 0.93
+
+
+@pytest.mark.parametrize(
+    "divergence",
+    [sm.Hutchinson(2), sm.Hutchinson(4, "gaussian"), sm.XTrace(2), sm.HutchPlusPlus(2)],
+    ids=repr,
+)
+def test_probes(divergence: sm.Divergence) -> None:
+    """600 points; at 95%, fewer than 92% have a chance of 6e-4."""
+    off, told = [], []
+    for sde in SDES:
+        for dim in (2, 64):
+            case = Case(dim, sde, 60)
+            settings = {"nodes": 40, "rtol": 1e-4, "atol": 1e-4}
+            lp, exact = (case.log_prob(divergence=d, **settings) for d in (divergence, "exact"))
+            off.append(lp.value - exact.value)
+            told.append(2 * lp.stderr)
+    assert within(off, told) >= 0.92
