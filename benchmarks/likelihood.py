@@ -73,16 +73,30 @@ def runs() -> Iterator[tuple[str, dict[str, Any]]]:
             "solver": "ode:dopri5", "divergence": "exact", "method": "augmented",
             "rtol": tolerance, "atol": tolerance, "estimate_solver_error": False,
         }  # fmt: skip
-    for tolerance, nodes in ((0.1, 20), (3e-2, 24), (1e-2, 32), (1e-3, 48), (1e-4, 64)):
-        halves = {"rtol": 0.5 * tolerance, "atol": 0.5 * tolerance, "nodes": nodes}
-        for probes in (1, 2, 4, 8, 16):
-            if tolerance >= 1e-2:
-                yield f"quadrature, {tolerance:g}, {nodes}, {probes} fresh", {
-                    "divergence": sm.Hutchinson(probes), **halves
-                }  # fmt: skip
-        yield f"quadrature, {tolerance:g}, {nodes}, exact", {"divergence": "exact", **halves}
+    for tolerance, nodes in ((0.1, 12), (3e-2, 12), (3e-2, 16), (3e-2, 24), (1e-2, 32)):
+        for probes in (1, 4, 16):
+            yield f"quadrature, {tolerance:g}, {nodes}, {probes} fresh", {
+                "divergence": sm.Hutchinson(probes), **_path(tolerance, nodes)
+            }  # fmt: skip
+    for tolerance, nodes in ((3e-2, 24), (1e-2, 32), (1e-3, 40), (3e-4, 48), (1e-4, 64)):
+        for divergence in ("xtrace", "exact"):
+            yield f"quadrature, {tolerance:g}, {nodes}, {divergence}", {
+                "divergence": divergence, **_path(tolerance, nodes)
+            }  # fmt: skip
+    for tolerance, nodes in (
+        (3e-2, 24), (1e-2, 32), (3e-3, 40), (1e-3, 40), (6e-4, 40), (4e-4, 40), (2e-4, 48),
+        (1e-4, 64),
+    ):  # fmt: skip
+        yield f"quadrature, {tolerance:g}, {nodes}, auto", {
+            "divergence": "auto", **_path(tolerance, nodes)
+        }  # fmt: skip
     for tol in (3.0, 1.0, 0.3, 0.1, 0.03):
-        yield f"tol = {tol:g} nats", {"tol": tol, "divergence": sm.Hutchinson(2)}
+        yield f"tol = {tol:g} nats", {"tol": tol, "divergence": "auto"}
+
+
+def _path(tolerance: float, nodes: int) -> dict[str, Any]:
+    """A tolerance in units of the noise, and intervals of the quadrature."""
+    return {"rtol": 0.5 * tolerance, "atol": 0.5 * tolerance, "nodes": nodes}
 
 
 def measure(model: sm.Model, x: Tensor, truth: Tensor, arguments: dict[str, Any]) -> Row:

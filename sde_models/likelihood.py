@@ -90,7 +90,7 @@ def log_prob(
     solver: str | Solver = "adams-batch",
     *,
     method: str | None = None,
-    divergence: str | Divergence = "exact",
+    divergence: str | Divergence | None = None,
     nodes: int | None = None,
     tol: float | None = None,
     prior: Prior | None = None,
@@ -119,7 +119,8 @@ def log_prob(
         divergence: "exact", "hutchinson", "hutch++", "xtrace", an object such as
             ``sm.Hutchinson(probes=4, distribution="gaussian")``, or "auto": exact for small events,
             else as many probes at each node as bring their error to that of the path, which
-            follows from its tolerance and the dimension.
+            follows from its tolerance and the dimension. If None "auto" where ``tol`` is given, and
+            "exact" elsewhere.
         tol: Total error that is asked for, in nats for each sample: two standard errors of the
             probes, the error of the steps and that of the quadrature. Tolerances, nodes and
             probes are then chosen; ``error`` of the result says what was reached.
@@ -204,7 +205,7 @@ def _integrate(
     further: dict[str, Any],
     cond: dict[str, Any],
     method: str | None = None,
-    divergence: str | Divergence = "exact",
+    divergence: str | Divergence | None = None,
     nodes: int | None = None,
     tol: float | None = None,
     prior: Prior | None = None,
@@ -227,6 +228,8 @@ def _integrate(
             "nodes= has no meaning for method='augmented', which solves the integral with the "
             "path: leave it out, or use method='quadrature'"
         )
+    if divergence is None:
+        divergence = "exact" if tol is None else "auto"
     estimator = find_divergence(divergence, x[0].numel(), method == "quadrature")
     way: Any = METHODS[method](
         model, x, found, estimator,
