@@ -6,6 +6,7 @@ and every network has those; fused attention has no forward-mode derivative.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,6 +131,17 @@ class Divergence(ABC):
     @abstractmethod
     def products_for(self, size: int) -> int:
         """How many products an estimate takes for events of ``size`` numbers."""
+
+    def spread_error(self, estimates: Tensor, size: int) -> Tensor:
+        """Standard error of the mean of estimates ``(B, probes)`` told by their spread, ``(B,)``.
+
+        0 if exact, NaN for a single probe, which cannot tell.
+        """
+        if self.exact:
+            return torch.zeros_like(estimates[:, 0])
+        if self.probes == 1:
+            return torch.full_like(estimates[:, 0], math.nan)
+        return estimates.std(dim=1) / math.sqrt(self.probes)
 
     def with_products(self, count: int) -> Divergence:
         """The same estimator with about so many products."""

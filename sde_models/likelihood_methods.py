@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sde_models.augmented_flow import AugmentedFlow
 from sde_models.base_divergence import Divergence
-from sde_models.divergence import standard_error
 from sde_models.models import Model
 from sde_models.priors import Prior
 from sde_models.probe_allocation import Allocation, Pairs
@@ -130,7 +129,7 @@ class AugmentedLikelihood(Likelihood):
         z = self.x if self.decodes else end
         estimates = self.at_the_end(z)[:, None] + (-integrals if self.decodes else integrals)
         none = torch.zeros_like(estimates[:, 0].detach())
-        stderr = none if self.estimator.exact else standard_error(estimates.detach())
+        stderr = self.estimator.spread_error(estimates.detach(), augmented.size)
         return Estimate(estimates.mean(dim=1), stderr, none, z, replace(solution, x=end))
 
 

@@ -76,7 +76,8 @@ class HutchPlusPlus(Divergence):
         outside = (probes - basis @ (basis.mT @ probes)).permute(2, 0, 1)
         lengths = math.sqrt(size - self.probes) / torch.linalg.vector_norm(outside, dim=2)
         outside = outside * lengths[..., None]
-        return _from_spread(inside + quadratic_forms(outside, products(outside)), 1.0)
+        estimates = inside + quadratic_forms(outside, products(outside))
+        return TraceEstimate(estimates, self.spread_error(estimates.detach(), size))
 
     def products_for(self, size: int) -> int:
         return min(3 * self.probes, size)
@@ -137,8 +138,13 @@ class XTrace(Divergence):
         )
         second = products(basis[:, :, count:].permute(2, 0, 1)).permute(1, 2, 0)
         compressed = basis.mT @ torch.cat([first, second], 2)  # J in the basis
-        enlarged = SHARED / math.sqrt(1 - self.products_for(size) / size)
-        return _from_spread(self._leave_one_out(found, compressed, size), enlarged)
+        estimates = self._leave_one_out(found, compressed, size)
+        return TraceEstimate(estimates, self.spread_error(estimates.detach(), size))
+
+    def spread_error(self, estimates: Tensor, size: int) -> Tensor:
+        products = self.products_for(size)
+        enlarged = SHARED / math.sqrt(1 - products / size) if products < size else 1.0
+        return enlarged * super().spread_error(estimates, size)
 
     def _leave_one_out(self, found: Tensor, compressed: Tensor, size: int) -> Tensor:
         """Estimates ``(B, probes)`` from coefficients of probes and images in the basis."""
@@ -165,12 +171,6 @@ class XTrace(Divergence):
 
     def __repr__(self) -> str:
         return f"XTrace(probes={self.probes})"
-
-
-def _from_spread(estimates: Tensor, enlarged: float) -> TraceEstimate:
-    """Estimates ``(B, n)`` with the error that their spread tells."""
-    spread = estimates.detach().std(dim=1)
-    return TraceEstimate(estimates, enlarged * spread / math.sqrt(estimates.shape[1]))
 
 
 def _orthonormal(columns: Tensor) -> Tensor:
