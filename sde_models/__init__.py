@@ -29,6 +29,7 @@ from sde_models.sdes import (
     GaussianSDE,
     SubVPSDE,
 )
+from sde_models.shards import Shards
 from sde_models.solvers import Solution, Solver, Step, solve, solver, solvers
 from sde_models.solvers.langevin_levels import (
     geometric_sigmas,
@@ -38,6 +39,7 @@ from sde_models.solvers.langevin_levels import (
     times_of_sigmas,
 )
 from sde_models.systems import ProbabilityFlow, ReverseSDE
+from sde_models.to_folder import decode_to_folder, encode_to_folder, sample_to_folder
 from sde_models.training import Fit, fit
 
 __version__ = "0.1.0"
@@ -70,6 +72,7 @@ __all__ = [
     "Sample",
     "ScoreDistribution",
     "ScoreModel",
+    "Shards",
     "Solution",
     "SolveError",
     "Solver",
@@ -84,7 +87,9 @@ __all__ = [
     "count_evaluations",
     "data",
     "decode",
+    "decode_to_folder",
     "encode",
+    "encode_to_folder",
     "evaluate",
     "fit",
     "geometric_sigmas",
@@ -97,6 +102,7 @@ __all__ = [
     "losses",
     "nn",
     "sample",
+    "sample_to_folder",
     "save_model",
     "solve",
     "solver",

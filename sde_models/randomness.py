@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -58,6 +59,24 @@ def entropy_from(generator: torch.Generator | None) -> int:
     """Draw a seed for a library that keeps its own random state."""
     where = _drawn_on(generator, None)
     return int(torch.randint(0, 2**62, (), generator=generator, device=where).item())
+
+
+def make_generator(seed: int, first: int) -> torch.Generator:
+    """The random numbers of one batch among many.
+
+    Args:
+        seed: Seed of all of them.
+        first: Index of the first sample of the batch.
+
+    Returns:
+        A generator on the CPU, which gives the same numbers on every device.
+
+    Example:
+        >>> make_generator(0, 256).initial_seed() == make_generator(1, 0).initial_seed()
+        False
+    """
+    mixed = sha256(f"{seed} {first}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(mixed[:8]) >> 1)
 
 
 def check_generator(generator: Any) -> None:

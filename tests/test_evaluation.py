@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 import sde_models as sm
-from sde_models.evaluation.batches import make_generator
+from sde_models.randomness import make_generator
+from sde_models.shards.folder import Folder
 
 ROOT = Path(__file__).parents[1]
 MIXTURE = sm.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.5)
@@ -155,13 +156,13 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
     path = chunk_file(tmp_path, 0)
     content = path.read_bytes()
     settings = json.loads((tmp_path / "settings.json").read_text())
-    folder = sm.evaluation.folder.Folder(tmp_path, settings)
+    folder = Folder(tmp_path, settings)
     for place in range(len(content)):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         with pytest.warns(RuntimeWarning, match="is damaged"):
-            assert folder.read(0, 0, 1) is None
+            assert folder.read(0) is None
     path.write_bytes(content)
-    found = folder.read(0, 0, 1)
+    found = folder.read(0)
     assert found is not None
     assert torch.equal(found.tensors["value"], wanted.value)
 
@@ -197,7 +198,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
 def test_a_first_call_that_fails_binds_nobody(tmp_path: Path, whole: sm.Evaluation) -> None:
     with pytest.raises(TypeError, match="did you mean steps=") as caught:
         evaluate(tmp_path, step=3)
-    assert caught.value.__notes__ == ["while samples 0 to 3 of the dataset were evaluated"]
+    assert caught.value.__notes__ == ["while samples 0 to 3 were evaluated"]
     assert_same(evaluate(tmp_path), whole)
 
 

@@ -26,7 +26,16 @@ PACKAGE = "sde_models"
 
 FLOORS: dict[int, tuple[str, ...]] = {
     7: ("cli",),
-    6: ("demo", "training", "checkpoints", "distribution", "evaluation", "report"),
+    6: (
+        "demo",
+        "training",
+        "checkpoints",
+        "distribution",
+        "evaluation",
+        "to_folder",
+        "report",
+        "pictures",
+    ),
     5: (
         "sampling",
         "likelihood",
@@ -36,6 +45,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "latents",
         "discrete",
         "adapted_grids",
+        "shards",
     ),
     4: ("solvers",),
     3: ("systems", "losses", "augmented_flow", "trace_quadrature"),

@@ -1,5 +1,6 @@
 """Data sets that need no download, and images with whole grey levels."""
 
+from sde_models.data.arrays import read_array
 from sde_models.data.cell_densities import (
     Dequantization,
     TruncatedNormalDequantization,
@@ -19,4 +20,5 @@ __all__ = [
     "dequantize",
     "digits",
     "quantize",
+    "read_array",
 ]

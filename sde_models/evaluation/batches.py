@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sde_models.discrete import bits_per_dim
 from sde_models.likelihood import log_prob
 from sde_models.models import Model
+from sde_models.randomness import make_generator
 
 RESULTS = ("value", "stderr", "solver_error", "quadrature_error")
 """Names of what is known of each sample."""
@@ -53,21 +52,3 @@ class Batches:
         return {"value": value.detach().cpu()} | {
             name: bits * getattr(density, name).detach().cpu() for name in RESULTS[1:]
         }
-
-
-def make_generator(seed: int, first: int) -> torch.Generator:
-    """The random numbers of a batch.
-
-    Args:
-        seed: Seed of the evaluation.
-        first: Index of the first sample of the batch.
-
-    Returns:
-        A generator on the CPU, which gives the same numbers on every device.
-
-    Example:
-        >>> make_generator(0, 256).initial_seed() == make_generator(1, 0).initial_seed()
-        False
-    """
-    mixed = sha256(f"{seed} {first}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(mixed[:8]) >> 1)

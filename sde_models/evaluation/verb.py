@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
-from sde_models.counting import count_evaluations
 from sde_models.divergence import standard_error
 from sde_models.evaluation.batches import RESULTS, Batches
-from sde_models.evaluation.chunks import Chunks, Conditioning
-from sde_models.evaluation.fingerprints import describe
-from sde_models.evaluation.folder import ChunkResult, Folder
-from sde_models.evaluation.parts import FittingParts
-from sde_models.evaluation.processes import Processes
-from sde_models.models import Model, check_model
-from sde_models.solvers.arguments import whole_number
+from sde_models.models import Model
+from sde_models.shards.engine import Engine, Verb
+from sde_models.shards.fingerprints import describe
+from sde_models.shards.folder import Folder
+from sde_models.shards.source import Conditioning, Source
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+EVALUATING = Verb(
+    "evaluating",
+    "evaluated",
+    "a divergence with fewer probes at once, such as sm.Hutchinson(1) or sm.Exact(chunk=1), fewer "
+    "nodes=, or a network of lower precision",
+)
 
 
 @dataclass(frozen=True)
@@ -115,83 +118,28 @@ def evaluate(
         >>> first.value.shape, again.resumed, torch.equal(first.value, again.value)
         (torch.Size([10]), 10, True)
     """
-    if "generator" in arguments:
-        raise TypeError(
-            "evaluate takes no generator=, which could not be resumed: use seed=, a whole number"
-        )
-    if not isinstance(seed, int):
-        raise TypeError(f"seed must be a whole number, got {seed!r}")
-    size = whole_number("chunk", chunk) or 256
-    processes = Processes(accelerator)
-    model = processes.place(model)
-    check_model(model)
-    chunks = Chunks(dataset, size, cond)
-    unit = "nats" if levels is None else "bits per dimension"
-    given = {name: describe(value) for name, value in arguments.items() if name != "callback"}
-    folder = Folder(
-        out,
-        {
-            "format": 1,
-            "model": describe(model),
-            "samples": chunks.samples,
-            "sample": chunks.describe_sample(),
-            "levels": levels,
-            "chunk": size,
-            "seed": seed,
-            "cond": describe(cond),
-            **{f"argument {name}": value for name, value in given.items()},
-        },
+    engine = Engine(
+        EVALUATING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
     )
-    verb = Batches(model, levels, seed, arguments)
-    parts = FittingParts(size)
-    own = {
-        index: chunks.bounds(index) for index in range(processes.rank, len(chunks), processes.count)
-    }
-    missing = [index for index, bounds in own.items() if folder.read(index, *bounds) is None]
-    total = sum(last - first for first, last in own.values())
-    resumed = total - sum(own[index][1] - own[index][0] for index in missing)
-    with tqdm(
-        total=total, initial=resumed, desc=_name_bar(processes), unit=" samples",
-        disable=not (progress and processes.rank == 0),
-    ) as bar:  # fmt: skip
-        for index in missing:
-            first, last = own[index]
-            try:
-                folder.write(index, first, _evaluate_chunk(chunks, index, verb, parts))
-            except Exception as error:
-                error.add_note(f"while samples {first} to {last - 1} of the dataset were evaluated")
-                raise
-            bar.update(last - first)
-            if parts.size < size:
-                bar.set_postfix(at_once=parts.size)
-    processes.wait()
-    return _gather(folder, chunks, unit, processes.add_up(resumed))
+    source = Source(dataset, cond)
+    folder = engine.open(
+        out,
+        len(source),
+        {"sample": source.describe_sample(), "levels": levels, "cond": describe(cond)},
+    )
+    verb = Batches(engine.model, levels, seed, arguments)
+
+    resumed = engine.run(folder, source.each(verb.run), progress=progress)
+    unit = "nats" if levels is None else "bits per dimension"
+    return _gather(folder, unit, resumed)
 
 
-def _evaluate_chunk(chunks: Chunks, index: int, verb: Batches, parts: FittingParts) -> ChunkResult:
-    x, cond = chunks.read(index)
-    start = chunks.bounds(index)[0]
-
-    def work(first: int, last: int) -> dict[str, Tensor]:
-        part = slice(first - start, last - start)
-        return verb.run(first, x[part], {name: value[part] for name, value in cond.items()})
-
-    with count_evaluations() as cost:
-        results = parts.run(work, start, start + len(x))
-    tensors = {name: torch.cat([result[name] for result in results]) for name in RESULTS}
-    return ChunkResult(tensors, vars(cost).copy())
-
-
-def _gather(folder: Folder, chunks: Chunks, unit: str, resumed: int) -> Evaluation:
-    results = [folder.read_whole(index, *chunks.bounds(index)) for index in range(len(chunks))]
+def _gather(folder: Folder, unit: str, resumed: int) -> Evaluation:
+    shards = [folder.read_whole(index) for index in range(len(folder))]
     return Evaluation(
-        **{name: torch.cat([result.tensors[name] for result in results]) for name in RESULTS},
+        **{name: torch.cat([shard.tensors[name] for shard in shards]) for name in RESULTS},
         unit=unit,
-        rows=sum(result.costs["rows"] for result in results),
-        vjp_rows=sum(result.costs["vjp_rows"] for result in results),
+        rows=sum(shard.costs["rows"] for shard in shards),
+        vjp_rows=sum(shard.costs["vjp_rows"] for shard in shards),
         resumed=resumed,
     )
-
-
-def _name_bar(processes: Processes) -> str:
-    return "evaluating" + (f" (1 of {processes.count} shares)" if processes.count > 1 else "")

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: its settings, and one small file for each chunk that is done."""
+"""A folder of results: its settings, and a shard, one file, for each chunk of samples."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sde_models.evaluation.fingerprints import hash_tensors
+from sde_models.shards.fingerprints import hash_tensors
 from sde_models.whole_files import write_whole
 
 Settings = dict[str, str | int | None]
 
+SETTINGS = "settings.json"
+SHARDS = "chunk-*.safetensors"
+
 
 @dataclass(frozen=True)
-class ChunkResult:
-    """What is known of the samples of one chunk.
+class Shard:
+    """Results of the samples of one chunk.
 
     Attributes:
-        tensors: Results by name, each of shape ``(B,)``.
+        tensors: Results by name, each of shape ``(B, ...)``.
         costs: Evaluations by name.
     """
 
@@ -33,11 +36,16 @@ class ChunkResult:
 
 
 class Folder:
-    """Results on disk, of one evaluation and no other.
+    """Results on disk, of one piece of work and no other.
 
     Args:
         path: The folder, made if it is not there.
-        settings: What the numbers depend on.
+        settings: What the numbers depend on; among them ``samples``, how many there are, and
+            ``chunk``, how many of them are in a shard.
+
+    Attributes:
+        samples: Number of samples.
+        chunk: Samples in a shard; the last may be smaller.
 
     Raises:
         ValueError: If there are results of other settings.
@@ -48,55 +56,77 @@ class Folder:
         self.path = Path(path)
         content = json.dumps(settings, indent=2, sort_keys=True)
         self.digest = hash_tensors({}, content)
-        file = self.path / "settings.json"
-        if file.is_file() and any(self.path.glob("chunk-*.safetensors")):
+        self.samples, self.chunk = int(settings["samples"] or 0), int(settings["chunk"] or 1)
+        file = self.path / SETTINGS
+        if file.is_file() and any(self.path.glob(SHARDS)):
             self._check(settings, file)
         else:
             self._write(file, content.encode())
 
-    def read(self, index: int, first: int, last: int) -> ChunkResult | None:
-        """Read a chunk; None if it is not there, or is damaged, which is warned of."""
+    def __len__(self) -> int:
+        return -(-self.samples // self.chunk)
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        """First sample of a shard, and the one after its last."""
+        return index * self.chunk, min((index + 1) * self.chunk, self.samples)
+
+    def read(self, index: int) -> Shard | None:
+        """Read a shard; None if it is not there, or is damaged, which is warned of."""
         path = self._file(index)
         if not path.is_file():
             return None
+        first, last = self.bounds(index)
         try:
             return self._read(path, first, last)
         except (SafetensorError, KeyError, ValueError) as error:
             warnings.warn(
-                f"{path} is damaged ({error}): samples {first} to {last - 1} are evaluated again",
+                f"{path} is damaged ({error}): samples {first} to {last - 1} are done again",
                 RuntimeWarning,
                 stacklevel=3,
             )
             return None
 
-    def read_whole(self, index: int, first: int, last: int) -> ChunkResult:
-        """Read a chunk that some process has written.
+    def read_whole(self, index: int) -> Shard:
+        """Read a shard that some process has written.
 
         Raises:
             OSError: If it is not there or is damaged.
         """
         path = self._file(index)
         try:
-            return self._read(path, first, last)
+            return self._read(path, *self.bounds(index))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise OSError(
-                f"{path} was written and cannot be read ({error}): all processes must see the same "
-                "folder; call again with it to evaluate what is missing"
+                f"{path} cannot be read ({error}): all processes must see the same folder; what "
+                "is missing or damaged is done by calling again what wrote the others"
             ) from error
 
-    def write(self, index: int, first: int, result: ChunkResult) -> None:
-        """Write a chunk.
+    def read_costs(self, index: int) -> dict[str, int]:
+        """Evaluations that went into a shard, from the head of its file.
+
+        Raises:
+            OSError: If it is not there or is damaged.
+        """
+        path = self._file(index)
+        try:
+            with safe_open(path, framework="pt") as file:
+                return dict(json.loads(file.metadata()["sde_models"])["costs"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise OSError(f"{path} cannot be read ({error}): make it again") from error
+
+    def write(self, index: int, shard: Shard) -> None:
+        """Write a shard.
 
         Raises:
             OSError: If it cannot be written; the others are as they were.
         """
-        described = {"settings": self.digest, "first": first, "costs": result.costs}
+        described = {"settings": self.digest, "first": index * self.chunk, "costs": shard.costs}
         metadata = json.dumps(described, sort_keys=True)
-        checksum = hash_tensors(result.tensors, metadata)
-        content = save(result.tensors, {"sde_models": metadata, "sha256": checksum})
+        checksum = hash_tensors(shard.tensors, metadata)
+        content = save(shard.tensors, {"sde_models": metadata, "sha256": checksum})
         self._write(self._file(index), content)
 
-    def _read(self, path: Path, first: int, last: int) -> ChunkResult:
+    def _read(self, path: Path, first: int, last: int) -> Shard:
         with safe_open(path, framework="pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -105,9 +135,9 @@ class Folder:
         described = json.loads(metadata["sde_models"])
         if described["settings"] != self.digest or described["first"] != first:
             raise ValueError("it was written with other settings")
-        if any(value.shape != (last - first,) for value in tensors.values()):
+        if any(len(value) != last - first for value in tensors.values()):
             raise ValueError("it has another number of samples")
-        return ChunkResult(tensors, described["costs"])
+        return Shard(tensors, described["costs"])
 
     def _check(self, settings: Settings, file: Path) -> None:
         try:
@@ -135,10 +165,26 @@ class Folder:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"cannot write {path} ({error.strerror or error}); the chunks written before are "
+                f"cannot write {path} ({error.strerror or error}); the shards written before are "
                 "whole: make room or see to the permissions, and call again with the same folder "
                 "to go on",
             ) from error
 
     def _file(self, index: int) -> Path:
         return self.path / f"chunk-{index:06d}.safetensors"
+
+
+def remove_shards(path: str | os.PathLike[str]) -> None:
+    """Delete the shards and the settings of a folder, and the folder if nothing else is in it.
+
+    Raises:
+        FileNotFoundError: If there are no settings, so that it may be another's folder.
+    """
+    folder = Path(path)
+    if not (folder / SETTINGS).is_file():
+        raise FileNotFoundError(f"no shards in {folder}: it has no {SETTINGS}")
+    for file in folder.glob(SHARDS):
+        file.unlink()
+    (folder / SETTINGS).unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()

@@ -24,6 +24,7 @@ class FittingParts:
 
     Args:
         size: Samples in a part, to begin with.
+        relief: What needs less memory, told where a single sample does not fit.
 
     Attributes:
         size: Samples in a part as of now; it never grows.
@@ -34,8 +35,9 @@ class FittingParts:
         [(0, 4), (4, 8), (8, 10)]
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, relief: str = "a network of lower precision") -> None:
         self.size = size
+        self.relief = relief
 
     def run(self, work: Callable[[int, int], Result], first: int, last: int) -> list[Result]:
         """Work on the samples from ``first`` up to ``last``, that one excluded.
@@ -61,9 +63,7 @@ class FittingParts:
                     raise
                 if end - first == 1:
                     raise torch.OutOfMemoryError(
-                        f"memory runs out with sample {first} alone ({error}): use a divergence "
-                        "with fewer probes at once, such as sm.Hutchinson(1) or sm.Exact(chunk=1), "
-                        "fewer nodes=, or a network of lower precision"
+                        f"memory runs out with sample {first} alone ({error}): use {self.relief}"
                     ) from error
             else:
                 results.append(result)

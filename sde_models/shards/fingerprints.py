@@ -1,4 +1,4 @@
-"""What an evaluation was made with, as short text that can be written down and compared."""
+"""What results were made with, as short text that can be written down and compared."""
 
 from __future__ import annotations
 

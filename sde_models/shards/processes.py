@@ -1,4 +1,4 @@
-"""The processes that share an evaluation; alone unless there are several."""
+"""The processes that share work on many samples; alone unless there are several."""
 
 from __future__ import annotations
 

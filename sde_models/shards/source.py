@@ -1,4 +1,4 @@
-"""A dataset, read in chunks of fixed size."""
+"""A dataset, read in stretches when they are wanted."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 Conditioning = Mapping[str, Tensor] | Callable[[Sequence[Any]], Mapping[str, Tensor]]
-"""Tensors of one entry for each sample, by name; or a function from the items of a chunk to such
+"""Tensors of one entry for each sample, by name; or a function from the items of a stretch to such
 tensors for these items."""
 
+Part = Callable[[int, int], dict[str, Tensor]]
+"""Results by name, each of shape ``(B, ...)`` and on the CPU, of the samples from a first one up to
+a last one, that one excluded."""
 
-class Chunks:
-    """Consecutive stretches of a dataset, each read when it is wanted.
+Work = Callable[[int, Tensor, Mapping[str, Tensor]], dict[str, Tensor]]
+"""The same of some data with their conditioning, given also the index of the first."""
+
+
+class Source:
+    """A dataset and the conditioning of its samples.
 
     Args:
         dataset: Data of shape ``(B, *event)``, or a map-style dataset whose items are tensors of
             the shape of an event, or tuples or lists that begin with one.
-        size: Samples in each chunk; the last may be smaller.
         cond: Conditioning of each sample.
 
     Raises:
@@ -28,14 +34,13 @@ class Chunks:
         ValueError: If it is empty, or conditioning has not one entry for each sample.
 
     Example:
-        >>> chunks = Chunks(torch.randn(5, 2), size=2)
-        >>> len(chunks), chunks.bounds(2)
-        (3, (4, 5))
+        >>> source = Source(torch.randn(5, 2))
+        >>> x, cond = source.read(3, 5)
+        >>> len(source), x.shape, cond
+        (5, torch.Size([2, 2]), {})
     """
 
-    def __init__(
-        self, dataset: Tensor | Dataset[Any], size: int, cond: Conditioning | None = None
-    ) -> None:
+    def __init__(self, dataset: Tensor | Dataset[Any], cond: Conditioning | None = None) -> None:
         if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
             raise TypeError(
                 "dataset must be a tensor or a map-style torch Dataset, with a length and items "
@@ -44,23 +49,17 @@ class Chunks:
             )
         self.dataset: Any = dataset
         self.samples = len(dataset)
-        self.size = size
         self.cond = cond
         if self.samples == 0:
             raise ValueError("the dataset is empty: at least one sample is wanted")
         if isinstance(cond, Mapping):
-            _check_lengths(cond, self.samples)
+            check_lengths(cond, self.samples)
 
     def __len__(self) -> int:
-        return -(-self.samples // self.size)
+        return self.samples
 
-    def bounds(self, index: int) -> tuple[int, int]:
-        """First sample of a chunk, and the one after its last."""
-        return index * self.size, min((index + 1) * self.size, self.samples)
-
-    def read(self, index: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Data and conditioning of one chunk."""
-        first, last = self.bounds(index)
+    def read(self, first: int, last: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Data and conditioning of the samples from ``first`` up to ``last``, that one excluded."""
         if isinstance(self.dataset, Tensor):
             x = self.dataset[first:last].detach()
             items: Sequence[Any] = list(x)
@@ -70,10 +69,29 @@ class Chunks:
         if self.cond is None:
             return x, {}
         if isinstance(self.cond, Mapping):
-            return x, {name: value[first:last] for name, value in self.cond.items()}
+            return x, cut(self.cond, first, last)
         cond = self.cond(items)
-        _check_lengths(cond, last - first)
+        check_lengths(cond, last - first)
         return x, cond
+
+    def each(self, work: Work) -> Callable[[int, int], Part]:
+        """What reads a stretch once, and then works on any part of it.
+
+        Args:
+            work: Called with the index of the first sample of the part, its data, and its
+                conditioning; returns results by name.
+        """
+
+        def prepare(start: int, end: int) -> Part:
+            x, cond = self.read(start, end)
+
+            def part(first: int, last: int) -> dict[str, Tensor]:
+                stretch = (first - start, last - start)
+                return work(first, x[slice(*stretch)], cut(cond, *stretch))
+
+            return part
+
+        return prepare
 
     def describe_sample(self) -> str:
         """Dtype and shape of the first sample."""
@@ -92,7 +110,17 @@ def _data_of(item: Any) -> Tensor:
         ) from error
 
 
-def _check_lengths(cond: Mapping[str, Tensor], wanted: int) -> None:
+def cut(cond: Mapping[str, Tensor], first: int, last: int) -> dict[str, Tensor]:
+    """Conditioning of the samples from ``first`` up to ``last``, that one excluded."""
+    return {name: value[first:last] for name, value in cond.items()}
+
+
+def check_lengths(cond: Mapping[str, Tensor], wanted: int) -> None:
+    """Refuse conditioning without one entry for each sample.
+
+    Raises:
+        ValueError: With what was given.
+    """
     for name, value in cond.items():
         if not (isinstance(value, Tensor) and value.ndim and len(value) == wanted):
             given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

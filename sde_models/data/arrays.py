@@ -1,0 +1,53 @@
+"""Arrays in files of NumPy, as tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def read_array(path: str | os.PathLike[str], names: Sequence[str] = ("x", "z")) -> Tensor:
+    """Read an array from an ``.npz`` or ``.npy`` file.
+
+    Nothing in the file is ever unpickled. What an ``.npy`` holds is read when it is wanted.
+
+    Args:
+        path: The file.
+        names: Names in an ``.npz``, the first that is there is taken; where there is a single
+            array it is taken whatever its name.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no file of arrays, or none has one of the names.
+
+    Example:
+        >>> import numpy, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     numpy.savez(f"{folder}/a.npz", x=numpy.zeros((3, 2)), label=numpy.zeros(3))
+        ...     read_array(f"{folder}/a.npz").shape
+        torch.Size([3, 2])
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        if path.suffix == ".npy":
+            return torch.from_numpy(np.load(path, mmap_mode="c"))
+        with np.load(path) as archive:
+            known = list(archive)
+            name = next((name for name in names if name in known), known[0])
+            if name in names or len(known) == 1:
+                return torch.from_numpy(archive[name])
+    except (ValueError, TypeError, EOFError, IndexError, BadZipFile, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no .npz or .npy file of numbers, or is damaged: {error}"
+        ) from error
+    raise ValueError(
+        f"{path} holds the arrays {', '.join(known)}, and none named {' or '.join(names)}: name one"
+    )

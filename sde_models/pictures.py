@@ -1,0 +1,81 @@
+"""One picture of many samples: a grid of images, points in the plane, or a histogram."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+IMAGES, POINTS = 64, 20_000
+"""How many images or points a picture shows at most."""
+
+
+def check_drawable(event_shape: Sequence[int]) -> int:
+    """Say how many samples of a shape a picture shows at most.
+
+    Raises:
+        ValueError: If samples of this shape cannot be drawn.
+
+    Example:
+        >>> check_drawable((1, 8, 8))
+        64
+    """
+    shape = tuple(event_shape)
+    if shape in ((1,), (2,)):
+        return POINTS
+    if len(shape) == 3 and shape[0] in (1, 3):
+        return IMAGES
+    raise ValueError(
+        f"a picture shows images (1, H, W) or (3, H, W) or points (2,) or (1,), got samples of "
+        f"shape {shape}: write an .npz"
+    )
+
+
+def draw(x: Tensor, *, data_range: tuple[float, float] = (-1.0, 1.0)) -> bytes:
+    """Draw samples.
+
+    Args:
+        x: Images of shape ``(B, 1, H, W)`` or ``(B, 3, H, W)``, or points of shape ``(B, 2)`` or
+            ``(B, 1)``; what is too many for a picture is left out.
+        data_range: What is drawn black, and what white, in images.
+
+    Returns:
+        A PNG file, the same bytes for the same samples.
+
+    Raises:
+        ValueError: For samples of another shape.
+
+    Example:
+        >>> draw(torch.zeros(5, 1, 8, 8))[1:4]
+        b'PNG'
+    """
+    x = x[: check_drawable(x.shape[1:])].detach().float().cpu()
+    return _draw_points(x) if x.ndim == 2 else _draw_images(x, *data_range)
+
+
+def _draw_images(x: Tensor, low: float, high: float) -> bytes:
+    from torchvision.io import encode_png  # slow to import, and wanted here alone
+    from torchvision.utils import make_grid
+
+    levels = ((x - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8)
+    scale = max(1, 32 // min(x.shape[2:]))  # so that a pixel of a small image can be seen
+    levels = levels.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    return bytes(encode_png(make_grid(levels, nrow=8)).numpy())
+
+
+def _draw_points(x: Tensor) -> bytes:
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    if x.shape[1] == 2:
+        axes.scatter(*x.T.numpy(), s=2000 / (len(x) + 100), linewidths=0)
+        axes.set_aspect("equal", adjustable="datalim")
+    else:
+        axes.hist(x[:, 0].numpy(), bins="auto", density=True)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
