@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from torch import Tensor
 
 IMAGES, POINTS = 64, 20_000
@@ -58,13 +59,14 @@ def draw(x: Tensor, *, data_range: tuple[float, float] = (-1.0, 1.0)) -> bytes:
 
 
 def _draw_images(x: Tensor, low: float, high: float) -> bytes:
-    from torchvision.io import encode_png  # slow to import, and wanted here alone
-    from torchvision.utils import make_grid
+    from torchvision.utils import make_grid  # slow to import, and wanted here alone
 
     levels = ((x - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8)
     scale = max(1, 32 // min(x.shape[2:]))  # so that a pixel of a small image can be seen
     levels = levels.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
-    return bytes(encode_png(make_grid(levels, nrow=8)).numpy())
+    buffer = io.BytesIO()
+    imsave(buffer, make_grid(levels, nrow=8).permute(1, 2, 0).numpy().copy(), format="png")
+    return buffer.getvalue()
 
 
 def _draw_points(x: Tensor) -> bytes:
@@ -72,7 +74,7 @@ def _draw_points(x: Tensor) -> bytes:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     if x.shape[1] == 2:
-        axes.scatter(*x.T.numpy(), s=2000 / (len(x) + 100), linewidths=0)
+        axes.scatter(x[:, 0].numpy(), x[:, 1].numpy(), s=2000 / (len(x) + 100), linewidths=0)
         axes.set_aspect("equal", adjustable="datalim")
     else:
         axes.hist(x[:, 0].numpy(), bins="auto", density=True)

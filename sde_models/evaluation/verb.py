@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,36 @@ class Evaluation:
     def mean_stderr(self) -> Tensor:
         """Standard error of the mean, over samples and probes together; NaN for one sample."""
         return standard_error(self.value.double()[None])[0]
+
+    def summary(self) -> dict[str, str | int | float | None]:
+        """The mean with its errors and cost as plain numbers; None for what is not known.
+
+        ``sample_error`` is the mean of what :attr:`~sde_models.LogProb.error` says of a sample.
+        """
+        error = 2 * self.stderr + self.solver_error + self.quadrature_error
+        figures = {
+            "mean": self.mean,
+            "mean_stderr": self.mean_stderr,
+            "sample_error": error.double().mean(),
+        }
+        numbers = {name: float(value) for name, value in figures.items()}
+        return {
+            "samples": len(self.value),
+            "unit": self.unit,
+            **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
+            "rows": self.rows,
+            "vjp_rows": self.vjp_rows,
+        }
+
+    def __str__(self) -> str:
+        known = self.summary()
+        within = "" if known["mean_stderr"] is None else f" ± {known['mean_stderr']:.2g}"
+        error = known["sample_error"]
+        each = "" if error is None else f", each known to within {error:.2g}"
+        return (
+            f"{known['mean']:.6g}{within} {self.unit} over {len(self.value)} samples{each} "
+            f"({self.rows / len(self.value):g} evaluations for each)"
+        )
 
 
 def evaluate(

@@ -1,0 +1,67 @@
+"""Options from a file, and options into a file, so that a result can be made again."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from sde_models.errors import nearest_names
+from sde_models.whole_files import write_whole
+
+HOW_TO_RUN = frozenset({"config", "debug", "overwrite", "progress"})
+"""Options that a result does not depend on."""
+
+
+def load_config(ctx: typer.Context, config: Path | None) -> Path | None:
+    """Take the options of a file for those that the command line does not give.
+
+    Raises:
+        typer.BadParameter: If the file cannot be read, or holds what is no option.
+    """
+    if config is None:
+        return None
+    options = {name.replace("-", "_"): value for name, value in _read(config).items()}
+    command = options.pop("command", ctx.info_name)
+    if command != ctx.info_name:
+        raise typer.BadParameter(f"{config} is for 'sde-models {command}'")
+    known = {str(param.name) for param in ctx.command.params} - {"config"}
+    for name in options:
+        if name not in known:
+            raise typer.BadParameter(
+                f"{config} has {name!r}, which is no option here; {nearest_names(name, known)}"
+            )
+    ctx.default_map = {name: value for name, value in options.items() if value is not None}
+    return config
+
+
+def write_config(path: Path, ctx: typer.Context) -> None:
+    """Write every option of a command as it was in the end, for ``--config``.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    options = {str(p.name): ctx.params.get(str(p.name)) for p in ctx.command.params}
+    kept = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in options.items()
+        if name not in HOW_TO_RUN and value is not None
+    }
+    content = json.dumps({"command": ctx.info_name, **kept}, indent=2)
+    write_whole(path, f"{content}\n".encode())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    readers = {".json": json.loads, ".toml": tomllib.loads}
+    if path.suffix not in readers:
+        raise typer.BadParameter(f"{path} must end in .toml or .json")
+    try:
+        found = readers[path.suffix](path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"{path} must hold options by name")
+    return found

@@ -1,0 +1,42 @@
+"""``sde-models demo``: the demonstration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sde_models.cli import options as o
+from sde_models.cli.application import Command, app, examples
+from sde_models.cli.configuration import write_config
+from sde_models.demo import DemoSettings, run_demo, summary
+
+
+@app.command(
+    cls=Command,
+    epilog=examples("sde-models demo", "sde-models demo --quick --out /tmp/look --seed 3"),
+)
+def demo(
+    ctx: typer.Context,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the results; made if not there.")
+    ] = Path("runs/demo"),
+    seed: o.Seed = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Little work, poor figures: done in half a minute.")
+    ] = False,
+    progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
+    config: o.Config = None,
+    debug: o.Debug = False,
+) -> None:
+    """Train on handwritten digits, then sample, encode, decode and score them.
+
+    Takes two to three minutes and leaves a page to open, report.html, beside metrics.json and
+    model.safetensors.
+    """
+    settings = DemoSettings.quick() if quick else DemoSettings()
+    metrics = run_demo(out, seed=seed, settings=settings, progress=progress)
+    write_config(out / "config.json", ctx)
+    typer.echo(summary(metrics))
+    typer.echo(f"\nOpen {out / 'report.html'} in a browser.")

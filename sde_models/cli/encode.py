@@ -1,0 +1,61 @@
+"""``sde-models encode``: data to latents."""
+
+from __future__ import annotations
+
+import typer
+
+from sde_models.cli import options as o
+from sde_models.cli.application import Command, app, examples
+from sde_models.cli.inputs import read_data, read_model
+from sde_models.cli.outputs import open_output
+from sde_models.to_folder import encode_to_folder
+
+
+@app.command(
+    cls=Command,
+    epilog=examples(
+        "sde-models encode model.safetensors digits --out latents.npz",
+        "sde-models encode model.safetensors images.npz --levels 256 --rtol 1e-6 --out latents.npz",
+        "sde-models encode model.safetensors shards --device cuda --out latents",
+    ),
+)
+def encode(
+    ctx: typer.Context,
+    model: o.ModelFile,
+    data: o.Data,
+    out: o.Out,
+    levels: o.Levels = None,
+    array: o.ArrayName = None,
+    n: o.First = None,
+    solver: o.SolverName = "ode:dopri5",
+    steps: o.Steps = None,
+    grid: o.GridName = None,
+    rtol: o.Rtol = None,
+    atol: o.Atol = None,
+    max_steps: o.MaxSteps = None,
+    chunk: o.Chunk = 1024,
+    seed: o.Seed = 0,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = None,
+    progress: o.Progress = True,
+    overwrite: o.Overwrite = False,
+    config: o.Config = None,
+    debug: o.Debug = False,
+) -> None:
+    """Carry data to their latents, along the probability flow.
+
+    Whole numbers are dequantised to [-1, 1] first. The same command goes on where it was
+    interrupted.
+    """
+    with open_output(out, (".npz", ".png", ""), overwrite=overwrite) as output:
+        network = read_model(model, device, dtype)
+        x, levels = read_data(data, levels=levels, first=n, array=array, precision=dtype)
+        output.check_shape(tuple(x[0].shape))
+        shards = encode_to_folder(
+            network, x, output.shards, solver=solver, levels=levels, chunk=chunk, seed=seed,
+            progress=progress,
+            **o.given(steps=steps, grid=grid, rtol=rtol, atol=atol, max_steps=max_steps),
+        )  # fmt: skip
+        count, rows = len(shards), shards.costs()["rows"]
+        output.gather(shards, ctx)
+    typer.echo(f"{out}: {count} latents, {rows / count:g} evaluations for each")

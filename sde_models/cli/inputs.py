@@ -1,0 +1,90 @@
+"""What a command reads: a model, and data by a name or a path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from sde_models.checkpoints import load_model
+from sde_models.cli.options import Precision
+from sde_models.data import digits, read_array
+from sde_models.models import ScoreModel
+from sde_models.shards import Shards
+
+
+def read_model(path: Path, device: str, precision: Precision | None) -> ScoreModel:
+    """Read a model onto a device.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no model file, or there is no such device.
+    """
+    model = load_model(path)
+    try:
+        return model.to(device, None if precision is None else precision.dtype)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used: {reason}") from error
+
+
+def read_data(
+    where: str,
+    *,
+    levels: int | None = None,
+    first: int | None = None,
+    array: str | None = None,
+    names: tuple[str, str] = ("x", "z"),
+    precision: Precision | None = None,
+) -> tuple[Tensor | Dataset[Any], int | None]:
+    """Data, and the number of their levels, None for floating data.
+
+    Args:
+        where: "digits", a folder of shards, or a file of arrays.
+        levels: Number of levels that was told.
+        first: Take so many only.
+        array: Name of the array in the file.
+        names: Its likely names, if it was not told.
+        precision: Dtype of floating data.
+
+    Raises:
+        FileNotFoundError: If there is nothing of that name.
+        ValueError: If it cannot be read, or holds whole numbers whose levels were not told.
+    """
+    dtype = None if precision is None else precision.dtype
+    if where == "digits":
+        images = digits()
+        return images.test[:first], levels or images.levels
+    if Path(where).is_dir():
+        shards = Shards(where, dtype=dtype)
+        few = first is not None and first < len(shards)
+        return (Subset(shards, range(first)) if few and first is not None else shards), levels
+    x = read_array(where, names if array is None else (array,))
+    x = x[:first] if x.ndim else x
+    if levels is None and not x.is_floating_point():
+        raise ValueError(
+            f"{where} holds {x.dtype}: for images with whole levels give --levels, 256 for bytes"
+        )
+    return (x if levels is not None or dtype is None else x.to(dtype)), levels
+
+
+def read_shape(text: str | None, model: ScoreModel) -> tuple[int, ...]:
+    """Shape of one sample, as it was told or the model's own.
+
+    Raises:
+        ValueError: If neither tells it.
+
+    Example:
+        >>> model = sm.GaussianMixture(torch.zeros(1, 2), 1.0).score_model(sm.VPSDE())
+        >>> read_shape("1,8,8", model)
+        (1, 8, 8)
+    """
+    if text is None and model.event_shape is not None:
+        return tuple(model.event_shape)
+    try:
+        return tuple(int(size) for size in (text or "").split(","))
+    except ValueError as error:
+        told = "the model does not tell the shape of a sample" if text is None else f"got {text!r}"
+        raise ValueError(f"--shape must be such as 1,8,8: {told}") from error

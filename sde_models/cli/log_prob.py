@@ -1,0 +1,88 @@
+"""``sde-models log-prob``: likelihoods of data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sde_models.cli import options as o
+from sde_models.cli.application import Command, app, examples
+from sde_models.cli.inputs import read_data, read_model
+from sde_models.cli.outputs import open_output
+from sde_models.evaluation import evaluate
+from sde_models.shards import Shards
+
+
+@app.command(
+    "log-prob",
+    cls=Command,
+    epilog=examples(
+        "sde-models log-prob model.safetensors points.npz --tol 0.05 --out result.json",
+        "sde-models log-prob model.safetensors digits --tol 0.5 --out result.npz",
+        "sde-models log-prob model.safetensors images.npz --levels 256 --divergence hutchinson "
+        "--out result",
+    ),
+)
+def log_prob(
+    ctx: typer.Context,
+    model: o.ModelFile,
+    data: o.Data,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Where the result goes, by its ending: .npz for every sample, .json for the mean, "
+            "none for a folder of shards.",
+        ),
+    ],
+    tol: Annotated[
+        float | None, typer.Option(help="Total error of each sample that is asked for, in nats.")
+    ] = None,
+    levels: o.Levels = None,
+    array: o.ArrayName = None,
+    n: o.First = None,
+    solver: o.SolverName = "adams-batch",
+    divergence: Annotated[
+        str | None, typer.Option(help="exact, hutchinson, hutch++, xtrace or auto.")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(help="Intervals of the quadrature, a multiple of 4.")
+    ] = None,
+    steps: o.Steps = None,
+    grid: o.GridName = None,
+    rtol: o.Rtol = None,
+    atol: o.Atol = None,
+    max_steps: o.MaxSteps = None,
+    chunk: o.Chunk = 256,
+    seed: o.Seed = 0,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = None,
+    progress: o.Progress = True,
+    overwrite: o.Overwrite = False,
+    config: o.Config = None,
+    debug: o.Debug = False,
+) -> None:
+    """Compute log-densities of data in nats, or with levels bits per dimension, and their errors.
+
+    The same command goes on where it was interrupted.
+    """
+    with open_output(out, (".npz", ".json", ""), overwrite=overwrite) as output:
+        network = read_model(model, device, dtype)
+        x, levels = read_data(data, levels=levels, first=n, array=array, precision=dtype)
+        found = evaluate(
+            network, x, output.shards, levels=levels, chunk=chunk, seed=seed, progress=progress,
+            solver=solver,
+            **o.given(
+                tol=tol, divergence=divergence, nodes=nodes, steps=steps, grid=grid, rtol=rtol,
+                atol=atol, max_steps=max_steps,
+            ),
+        )  # fmt: skip
+        if out.suffix == ".json":
+            output.write(f"{json.dumps(found.summary(), indent=2)}\n".encode(), ctx)
+        else:
+            output.gather(Shards(output.shards), ctx)
+    typer.echo(f"{out}: {found}")

@@ -1,0 +1,88 @@
+"""Options that several commands take, each defined once."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from sde_models.cli.configuration import load_config
+
+
+class Precision(StrEnum):
+    """Names of floating dtypes."""
+
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of that name."""
+        return {"float32": torch.float32, "float64": torch.float64}[self.value]
+
+
+ModelFile = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Model file, as sm.save_model writes it.")
+]
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="An .npz or .npy file, a folder of shards, or 'digits' for the 360 test images of "
+        "scikit-learn.",
+    ),
+]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o",
+        help="Where the result goes, by its ending: .npz for the numbers, .png for a picture, none "
+        "for a folder of shards.",
+    ),
+]  # fmt: skip
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")]
+ArrayName = Annotated[
+    str | None, typer.Option("--array", help="Name of the array in DATA, if it is not x or z.")
+]
+First = Annotated[int | None, typer.Option("--n", min=1, help="Take the first N samples only.")]
+Levels = Annotated[
+    int | None,
+    typer.Option(min=2, help="DATA are whole numbers below this, 256 for bytes; 17 for digits."),
+]
+SolverName = Annotated[
+    str, typer.Option("--solver", "-s", help="A name in the table of 'sde-models solvers'.")
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Steps of a fixed-step solver.")]
+GridName = Annotated[
+    str | None,
+    typer.Option("--grid", help="Nodes of a fixed-step solver: log-snr, uniform, ..."),
+]
+Rtol = Annotated[float | None, typer.Option(help="Relative tolerance of an adaptive solver.")]
+Atol = Annotated[float | None, typer.Option(help="Absolute tolerance of an adaptive solver.")]
+MaxSteps = Annotated[int | None, typer.Option(min=1, help="Cap on its steps.")]
+Chunk = Annotated[
+    int, typer.Option("--chunk", "--batch", min=1, help="Samples at once, and in one shard.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+Device = Annotated[str, typer.Option(help="Device such as cpu, cuda or cuda:1.")]
+Dtype = Annotated[
+    Precision | None,
+    typer.Option("--dtype", help="Floating dtype of model and data; their own if not given."),
+]
+Progress = Annotated[bool, typer.Option(help="Show a progress bar.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", callback=load_config, is_eager=True,
+        help="A .toml or .json file of options; those given here come first.",
+    ),
+]  # fmt: skip
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given a value; the library knows best what the others should be."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,71 @@
+"""``sde-models sample``: noise to data."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sde_models.cli import options as o
+from sde_models.cli.application import Command, app, examples
+from sde_models.cli.inputs import read_model, read_shape
+from sde_models.cli.outputs import open_output
+from sde_models.to_folder import sample_to_folder
+
+
+@app.command(
+    cls=Command,
+    epilog=examples(
+        "sde-models sample model.safetensors --n 64 --solver dpmpp-2m --steps 20 --out samples.npz",
+        "sde-models sample model.safetensors --solver euler-maruyama --out samples.png",
+        "sde-models sample model.safetensors --n 1000000 --chunk 4096 --device cuda --out shards",
+        "sde-models sample --config samples.npz.config.json --seed 1 --out more.npz",
+    ),
+)
+def sample(
+    ctx: typer.Context,
+    model: o.ModelFile,
+    out: o.Out,
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of samples.")] = 64,
+    solver: o.SolverName = "ode:dopri5",
+    steps: o.Steps = None,
+    grid: o.GridName = None,
+    rtol: o.Rtol = None,
+    atol: o.Atol = None,
+    max_steps: o.MaxSteps = None,
+    eta: Annotated[
+        float | None, typer.Option(help="Stochasticity of an SDE solver, 0 for none.")
+    ] = None,
+    denoise: Annotated[
+        bool, typer.Option("--denoise", help="Give the model's estimate of x0 at the end.")
+    ] = False,
+    shape: Annotated[
+        str | None, typer.Option(help="Shape of a sample, such as 1,8,8, if not in MODEL.")
+    ] = None,
+    chunk: o.Chunk = 4096,
+    seed: o.Seed = 0,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = None,
+    progress: o.Progress = True,
+    overwrite: o.Overwrite = False,
+    config: o.Config = None,
+    debug: o.Debug = False,
+) -> None:
+    """Draw samples from a model.
+
+    The same command goes on where it was interrupted.
+    """
+    with open_output(out, (".npz", ".png", ""), overwrite=overwrite) as output:
+        network = read_model(model, device, dtype)
+        event_shape = read_shape(shape, network)
+        output.check_shape(event_shape)
+        shards = sample_to_folder(
+            network, n, output.shards, solver=solver, event_shape=event_shape, chunk=chunk,
+            seed=seed, progress=progress, denoise=denoise,
+            **o.given(
+                steps=steps, grid=grid, rtol=rtol, atol=atol, max_steps=max_steps, eta=eta,
+            ),
+        )  # fmt: skip
+        rows = shards.costs()["rows"]
+        output.gather(shards, ctx)
+    typer.echo(f"{out}: {n} samples of shape {event_shape}, {rows / n:g} evaluations for each")

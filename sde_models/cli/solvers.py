@@ -1,0 +1,14 @@
+"""``sde-models solvers``: the table of solvers."""
+
+from __future__ import annotations
+
+import typer
+
+from sde_models.cli.application import Command, app, examples
+from sde_models.solvers import solvers
+
+
+@app.command("solvers", cls=Command, epilog=examples("sde-models solvers | grep adaptive"))
+def list_solvers() -> None:
+    """Print every solver name and what it can do."""
+    typer.echo(str(solvers()))
