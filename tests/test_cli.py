@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     asked = []
 
     def run_demo(out: Path, **arguments: Any) -> dict[str, Any]:
+        out.mkdir(parents=True, exist_ok=True)
         asked.append({"out": out, **arguments})
         return METRICS
 
-    monkeypatch.setattr(cli, "run_demo", run_demo)
-    monkeypatch.setattr(cli, "summary", lambda metrics: f"figures {metrics['any']}")
+    module = sys.modules["sde_models.cli.demo"]
+    monkeypatch.setattr(module, "run_demo", run_demo)
+    monkeypatch.setattr(module, "summary", lambda metrics: f"figures {metrics['any']}")
     return asked
 
 
@@ -41,9 +45,18 @@ def test_demo_hands_on_its_options(calls: list[dict[str, Any]], tmp_path: Path) 
     ]
     assert "figures 1" in result.stdout
     assert str(tmp_path / "report.html") in result.stdout
+    config = tmp_path / "config.json"
+    assert json.loads(config.read_text()) == {
+        "command": "demo", "out": str(tmp_path), "seed": 7, "quick": True
+    }  # fmt: skip
+    assert invoke("demo", "--config", str(config), "--no-progress").exit_code == 0
+    assert calls[0] == calls[1]
 
 
-def test_demo_defaults_to_the_full_work(calls: list[dict[str, Any]]) -> None:
+def test_demo_defaults_to_the_full_work(
+    calls: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert invoke("demo").exit_code == 0
     assert calls == [
         {"out": Path("runs/demo"), "seed": 0, "settings": DemoSettings(), "progress": True}
@@ -54,9 +67,9 @@ def test_a_folder_that_cannot_be_used_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = invoke("demo", "--out", str(tmp_path / "file"))
     assert result.exit_code == 2
-    words = " ".join(result.stderr.replace("│", " ").split())
-    assert "--out" in words
-    assert "there is a file of that name" in words
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: the results cannot be written")
+    assert "there is a file of that name; choose another folder" in line
 
 
 def test_solvers_prints_the_table() -> None:
@@ -65,12 +78,21 @@ def test_solvers_prints_the_table() -> None:
     assert result.stdout == f"{solvers()}\n"
 
 
-@pytest.mark.parametrize("words", [(), ("--help",), ("demo", "--help"), ("solvers", "-h")])
-def test_help_is_there(words: tuple[str, ...]) -> None:
-    result = invoke(*words)
-    assert "Usage" in result.output
-    if words[:1] == ("demo",):
-        assert "sde-models demo --quick" in " ".join(result.output.split())
+COMMANDS = ["sample", "encode", "decode", "log-prob", "solvers", "demo"]
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_help_names_every_command(words: tuple[str, ...]) -> None:
+    output = invoke(*words).output
+    assert "Usage" in output
+    assert all(f"\n  {command} " in output for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_shows_examples(command: str) -> None:
+    output = invoke(command, "--help").output
+    assert "Usage" in output
+    assert f"Examples:\n    sde-models {command}" in output
 
 
 @pytest.mark.parametrize("words", [("dmeo",), ("demo", "--sed", "1"), ("demo", "--seed", "-1")])

@@ -59,10 +59,11 @@ def read_data(
         return images.test[:first], levels or images.levels
     if Path(where).is_dir():
         shards = Shards(where, dtype=dtype)
-        few = first is not None and first < len(shards)
-        return (Subset(shards, range(first)) if few and first is not None else shards), levels
+        return Subset(shards, range(len(shards))[:first]), levels
     x = read_array(where, names if array is None else (array,))
-    x = x[:first] if x.ndim else x
+    if x.ndim < 2 or len(x) == 0:
+        raise ValueError(f"{where} holds an array of shape {tuple(x.shape)}, wanted (B, *event)")
+    x = x[:first]
     if levels is None and not x.is_floating_point():
         raise ValueError(
             f"{where} holds {x.dtype}: for images with whole levels give --levels, 256 for bytes"

@@ -20,6 +20,7 @@ Settings = dict[str, str | int | None]
 
 SETTINGS = "settings.json"
 SHARDS = "chunk-*.safetensors"
+METADATA = "sde_models"
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Folder:
         path = self._file(index)
         try:
             with safe_open(path, framework="pt") as file:
-                return dict(json.loads(file.metadata()["sde_models"])["costs"])
+                return dict(json.loads(file.metadata()[METADATA])["costs"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise OSError(f"{path} cannot be read ({error}): make it again") from error
 
@@ -121,18 +122,18 @@ class Folder:
             OSError: If it cannot be written; the others are as they were.
         """
         described = {"settings": self.digest, "first": index * self.chunk, "costs": shard.costs}
-        metadata = json.dumps(described, sort_keys=True)
-        checksum = hash_tensors(shard.tensors, metadata)
-        content = save(shard.tensors, {"sde_models": metadata, "sha256": checksum})
+        signed = described | {"sha256": _checksum(shard.tensors, described)}
+        # One entry: safetensors puts several in an order that changes from call to call.
+        content = save(shard.tensors, {METADATA: json.dumps(signed, sort_keys=True)})
         self._write(self._file(index), content)
 
     def _read(self, path: Path, first: int, last: int) -> Shard:
         with safe_open(path, framework="pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata["sha256"] != hash_tensors(tensors, metadata["sde_models"]):
+        described = dict(json.loads(metadata[METADATA]))
+        if described.pop("sha256") != _checksum(tensors, described):
             raise ValueError("its checksum does not fit")
-        described = json.loads(metadata["sde_models"])
         if described["settings"] != self.digest or described["first"] != first:
             raise ValueError("it was written with other settings")
         if any(len(value) != last - first for value in tensors.values()):
@@ -172,6 +173,10 @@ class Folder:
 
     def _file(self, index: int) -> Path:
         return self.path / f"chunk-{index:06d}.safetensors"
+
+
+def _checksum(tensors: Mapping[str, Tensor], described: Mapping[str, object]) -> str:
+    return hash_tensors(tensors, json.dumps(described, sort_keys=True))
 
 
 def remove_shards(path: str | os.PathLike[str]) -> None:
