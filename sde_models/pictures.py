@@ -74,7 +74,7 @@ def _draw_points(x: Tensor) -> bytes:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     if x.shape[1] == 2:
-        axes.scatter(x[:, 0].numpy(), x[:, 1].numpy(), s=2000 / (len(x) + 100), linewidths=0)
+        axes.scatter(x[:, 0].numpy(), x[:, 1].numpy(), s=2 + 2000 / (len(x) + 100), linewidths=0)
         axes.set_aspect("equal", adjustable="datalim")
     else:
         axes.hist(x[:, 0].numpy(), bins="auto", density=True)

@@ -227,6 +227,7 @@ def test_mistakes_are_told_in_one_line(model: Path, points: Path, tmp_path: Path
     assert "none named y" in fail("encode", model, _two(tmp_path), "--array", "y", *out)
     assert "give --levels, 256" in fail("encode", model, _whole_numbers(tmp_path), *out)
     assert "shape (3,), wanted (B, *event)" in fail("encode", model, _flat(tmp_path), *out)
+    assert "no .npz or .npy file of numbers" in fail("encode", model, model, *out)
     assert "no shards in" in fail("decode", model, tmp_path, *out)
     assert "unknown divergence" in fail("log-prob", model, points, "--divergence", "hutc", *out)
     assert "device 'abacus' cannot be used" in fail("sample", model, "--device", "abacus", *out)

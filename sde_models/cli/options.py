@@ -47,7 +47,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at
 ArrayName = Annotated[
     str | None, typer.Option("--array", help="Name of the array in DATA, if it is not x or z.")
 ]
-First = Annotated[int | None, typer.Option("--n", min=1, help="Take the first N samples only.")]
+First = Annotated[
+    int | None, typer.Option("--n", "-n", min=1, help="Take the first N samples only.")
+]
 Levels = Annotated[
     int | None,
     typer.Option(min=2, help="DATA are whole numbers below this, 256 for bytes; 17 for digits."),

@@ -26,7 +26,7 @@ def sample(
     ctx: typer.Context,
     model: o.ModelFile,
     out: o.Out,
-    n: Annotated[int, typer.Option("--n", min=1, help="Number of samples.")] = 64,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of samples.")] = 64,
     solver: o.SolverName = "ode:dopri5",
     steps: o.Steps = None,
     grid: o.GridName = None,
