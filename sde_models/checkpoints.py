@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from sde_models.models import ScoreModel
-from sde_models.nn import ResidualNetwork
+from sde_models.nn import MixingNetwork, ResidualNetwork, UNet
 from sde_models.predictions import EDM, PREDICTIONS
 from sde_models.sdes import VESDE, VPSDE, CosineSDE, FlowMatchingSDE, SubVPSDE
 from sde_models.whole_files import write_whole
@@ -29,7 +29,9 @@ SETTINGS_KEY = "sde_models"
 SDES: dict[str, type[nn.Module]] = {
     cls.__name__: cls for cls in (CosineSDE, FlowMatchingSDE, SubVPSDE, VESDE, VPSDE)
 }
-NETWORKS: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (ResidualNetwork,)}
+NETWORKS: dict[str, type[nn.Module]] = {
+    cls.__name__: cls for cls in (MixingNetwork, ResidualNetwork, UNet)
+}
 
 
 def save_model(path: str | os.PathLike[str], model: ScoreModel) -> None:

@@ -115,7 +115,8 @@ def log_prob(
             in units of the noise, as densities want them; most others do so in units of x.
         method: "quadrature" solves the path, then integrates the divergence along it, with fresh
             probes at each node; "augmented" solves both together, with probes drawn once. If None
-            "quadrature" for solvers whose errors are in units of the noise, else "augmented".
+            "quadrature" for solvers made for diffusion, which can solve nothing else, and
+            "augmented" for those that take any equation.
         divergence: "exact", "hutchinson", "hutch++", "xtrace", an object such as
             ``sm.Hutchinson(probes=4, distribution="gaussian")``, or "auto": exact for small events,
             else as many probes at each node as bring their error to that of the path, which
@@ -220,7 +221,7 @@ def _integrate(
     found = find_solver(solver)
     check_batch(x, model.event_shape)
     if method is None:
-        method = "quadrature" if found.in_noise_units else "augmented"
+        method = "quadrature" if found.diffusion_only else "augmented"
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; {nearest_names(method, METHODS)}")
     if method == "augmented" and nodes is not None:

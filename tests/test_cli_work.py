@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imsave
 from typer.testing import CliRunner
 
 import sde_models as sm
@@ -201,6 +202,17 @@ def test_digits_by_name(images: Path, tmp_path: Path) -> None:
         assert set(archive) == {"value", "stderr", "solver_error", "quadrature_error"}
 
 
+def test_a_folder_of_images(tmp_path: Path) -> None:
+    model = save(tmp_path / "colour.safetensors", (3, 4, 4))
+    (tmp_path / "images" / "class").mkdir(parents=True)
+    for index in range(3):
+        picture = np.full((4, 4, 3), 100 * index, dtype=np.uint8)
+        imsave(tmp_path / "images" / "class" / f"{index}.png", picture)
+    z = tmp_path / "z.npz"
+    run("encode", model, tmp_path / "images", "-n", 2, "--solver", "ddim", "--steps", 3, "--out", z)
+    assert read_array(z).shape == (2, 3, 4, 4)
+
+
 def test_log_prob_in_nats(model: Path, points: Path, tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     said = run("log-prob", model, points, "--tol", 0.05, "--out", out)
@@ -228,7 +240,7 @@ def test_mistakes_are_told_in_one_line(model: Path, points: Path, tmp_path: Path
     assert "give --levels, 256" in fail("encode", model, _whole_numbers(tmp_path), *out)
     assert "shape (3,), wanted (B, *event)" in fail("encode", model, _flat(tmp_path), *out)
     assert "no .npz or .npy file of numbers" in fail("encode", model, model, *out)
-    assert "no shards in" in fail("decode", model, tmp_path, *out)
+    assert "holds no images" in fail("decode", model, tmp_path, *out)
     assert "unknown divergence" in fail("log-prob", model, points, "--divergence", "hutc", *out)
     assert "device 'abacus' cannot be used" in fail("sample", model, "--device", "abacus", *out)
     assert "--shape must be such as 1,8,8: got 'two'" in fail(

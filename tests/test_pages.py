@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/index.md", "docs/solvers.md"]
+PAGES = ["README.md", "docs/index.md", "docs/solvers.md", "docs/data-and-networks.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -6,7 +6,7 @@ import typer
 
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
-from sde_models.cli.inputs import read_data, read_model
+from sde_models.cli.inputs import read_data, read_model, shape_of
 from sde_models.cli.outputs import open_output
 from sde_models.to_folder import decode_to_folder
 
@@ -46,7 +46,7 @@ def decode(
     with open_output(out, (".npz", ".png", ""), overwrite=overwrite) as output:
         network = read_model(model, device, dtype)
         z, _ = read_data(latents, first=n, array=array, names=("z", "x"), precision=dtype)
-        output.check_shape(tuple(z[0].shape))
+        output.check_shape(shape_of(z))
         shards = decode_to_folder(
             network, z, output.shards, solver=solver, chunk=chunk, progress=progress,
             **o.given(steps=steps, grid=grid, rtol=rtol, atol=atol, max_steps=max_steps),

@@ -6,7 +6,7 @@ import typer
 
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
-from sde_models.cli.inputs import read_data, read_model
+from sde_models.cli.inputs import read_data, read_model, shape_of
 from sde_models.cli.outputs import open_output
 from sde_models.to_folder import encode_to_folder
 
@@ -50,7 +50,7 @@ def encode(
     with open_output(out, (".npz", ".png", ""), overwrite=overwrite) as output:
         network = read_model(model, device, dtype)
         x, levels = read_data(data, levels=levels, first=n, array=array, precision=dtype)
-        output.check_shape(tuple(x[0].shape))
+        output.check_shape(shape_of(x))
         shards = encode_to_folder(
             network, x, output.shards, solver=solver, levels=levels, chunk=chunk, seed=seed,
             progress=progress,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from sde_models.checkpoints import load_model
 from sde_models.cli.options import Precision
-from sde_models.data import digits, read_array
+from sde_models.data import LevelImages, digits, image_folder, read_array
 from sde_models.models import ScoreModel
 from sde_models.shards import Shards
 
@@ -42,7 +43,7 @@ def read_data(
     """Data, and the number of their levels, None for floating data.
 
     Args:
-        where: "digits", a folder of shards, or a file of arrays.
+        where: "digits", a folder of shards or of folders with images, or a file of arrays.
         levels: Number of levels that was told.
         first: Take so many only.
         array: Name of the array in the file.
@@ -58,8 +59,8 @@ def read_data(
         images = digits()
         return images.test[:first], levels or images.levels
     if Path(where).is_dir():
-        shards = Shards(where, dtype=dtype)
-        return Subset(shards, range(len(shards))[:first]), levels
+        found, levels = _read_folder(where, levels, dtype)
+        return Subset(found, range(len(found))[:first]), levels
     x = read_array(where, names if array is None else (array,))
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(f"{where} holds an array of shape {tuple(x.shape)}, wanted (B, *event)")
@@ -69,6 +70,26 @@ def read_data(
             f"{where} holds {x.dtype}: for images with whole levels give --levels, 256 for bytes"
         )
     return (x if levels is not None or dtype is None else x.to(dtype)), levels
+
+
+def shape_of(dataset: Tensor | Dataset[Any]) -> tuple[int, ...]:
+    """Shape of the first sample, which may be a tuple with its label."""
+    sample = dataset[0]
+    return tuple((sample[0] if isinstance(sample, tuple) else sample).shape)
+
+
+def _read_folder(
+    where: str, levels: int | None, dtype: torch.dtype | None
+) -> tuple[Shards | LevelImages, int | None]:
+    """Shards if there are any, else images, and their levels."""
+    try:
+        return Shards(where, dtype=dtype), levels
+    except FileNotFoundError as no_shards:
+        try:
+            images = image_folder(where)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{no_shards}; and {error}") from error
+        return images, levels or images.levels
 
 
 def read_shape(text: str | None, model: ScoreModel) -> tuple[int, ...]:

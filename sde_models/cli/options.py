@@ -31,8 +31,8 @@ Data = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="An .npz or .npy file, a folder of shards, or 'digits' for the 360 test images of "
-        "scikit-learn.",
+        help="An .npz or .npy file, a folder of shards, a folder that holds one of images for each "
+        "class, or 'digits' for the 360 test images of scikit-learn.",
     ),
 ]
 Out = Annotated[
@@ -52,7 +52,7 @@ First = Annotated[
 ]
 Levels = Annotated[
     int | None,
-    typer.Option(min=2, help="DATA are whole numbers below this, 256 for bytes; 17 for digits."),
+    typer.Option(min=2, help="DATA are whole numbers below this, 256 for bytes; known for images."),
 ]
 SolverName = Annotated[
     str, typer.Option("--solver", "-s", help="A name in the table of 'sde-models solvers'.")

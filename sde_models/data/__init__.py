@@ -1,4 +1,4 @@
-"""Data sets that need no download, and images with whole grey levels."""
+"""Data sets, most of which need no download, and images with whole grey levels."""
 
 from sde_models.data.arrays import read_array
 from sde_models.data.cell_densities import (
@@ -7,18 +7,34 @@ from sde_models.data.cell_densities import (
     UniformDequantization,
 )
 from sde_models.data.dequantization import check_levels, dequantize, quantize
+from sde_models.data.dequantized import Dequantized
 from sde_models.data.digits import Digits, digits
+from sde_models.data.images import LevelImages, cifar10, fashion_mnist, image_folder, mnist
 from sde_models.data.logit import LogitTransform
+from sde_models.data.patches import Patches, patches
+from sde_models.data.toys import TOYS, MixtureParameters, toy, toy_mixture
 
 __all__ = [
+    "TOYS",
     "Dequantization",
+    "Dequantized",
     "Digits",
+    "LevelImages",
     "LogitTransform",
+    "MixtureParameters",
+    "Patches",
     "TruncatedNormalDequantization",
     "UniformDequantization",
     "check_levels",
+    "cifar10",
     "dequantize",
     "digits",
+    "fashion_mnist",
+    "image_folder",
+    "mnist",
+    "patches",
     "quantize",
     "read_array",
+    "toy",
+    "toy_mixture",
 ]

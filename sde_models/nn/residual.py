@@ -21,6 +21,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sde_models.nn.labels import as_labels
+
 
 class FourierFeatures(nn.Module):
     r"""Sines and cosines of a clock, at fixed geometric frequencies.
@@ -167,8 +169,8 @@ class ResidualNetwork(nn.Module):
                 f"{self.event_shape}"
             )
         embedding = self.clock(t)
-        if self.label is not None:
-            embedding = embedding + self.label(self._as_labels(label, t))
+        if self.label is not None and self.classes is not None:
+            embedding = embedding + self.label(as_labels(label, self.classes, t))
         elif label is not None:
             raise TypeError("label given to a network without classes: make it with classes=")
         embedding = self.activation(embedding)
@@ -176,23 +178,3 @@ class ResidualNetwork(nn.Module):
         for block in self.blocks:
             h = block(h, embedding)
         return self.write(self.norm(h)).reshape(x.shape)
-
-    def _as_labels(self, label: Tensor | int | None, t: Tensor) -> Tensor:
-        labels = torch.as_tensor(self.classes if label is None else label, device=t.device)
-        if labels.is_floating_point() or labels.dtype == torch.bool:
-            raise TypeError(
-                f"label must hold integers, shape {tuple(t.shape)}, got dtype {labels.dtype}"
-            )
-        if labels.ndim and labels.shape != t.shape:
-            raise ValueError(
-                f"label must be one integer or have shape {tuple(t.shape)}, got "
-                f"{tuple(labels.shape)}"
-            )
-        if not torch.compiler.is_compiling():
-            low, high = (int(v) for v in torch.aminmax(labels))
-            if low < 0 or high > int(self.classes or 0):
-                raise ValueError(
-                    f"labels must lie from 0 to {self.classes}, where {self.classes} is no "
-                    f"label; got labels from {low} to {high}"
-                )
-        return labels.expand(t.shape)

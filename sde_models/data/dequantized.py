@@ -1,0 +1,104 @@
+"""A data set of levels as one of real numbers, in the space of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sized
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sde_models.data.dequantization import check_levels, dequantize
+
+
+class Dequantized(Dataset[Any]):
+    r"""Another data set whose images are dequantised when they are read.
+
+    The noise of an image depends on the seed, the epoch and the index alone, and neither on the
+    order of reading nor on the number of workers.
+
+    Args:
+        dataset: A map-style data set of levels, each a tensor of shape ``event``, or a tuple that
+            begins with one; the rest of the tuple is passed on.
+        levels: Number of levels.
+        data_range: Lowest and highest number that the levels are spread over.
+        transform: From there to the space of the model, such as ``sm.data.LogitTransform()`` for
+            ``data_range=(0.0, 1.0)``; called with one image.
+        seed: Seed of the noise.
+        dtype: Floating dtype of the numbers.
+
+    Raises:
+        TypeError: If the data set has no length or is not read by index.
+
+    Example:
+        >>> images = torch.utils.data.TensorDataset(torch.tensor([[[[0, 16]]]]), torch.tensor([3]))
+        >>> x, label = Dequantized(images, levels=17)[0]
+        >>> x.shape, label
+        (torch.Size([1, 1, 2]), tensor(3))
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        levels: int = 256,
+        data_range: tuple[float, float] = (-1.0, 1.0),
+        transform: Callable[[Tensor], Tensor] | None = None,
+        *,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise TypeError(
+                f"a map-style data set is wanted, with a length and read by index, got "
+                f"{type(dataset).__name__}"
+            )
+        self.dataset, self.levels, self.data_range = dataset, levels, data_range
+        self.transform, self.seed, self.dtype = transform, seed, dtype
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the noise of an epoch; call it before the workers of a data loader start."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.dataset))
+
+    def __getitem__(self, index: int) -> Any:
+        """The image at an index, shape ``event``, and what else the data set has there.
+
+        Raises:
+            IndexError: If the index is out of range.
+            TypeError: If there is no tensor of numbers.
+            ValueError: If a value is NaN or no level, or what the transform makes of it is not
+                finite. Either names the index.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} images")
+        index %= len(self)
+        item = self.dataset[index]
+        image, *rest = item if isinstance(item, tuple | list) else (item,)
+        try:
+            check_levels(image[None] if isinstance(image, Tensor) else image, self.levels)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"index {index} of the data set: {error}") from error
+        x = dequantize(
+            image[None],
+            self.levels,
+            data_range=self.data_range,
+            generator=self._generator(index),
+            dtype=self.dtype,
+        )[0]
+        if self.transform is not None:
+            x = self.transform(x)
+            if not bool(torch.isfinite(x).all()):
+                raise ValueError(
+                    f"index {index} of the data set: the transform makes it NaN or infinite; a "
+                    "logarithm wants a margin, as sm.data.LogitTransform(1e-6) has"
+                )
+        return (x, *rest) if isinstance(item, tuple | list) else x
+
+    def _generator(self, index: int) -> torch.Generator:
+        words = np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(2, np.uint32)
+        return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))

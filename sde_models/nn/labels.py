@@ -1,0 +1,39 @@
+"""Class labels that condition a network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def as_labels(label: Tensor | int | None, classes: int, like: Tensor) -> Tensor:
+    """Check labels and give one to each sample; ``classes`` stands for no label.
+
+    Args:
+        label: Class of each sample, an integer or shape ``(B,)``, from 0 to ``classes``; None for
+            no label.
+        classes: Number of classes.
+        like: What has the shape and device that is wanted, ``(B,)``.
+
+    Raises:
+        TypeError: If a label is not whole.
+        ValueError: If the shape does not fit or a label is out of range.
+    """
+    labels = torch.as_tensor(classes if label is None else label, device=like.device)
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise TypeError(
+            f"label must hold integers, shape {tuple(like.shape)}, got dtype {labels.dtype}"
+        )
+    if labels.ndim and labels.shape != like.shape:
+        raise ValueError(
+            f"label must be one integer or have shape {tuple(like.shape)}, got "
+            f"{tuple(labels.shape)}"
+        )
+    if not torch.compiler.is_compiling():
+        low, high = (int(v) for v in torch.aminmax(labels))
+        if low < 0 or high > classes:
+            raise ValueError(
+                f"labels must lie from 0 to {classes}, where {classes} is no label; got labels "
+                f"from {low} to {high}"
+            )
+    return labels.expand(like.shape)
