@@ -32,6 +32,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "likelihood",
         "likelihood_accuracy",
         "likelihood_methods",
+        "likelihood_training",
         "probe_allocation",
         "latents",
         "discrete",
