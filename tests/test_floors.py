@@ -46,6 +46,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "nn",
         "data",
         "base_divergence",
+        "brownian",
         "divergence",
         "low_rank_divergence",
         "conditioning",

@@ -127,8 +127,10 @@ def test_minimiser_on_raw_data_is_the_sample_mean_and_variance(name: str) -> Non
     sde = sm.VESDE(0.01, 10.0)
     x0 = mixture().sample(5000)
     model = GaussianScore(sde, torch.zeros(2, dtype=torch.float64), 1.0)
-    optimiser = torch.optim.LBFGS(model.parameters(), max_iter=100, tolerance_grad=1e-12,
-                                  tolerance_change=1e-15, line_search_fn="strong_wolfe")  # fmt: skip
+    optimiser = torch.optim.LBFGS(
+        model.parameters(), max_iter=100, tolerance_grad=1e-12, tolerance_change=1e-15,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
 
     def closure() -> Tensor:
         optimiser.zero_grad()

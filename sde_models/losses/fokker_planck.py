@@ -168,10 +168,11 @@ def _time_derivative(values: Tensor, t: Tensor, keep_graph: bool) -> Tensor:
     a product with the Jacobian itself: reverse mode alone will do.
     """
     vector = torch.zeros_like(values, requires_grad=True)
-    (product,) = torch.autograd.grad(
-        values, t, vector, create_graph=True, materialize_grads=True
-    )  # fmt: skip
-    if not product.requires_grad:  # values that do not depend on t
+    products: tuple[Tensor | None, ...] = torch.autograd.grad(
+        values, t, vector, create_graph=True, allow_unused=True
+    )
+    product = products[0]
+    if product is None:  # values that do not depend on t
         return torch.zeros_like(values)
     (derivative,) = torch.autograd.grad(product.sum(), vector, create_graph=keep_graph)
     return derivative

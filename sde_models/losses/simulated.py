@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from sde_models._shapes import check_batch
 from sde_models.base_divergence import check_count
 from sde_models.base_sdes import SDE
+from sde_models.brownian import FreshBrownian
 from sde_models.divergence import Hutchinson
 from sde_models.losses.sliced import sliced_objective
 from sde_models.models import Model
-from sde_models.randomness import entropy_from, uniform_like
+from sde_models.randomness import uniform_like
 
 
 def simulated_score_matching(
@@ -123,13 +124,9 @@ def _euler(sde: SDE, x: Tensor, nodes: Tensor, generator: torch.Generator | None
     if len(nodes) == 1 or not float(nodes[1]) > float(nodes[0]):
         return x.expand(len(nodes), *x.shape)
     flat = x.flatten(1)
-    brownian = torchsde.BrownianInterval(
-        float(nodes[0]), float(nodes[-1]), size=tuple(flat.shape), dtype=x.dtype, device=x.device,
-        entropy=entropy_from(generator),
-    )  # fmt: skip
     step = float(nodes[-1] - nodes[0]) / (len(nodes) - 1)
     path = torchsde.sdeint(
-        _Flat(sde, x.shape), flat, nodes, bm=brownian, method="euler", dt=step
+        _Flat(sde, x.shape), flat, nodes, bm=FreshBrownian(flat, generator), method="euler", dt=step
     )  # fmt: skip
     return path.reshape(len(nodes), *x.shape)
 
