@@ -123,8 +123,8 @@ def test_minimiser_is_the_score_of_a_gaussian(
     value = loss()
     assert float(value.detach()) > 0
     for gradient in torch.autograd.grad(value, list(network.affine.parameters())):
-        # Compared to the curvature: 1e-9 of a step away from the minimum.
-        assert float(gradient.abs().max()) < 1e-9 * max(1.0, float(value.detach()))
+        # Compared to the curvature: 1e-8 of a step away from the minimum.
+        assert float(gradient.abs().max()) < 1e-8 * max(1.0, float(value.detach()))
     for parameter in network.affine.parameters():
         for sign in (-1, 1):
             with torch.no_grad():
