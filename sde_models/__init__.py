@@ -15,8 +15,10 @@ from sde_models.distribution import LatentTransform, ScoreDistribution
 from sde_models.divergence import Exact, Hutchinson
 from sde_models.errors import NonFiniteError, SolveError, StepLimitError, StepSizeError
 from sde_models.evaluation import Evaluation, evaluate
+from sde_models.grids import times_of_sigmas
 from sde_models.latents import Decoding, Encoding, decode, encode
 from sde_models.likelihood import LogProb, log_prob
+from sde_models.likelihood_training import maximum_likelihood_loss
 from sde_models.low_rank_divergence import HutchPlusPlus, XTrace
 from sde_models.models import EnergyModel, Model, ScoreModel
 from sde_models.sampling import Sample, sample
@@ -36,7 +38,6 @@ from sde_models.solvers.langevin_levels import (
     langevin_epsilon,
     largest_sigma,
     level_ratio,
-    times_of_sigmas,
 )
 from sde_models.systems import ProbabilityFlow, ReverseSDE
 from sde_models.to_folder import decode_to_folder, encode_to_folder, sample_to_folder
@@ -100,6 +101,7 @@ __all__ = [
     "load_model",
     "log_prob",
     "losses",
+    "maximum_likelihood_loss",
     "nn",
     "sample",
     "sample_to_folder",

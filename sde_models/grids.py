@@ -172,3 +172,39 @@ def _gaussian(sde: SDE, name: str) -> GaussianSDE:
             "grid='uniform' or give the times"
         )
     return sde
+
+
+def times_of_sigmas(sde: GaussianSDE, sigmas: Tensor | Sequence[float]) -> Tensor:
+    r"""Times at which an SDE has these noise levels, to be given as ``grid=``.
+
+    Args:
+        sde: Forward SDE with a Gaussian kernel.
+        sigmas: Noise levels :math:`\sigma / \alpha`, in units of the data; for VE sigma itself.
+
+    Returns:
+        Shape of ``sigmas``, float64.
+
+    Raises:
+        TypeError: If the SDE has no alpha and sigma.
+        ValueError: If a level lies outside what the SDE has between ``t_min`` and ``t_max``.
+
+    Example:
+        >>> sde = sm.VESDE(0.01, 50.0)
+        >>> times_of_sigmas(sde, [50.0, 1.0, 0.01])
+        tensor([1.0000, 0.5407, 0.0000], dtype=torch.float64)
+    """
+    if not getattr(sde, "gaussian", False):
+        raise TypeError(f"{type(sde).__name__} has no alpha and sigma: give a GaussianSDE")
+    levels = torch.as_tensor(sigmas, dtype=torch.float64).detach().cpu()
+    ends = sde.log_snr(sde.times([sde.t_min, sde.t_max])).detach().cpu()
+    low, high = torch.exp(-0.5 * ends).tolist()
+    slack = 1e-6  # ends that were rounded to float32
+    inside = (levels >= low * (1 - slack)) & (levels <= high * (1 + slack))
+    if not bool(inside.all()):
+        wrong = float(levels[~inside][0])
+        raise ValueError(
+            f"{type(sde).__name__} has the noise levels sigma / alpha from {low:g} to {high:g}, "
+            f"and {wrong:g} is none of them: leave it out, or make an SDE that reaches it"
+        )
+    times = sde.t_from_log_snr(sde.times(-2 * levels.clamp(low, high).log())).detach().cpu()
+    return times.clamp(sde.t_min, sde.t_max)

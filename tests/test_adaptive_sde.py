@@ -11,7 +11,7 @@ from marginals import ProductMixture
 from torch import Tensor
 
 import sde_models as sm
-from sde_models.solvers.brownian import RememberedIncrements
+from sde_models.brownian import RememberedIncrements
 
 EXACT = ProductMixture(sm.VPSDE(), (2,))
 

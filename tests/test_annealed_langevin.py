@@ -13,12 +13,12 @@ from scipy.stats import norm
 from torch import Tensor
 
 import sde_models as sm
+from sde_models.grids import times_of_sigmas
 from sde_models.solvers.langevin_levels import (
     geometric_sigmas,
     langevin_epsilon,
     largest_sigma,
     level_ratio,
-    times_of_sigmas,
 )
 
 SDES = {

@@ -25,6 +25,15 @@ def test_mixture(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert "round-trip error" in shown
 
 
+def test_denoising_sigma(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The score of the data wants less noise than sampling does."""
+    run_example("denoising_sigma.py", "--sigmas", "0.1", "0.4", monkeypatch=monkeypatch)
+    shown = capsys.readouterr().out
+    assert "score of the data: sigma=0.1; for sampling: sigma=0.4" in shown
+
+
 def test_digits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/index.md", "docs/solvers.md", "docs/data-and-networks.md"]
+PAGES = [
+    "README.md",
+    "docs/index.md",
+    "docs/solvers.md",
+    "docs/score-matching.md",
+    "docs/data-and-networks.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -19,7 +25,7 @@ def test_examples_run(
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
     assert blocks
     names: dict[str, object] = {}
-    if page == "docs/solvers.md":  # it shows calls only
+    if page not in ("README.md", "docs/index.md"):  # they show calls only
         exec(PREPARED, names)
     for block in blocks:
         exec(block, names)
@@ -33,5 +39,5 @@ PREPARED = """
 import torch
 import sde_models as sm
 model = sm.GaussianMixture(torch.zeros(2, 2), 1.0).score_model(sm.VPSDE())
-x = torch.randn(4, 2)
+x = x0 = data = torch.randn(4, 2)
 """

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from sde_models._shapes import per_sample
+from sde_models.brownian import RememberedIncrements
 from sde_models.solvers.base import Solver
 from sde_models.solvers.batch_parts import PartOfBatch, time_precision
-from sde_models.solvers.brownian import RememberedIncrements
 from sde_models.solvers.problem import Problem
 
 MOST_GROWTH, LEAST_SHRINKING = 1.2, 0.1

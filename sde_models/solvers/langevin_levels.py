@@ -1,7 +1,7 @@
 r"""Noise levels and step of annealed Langevin dynamics, from the data and their dimension.
 
-A recipe in four lines: where to begin, how close the levels lie, how long a step is, and where the
-levels are on the clock of an SDE.
+A recipe in three lines: where to begin, how close the levels lie, and how long a step is.
+:func:`~sde_models.times_of_sigmas` finds them on the clock of an SDE.
 
 Reference:
     Song and Ermon 2020, Improved techniques for training score-based generative models,
@@ -11,7 +11,6 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from scipy.optimize import brentq, minimize_scalar
@@ -19,7 +18,6 @@ from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 from sde_models._shapes import check_batch
-from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.solvers.arguments import whole_number
 
 
@@ -160,42 +158,6 @@ def langevin_epsilon(ratio: float, steps_per_level: int) -> float:
         return (1 - delta) ** (2 * steps) * (ratio**2 - settled) + settled
 
     return float(minimize_scalar(variance, bounds=(0.0, 1.0), options={"xatol": 1e-9}).x)
-
-
-def times_of_sigmas(sde: GaussianSDE, sigmas: Tensor | Sequence[float]) -> Tensor:
-    r"""Times at which an SDE has these noise levels, to be given as ``grid=``.
-
-    Args:
-        sde: Forward SDE with a Gaussian kernel.
-        sigmas: Noise levels :math:`\sigma / \alpha`, in units of the data; for VE sigma itself.
-
-    Returns:
-        Shape of ``sigmas``, float64.
-
-    Raises:
-        TypeError: If the SDE has no alpha and sigma.
-        ValueError: If a level lies outside what the SDE has between ``t_min`` and ``t_max``.
-
-    Example:
-        >>> sde = sm.VESDE(0.01, 50.0)
-        >>> times_of_sigmas(sde, [50.0, 1.0, 0.01])
-        tensor([1.0000, 0.5407, 0.0000], dtype=torch.float64)
-    """
-    if not getattr(sde, "gaussian", False):
-        raise TypeError(f"{type(sde).__name__} has no alpha and sigma: give a GaussianSDE")
-    levels = torch.as_tensor(sigmas, dtype=torch.float64).detach().cpu()
-    ends = sde.log_snr(sde.times([sde.t_min, sde.t_max])).detach().cpu()
-    low, high = torch.exp(-0.5 * ends).tolist()
-    slack = 1e-6  # ends that were rounded to float32
-    inside = (levels >= low * (1 - slack)) & (levels <= high * (1 + slack))
-    if not bool(inside.all()):
-        wrong = float(levels[~inside][0])
-        raise ValueError(
-            f"{type(sde).__name__} has the noise levels sigma / alpha from {low:g} to {high:g}, "
-            f"and {wrong:g} is none of them: leave it out, or make an SDE that reaches it"
-        )
-    times = sde.t_from_log_snr(sde.times(-2 * levels.clamp(low, high).log())).detach().cpu()
-    return times.clamp(sde.t_min, sde.t_max)
 
 
 def _check_ratio(ratio: float) -> None:

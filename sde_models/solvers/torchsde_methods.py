@@ -18,8 +18,8 @@ from torch import Tensor
 from torchsde._core import methods
 from torchsde._core.base_sde import ForwardSDE
 
+from sde_models.brownian import FreshBrownian, remembering_brownian
 from sde_models.solvers.base import Solver
-from sde_models.solvers.brownian import FreshBrownian, remembering_brownian
 from sde_models.solvers.known_times import KnownTimes
 from sde_models.solvers.problem import Problem
 

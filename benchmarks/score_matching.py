@@ -1,0 +1,202 @@
+"""What each score-matching objective costs, and what it gives.
+
+On mixtures in 2 and 64 dimensions, whose scores are known, with one network and one batch size, all
+weighted alike: network passes, vector-Jacobian products and time of a step; the variance of its
+gradient; and the error of the score after equally many steps and after equal time. Results go to
+``benchmarks/results/score_matching.{json,md,png}``.
+
+    python benchmarks/score_matching.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import sde_models as sm
+
+RESULTS = Path(__file__).parent / "results"
+DIMENSIONS = (2, 64)
+BATCH = 256
+SDE = sm.VPSDE(t_min=1e-2)
+Row = dict[str, Any]
+
+OBJECTIVES: dict[str, tuple[Any, float]] = {
+    "denoising": (partial(sm.losses.denoising_score_matching, weighting="simple"), 1.0),
+    "implicit, exact trace": (sm.losses.implicit_score_matching, 2.0),
+    "sliced": (partial(sm.losses.sliced_score_matching, variance_reduced=False), 2.0),
+    "sliced, variance-reduced": (sm.losses.sliced_score_matching, 2.0),
+    "sliced, 4 probes": (partial(sm.losses.sliced_score_matching, probes=4), 2.0),
+    "finite differences": (sm.losses.finite_difference_sliced, 2.0),
+    "sliced, on simulated paths": (
+        partial(
+            sm.losses.simulated_score_matching, steps=32, weight=lambda t: SDE.sigma(t).square()
+        ),
+        2.0,
+    ),
+}
+"""Each objective, and the factor that makes its mean gradient that of denoising."""
+
+
+def mixture(dim: int) -> sm.GaussianMixture:
+    """Six Gaussians of different widths."""
+    generator = torch.Generator().manual_seed(dim)
+    means = torch.randn(6, dim, generator=generator)
+    return sm.GaussianMixture(means, 0.2 + 0.3 * torch.rand(6, generator=generator))
+
+
+def new_model(dim: int) -> sm.ScoreModel:
+    """The same network for every objective."""
+    torch.manual_seed(0)
+    return sm.ScoreModel(sm.nn.ResidualNetwork((dim,), width=64, depth=2), SDE)
+
+
+def score_error(model: sm.Model, data: sm.GaussianMixture) -> float:
+    """Root mean square over times of sigma times the error of the score, for each coordinate."""
+    generator = torch.Generator().manual_seed(1)
+    x0 = data.sample(8192, generator=generator)
+    t, _ = sm.losses.draw_times(SDE, x0, "uniform", generator=generator)
+    xt = SDE.perturb(t, x0, torch.randn(x0.shape, generator=generator))
+    with torch.no_grad():
+        error = model.eps(t, xt) - data.score_model(SDE).eps(t, xt)
+    return float(error.square().mean().sqrt())
+
+
+def gradients(loss: Any, model: sm.Model, data: sm.GaussianMixture, count: int) -> Tensor:
+    """Gradients of independent batches, shape ``(count, parameters)``."""
+    found = []
+    for seed in range(count):
+        generator = torch.Generator().manual_seed(seed)
+        value = loss(model, data.sample(BATCH, generator=generator), generator=generator)
+        parts = torch.autograd.grad(value, list(model.parameters()), materialize_grads=True)
+        found.append(torch.cat([part.flatten() for part in parts]))
+    return torch.stack(found)
+
+
+def seconds_per_step(loss: Any, model: sm.Model, x0: Tensor, repeats: int = 9) -> float:
+    """Median time of a loss and its gradient."""
+    spent = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        loss(model, x0).backward()
+        spent.append(time.perf_counter() - start)
+    return median(spent[2:])
+
+
+def measure(steps: int, seconds: float, batches: int) -> list[Row]:
+    """Every objective in every dimension."""
+    rows: list[Row] = []
+    for dim in DIMENSIONS:
+        data = mixture(dim)
+        x0 = data.sample(50_000, generator=torch.Generator().manual_seed(2))
+        begun = new_model(dim)  # where gradients are compared: on its way, not at its start
+        sm.fit(begun, x0, steps=100, loss=OBJECTIVES["denoising"][0], progress=False,
+               generator=torch.Generator().manual_seed(3))  # fmt: skip
+        train: Any = partial(
+            sm.fit, data=x0, batch_size=BATCH, averaging=0.98, warmup=20, progress=False
+        )
+        for name, (loss, factor) in tqdm(OBJECTIVES.items(), desc=f"{dim}-D"):
+            with sm.count_evaluations() as cost:
+                loss(begun, x0[:BATCH])
+            found = factor * gradients(loss, begun, data, batches)
+            runs = {
+                key: train(new_model(dim), loss=loss,
+                           generator=torch.Generator().manual_seed(4), **length)
+                for key, length in (("steps", {"steps": steps}), ("time", {"seconds": seconds}))
+            }  # fmt: skip
+            rows.append(
+                {
+                    "dimension": dim,
+                    "objective": name,
+                    "nfe": cost.nfe,
+                    "vjps": cost.vjps,
+                    "seconds": seconds_per_step(loss, copy.deepcopy(begun), x0[:BATCH]),
+                    "variance": float(found.var(0).sum()),
+                    "steps": steps,
+                    "error_at_steps": score_error(runs["steps"].model, data),
+                    "given_seconds": seconds,
+                    "steps_in_time": runs["time"].steps,
+                    "error_in_time": score_error(runs["time"].model, data),
+                }
+            )
+    for row in rows:
+        first = next(r for r in rows if r["dimension"] == row["dimension"])
+        row["relative_time"] = row["seconds"] / first["seconds"]
+        row["relative_variance"] = row["variance"] / first["variance"]
+    return rows
+
+
+def as_markdown(rows: list[Row]) -> str:
+    """A table for each dimension."""
+    first = rows[0]
+    lines = [
+        f"Batches of {BATCH}, VP, weighted by sigma squared, times uniform. Passes and products "
+        "are those of the loss; its gradient is in the time. Variance is that of the gradient. "
+        "Errors are root mean squares of sigma times the error of the score, for a coordinate, "
+        f"after {first['steps']} steps and after {first['given_seconds']:g} seconds.",
+    ]
+    for dim in DIMENSIONS:
+        lines += [
+            "", f"In {dim} dimensions:", "",
+            "| objective | passes | products | time of a step | variance | error, equal steps "
+            "| steps in equal time | error, equal time |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|",
+        ]  # fmt: skip
+        lines += [
+            f"| {r['objective']} | {r['nfe']} | {r['vjps']} | {r['relative_time']:.1f} "
+            f"| {r['relative_variance']:.1f} | {r['error_at_steps']:.3f} | {r['steps_in_time']} "
+            f"| {r['error_in_time']:.3f} |"
+            for r in rows
+            if r["dimension"] == dim
+        ]
+    return "\n".join(lines)
+
+
+def plot(rows: list[Row]) -> Figure:
+    """Error in equal time against the time of a step."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for panel, dim in zip(figure.subplots(1, 2), DIMENSIONS, strict=True):
+        for row in (r for r in rows if r["dimension"] == dim):
+            panel.loglog(row["relative_time"], row["error_in_time"], "o", label=row["objective"])
+        panel.set(
+            title=f"{dim}-D", xlabel="time of a step, relative to denoising",
+            ylabel="error of the score after equal time",
+        )  # fmt: skip
+    panel.legend(fontsize="small")
+    return figure
+
+
+def main() -> None:
+    """Run the benchmark from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=300, help="steps of equal-step training")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of equal-time training")
+    parser.add_argument("--batches", type=int, default=50, help="batches for the variance")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = measure(options.steps, options.seconds, options.batches)
+    table = as_markdown(rows)
+    print(table)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "score_matching.md").write_text(table + "\n")
+    (options.out / "score_matching.json").write_text(json.dumps(rows, indent=1) + "\n")
+    plot(rows).savefig(options.out / "score_matching.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Noised data that the objectives are taken at, and the mean over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sde_models._shapes import Time, as_time, check_batch
+from sde_models.gaussian_sdes import GaussianSDE
+from sde_models.grids import times_of_sigmas
+from sde_models.losses.times import TimeSampler, draw_times, find_times
+from sde_models.models import Model
+from sde_models.randomness import standard_normal_like
+
+
+@dataclass(frozen=True)
+class NoisedBatch:
+    """Data, the noise that met them, and when.
+
+    Attributes:
+        sde: Forward SDE.
+        x0: Data, shape ``(B, *event)``.
+        noise: Standard normal numbers, shape of ``x0``.
+        t: Times, scalar or ``(B,)``.
+        inverse_density: One over the density of ``t``, shape of ``t``.
+        xt: Noised data, shape of ``x0``.
+        times: What drew the times; None if they were given.
+    """
+
+    sde: GaussianSDE
+    x0: Tensor
+    noise: Tensor
+    t: Tensor
+    inverse_density: Tensor
+    xt: Tensor
+    times: TimeSampler | None = None
+
+    def mean(self, errors: Tensor) -> Tensor:
+        """The mean of the terms of a loss, shape ``(B, *event)`` or ``(B,)``, shown to the times.
+
+        Times that learn are shown what a step is taken with, and nothing else.
+        """
+        terms = errors.reshape(len(errors), -1).mean(1)
+        observe = getattr(self.times, "observe", None)
+        if observe is not None and torch.is_grad_enabled():
+            observe(self.sde, self.t.detach(), terms.detach())
+        return terms.mean()
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """Which noise the data are to meet; see :func:`denoising_score_matching` for the meanings."""
+
+    t: Time | None = None
+    noise: Tensor | None = None
+    sigma: float | None = None
+    times: str | TimeSampler | None = None
+    stratified: bool = True
+    generator: torch.Generator | None = None
+
+    def apply(
+        self, model: Model, x0: Tensor, default: str, divides_by_density: bool = False
+    ) -> NoisedBatch:
+        """Noise the data.
+
+        Args:
+            model: Whose SDE it is.
+            x0: Data, shape ``(B, *event)``.
+            default: Times where nothing is said about them.
+            divides_by_density: Whether the loss is divided by the density of the times.
+
+        Raises:
+            TypeError: If ``x0`` is not floating, or the SDE has no Gaussian kernel.
+            ValueError: For shapes that do not fit, NaN, times out of range, more than one of
+                ``t``, ``sigma`` and ``times``, and times that do not go with the weighting.
+        """
+        check_batch(x0, model.event_shape, "x0")
+        sde = kernel_of(model)
+        named = {"t": self.t, "sigma": self.sigma, "times": self.times}
+        given = [name for name, value in named.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"{given[0]} and {given[1]} both say where the loss is taken: give one, not both"
+            )
+        sampler = None
+        if self.t is None and self.sigma is None:
+            sampler = find_times(self.times or default)
+            if getattr(sampler, "divides_by_density", False) and not divides_by_density:
+                raise ValueError(
+                    f"{type(sampler).__name__} is for a loss that is divided by the density of its "
+                    "times: use weighting='likelihood', since elsewhere the times are part of the "
+                    "weighting"
+                )
+            t, inverse_density = draw_times(
+                sde, x0, sampler, stratified=self.stratified, generator=self.generator
+            )
+        else:
+            at = time_of_sigma(sde, self.sigma) if self.sigma is not None else self.t
+            assert at is not None
+            t = as_time(at, x0)
+            inverse_density = torch.full_like(t, sde.t_max - sde.t_min)
+        noise = standard_normal_like(x0, self.generator) if self.noise is None else self.noise
+        xt = sde.perturb(t, x0, noise)
+        return NoisedBatch(sde, x0, noise, t, inverse_density, xt, sampler)
+
+
+def time_of_sigma(sde: GaussianSDE, sigma: float) -> Tensor:
+    r"""The time at which :math:`\sigma_t / \alpha_t` has a value, a scalar in float64.
+
+    Raises:
+        ValueError: If the SDE does not reach it.
+    """
+    return times_of_sigmas(sde, [float(sigma)])[0]
+
+
+def kernel_of(model: Model) -> GaussianSDE:
+    """The SDE of a model, which must have a Gaussian kernel.
+
+    Raises:
+        TypeError: If it has none.
+    """
+    if not isinstance(model.sde, GaussianSDE):
+        raise TypeError(
+            f"noising data at once needs the Gaussian kernel of a GaussianSDE, "
+            f"{type(model.sde).__name__} has none: use sm.losses.simulated_score_matching"
+        )
+    return model.sde

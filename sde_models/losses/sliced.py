@@ -1,0 +1,99 @@
+"""Sliced score matching: the score compared along random directions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_models._shapes import Time
+from sde_models.base_divergence import Field
+from sde_models.divergence import Hutchinson
+from sde_models.losses.integrated import mean_objective
+from sde_models.losses.noising import NoisedBatch, NoiseLevels
+from sde_models.losses.times import TimeSampler
+from sde_models.losses.weightings import Weighting
+from sde_models.models import Model
+
+
+def sliced_score_matching(
+    model: Model,
+    x0: Tensor,
+    t: Time | None = None,
+    noise: Tensor | None = None,
+    *,
+    sigma: float | None = None,
+    probes: int = 1,
+    distribution: str = "rademacher",
+    variance_reduced: bool = True,
+    weighting: str | Weighting = "simple",
+    times: str | TimeSampler | None = None,
+    stratified: bool = True,
+    generator: torch.Generator | None = None,
+    **cond: Any,
+) -> Tensor:
+    r"""Sliced score matching of the diffused data, averaged over samples and coordinates.
+
+    .. math:: \frac1D E\,\lambda(t) \Big[ v^\top (\nabla s)\, v + \tfrac12 (v^\top s)^2 \Big],
+              \qquad E\, v v^\top = I,
+
+    or with :math:`\frac12 |s|^2`, the mean of the last term over v, in its place: the
+    variance-reduced form. On average both are :func:`implicit_score_matching`. Each probe takes
+    one vector-Jacobian product, whatever the dimension.
+
+    Args:
+        model: What is trained.
+        x0: Data, shape ``(B, *event)``.
+        t: Times, scalar or ``(B,)``; drawn if None.
+        noise: Standard normal numbers, shape of ``x0``; drawn if None.
+        sigma: A single noise level :math:`\sigma / \alpha` in place of ``t``.
+        probes: Directions v for each sample.
+        distribution: Of v: "rademacher", "gaussian" or "sphere".
+        variance_reduced: Whether the second term is averaged over v exactly.
+        weighting: As in :func:`implicit_score_matching`.
+        times: As in :func:`denoising_score_matching`.
+        stratified: Whether times are drawn in strata or independently of each other.
+        generator: Source of times, noise and probes; torch's global one if None.
+        **cond: Handed to the network.
+
+    Returns:
+        The loss, a scalar; it may be negative.
+
+    Raises:
+        TypeError: If ``x0`` is not floating, or the SDE has no Gaussian kernel.
+        ValueError: As in :func:`implicit_score_matching`, and if ``probes`` is below 1.
+
+    Reference:
+        Song et al. 2019, Sliced score matching, equations 7 and 8, arXiv:1905.07088.
+
+    Example:
+        >>> network = sm.nn.ResidualNetwork((2,), width=16, depth=1)
+        >>> model = sm.ScoreModel(network, sm.VPSDE())
+        >>> loss = sliced_score_matching(model, torch.randn(8, 2), sigma=0.5)
+        >>> loss.backward()
+    """
+    estimator = Hutchinson(probes, distribution)
+
+    def objective(score: Field, batch: NoisedBatch) -> Tensor:
+        return sliced_objective(score, batch.xt, estimator, variance_reduced, generator)
+
+    levels = NoiseLevels(t, noise, sigma, times, stratified, generator)
+    return mean_objective(model, x0, objective, levels, weighting, cond)
+
+
+def sliced_objective(
+    score: Field,
+    x: Tensor,
+    estimator: Hutchinson,
+    variance_reduced: bool,
+    generator: torch.Generator | None,
+) -> Tensor:
+    r"""The values :math:`v^\top (\nabla s) v + \frac12 (v^\top s)^2`, shape ``(B,)``."""
+    probes = estimator.draw(x, generator)
+    value, trace = estimator(score, x, probes)
+    if variance_reduced:
+        squares = value.flatten(1).square().sum(1)
+    else:
+        squares = (probes * value).flatten(2).sum(2).square().mean(0)
+    return trace.value + 0.5 * squares
