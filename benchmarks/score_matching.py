@@ -171,7 +171,7 @@ def as_markdown(rows: list[Row]) -> str:
 
 def plot(rows: list[Row]) -> Figure:
     """Error in equal time against the time of a step."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     FigureCanvasAgg(figure)
     for panel, dim in zip(figure.subplots(1, 2), DIMENSIONS, strict=True):
         for row in (r for r in rows if r["dimension"] == dim):
@@ -180,7 +180,7 @@ def plot(rows: list[Row]) -> Figure:
             title=f"{dim}-D", xlabel="time of a step, relative to denoising",
             ylabel="error of the score after equal time",
         )  # fmt: skip
-    panel.legend(fontsize="small")
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside right center", fontsize="small")
     return figure
 
 
