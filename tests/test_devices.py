@@ -5,6 +5,8 @@ On a machine without an accelerator the CPU is held against itself.
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -69,3 +71,45 @@ def test_gradients_and_bits_per_dim(device: str) -> None:
     images = torch.randint(0, 4, (3, 1, 2, 2), generator=generator())
     bits = sm.bits_per_dim(model, images, levels=4, generator=generator(), rtol=1e-3, atol=1e-3)
     assert bits.value.device.type == device
+
+
+LOSSES = {
+    "denoising": partial(sm.losses.denoising_score_matching, weighting="edm"),
+    "levels": partial(
+        sm.losses.denoising_score_matching,
+        weighting="likelihood",
+        times=sm.losses.level_times([0.1, 0.5, 1.0]),
+    ),
+    "one level": partial(sm.losses.denoising_score_matching, weighting="min-snr", sigma=0.5),
+    "implicit": sm.losses.implicit_score_matching,
+    "sliced": partial(sm.losses.sliced_score_matching, probes=2, stratified=False),
+    "finite differences": sm.losses.finite_difference_sliced,
+    "simulated": partial(sm.losses.simulated_score_matching, steps=8),
+    "penalty": sm.losses.fokker_planck_penalty,
+    "maximum likelihood": partial(sm.maximum_likelihood_loss, divergence="hutchinson"),
+}
+
+
+@every_device
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_the_same_in_float32(device: str, name: str) -> None:
+    x0 = torch.randn(16, 2, generator=generator())
+    here, there = (
+        LOSSES[name](model_on(d, sm.VPSDE(t_min=1e-2)), x0.to(d), generator=generator()).detach()
+        for d in ("cpu", device)
+    )
+    assert there.device.type == device
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-3, atol=1e-4)
+
+
+@every_device
+def test_learned_times_and_asymmetry_on_every_device(device: str) -> None:
+    times, model = sm.losses.LearnedTimes(), model_on(device, sm.VPSDE())
+    x0 = torch.randn(16, 2, generator=generator()).to(device)
+    for _ in range(3):
+        loss = sm.losses.denoising_score_matching(
+            model, x0, weighting="likelihood", times=times, generator=generator()
+        )
+    assert loss.device.type == device
+    assert float(times.density.std()) > 0
+    assert float(sm.losses.asymmetry(model, 0.5, x0).max()) < 1e-4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -164,6 +165,23 @@ KINDS: dict[str, Any] = {
 }
 
 
+LOSSES: dict[str, Any] = {
+    "denoising": partial(sm.losses.denoising_score_matching, weighting="edm"),
+    "learned times": lambda *a, **k: sm.losses.denoising_score_matching(
+        *a, weighting="likelihood", times=sm.losses.LearnedTimes(), **k
+    ),
+    "levels": partial(
+        sm.losses.denoising_score_matching, times=sm.losses.level_times([0.3, 0.5, 1.0])
+    ),
+    "one level": partial(sm.losses.denoising_score_matching, weighting="min-snr", sigma=0.5),
+    "implicit": sm.losses.implicit_score_matching,
+    "sliced": sm.losses.sliced_score_matching,
+    "finite differences": sm.losses.finite_difference_sliced,
+    "simulated": partial(sm.losses.simulated_score_matching, steps=4),
+    "penalty": sm.losses.fokker_planck_penalty,
+}
+
+
 @pytest.mark.parametrize("name", TABLE)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_solver_runs_where_there_is_no_double_precision(name: str, kind: str) -> None:
@@ -180,6 +198,24 @@ def test_every_solver_runs_where_there_is_no_double_precision(name: str, kind: s
     adaptive = TABLE[name].adaptive
     tolerance = 0.2 if adaptive else 1e-3  # rounding may decide whether a step is taken
     torch.testing.assert_close(wide(got), draw(here, name), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_runs_where_there_is_no_double_precision(name: str, kind: str) -> None:
+    there, here = KINDS[kind](), KINDS[kind]()
+    x0 = torch.randn(16, 4, generator=torch.Generator().manual_seed(3))
+
+    def loss(model: sm.ScoreModel, data: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(4)
+        return LOSSES[name](model, data, generator=generator).detach()
+
+    with NarrowDevice():
+        put(there)
+        got = loss(there, narrow(x0))
+    assert got.device == DEVICE
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(wide(got), loss(here, x0), rtol=1e-3, atol=1e-4)
 
 
 def test_the_device_without_double_precision_refuses_it() -> None:

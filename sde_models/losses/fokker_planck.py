@@ -54,7 +54,7 @@ def fokker_planck_residual(
         ValueError: If a shape does not fit, a time is out of range, or g depends on the state.
 
     Reference:
-        Lai et al. 2023, FP-Diffusion, equation 10, arXiv:2210.04296.
+        Lai et al. 2023, FP-Diffusion, arXiv:2210.04296.
 
     Example:
         >>> model = sm.GaussianMixture([[-1.0], [1.0]], 0.5).score_model(sm.VPSDE())
@@ -106,7 +106,7 @@ def fokker_planck_penalty(
         ValueError: As in :func:`implicit_score_matching`.
 
     Reference:
-        Lai et al. 2023, section 4, arXiv:2210.04296.
+        Lai et al. 2023, FP-Diffusion, arXiv:2210.04296.
 
     Example:
         >>> def loss(model, x0, *, generator=None):

@@ -72,9 +72,9 @@ def implicit_score_matching(
         >>> implicit_score_matching(model, x0, 1.0, noise)  # s = -x: -1 + 1/2
         tensor(-0.5...)
     """
-    estimator = find_divergence(divergence, x0[0].numel(), along_a_path=False)
 
     def objective(score: Field, batch: NoisedBatch) -> Tensor:
+        estimator = find_divergence(divergence, batch.xt[0].numel(), along_a_path=False)
         value, trace = estimator(score, batch.xt, estimator.draw(batch.xt, generator))
         return trace.value + 0.5 * value.flatten(1).square().sum(1)
 

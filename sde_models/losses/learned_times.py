@@ -32,8 +32,8 @@ class LearnedTimes:
         ValueError: If a setting is out of range.
 
     Reference:
-        Kingma et al. 2021, section 5.1 (a schedule of least variance), arXiv:2107.00630; Nichol
-        and Dhariwal 2021, section 3.3 (the root mean square), arXiv:2102.09672.
+        Kingma et al. 2021 (a schedule of least variance), arXiv:2107.00630; Nichol
+        and Dhariwal 2021 (the root mean square), arXiv:2102.09672.
 
     Example:
         >>> times, model = LearnedTimes(), sm.GaussianMixture(torch.zeros(1, 2), 1.0)

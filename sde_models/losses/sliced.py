@@ -65,7 +65,7 @@ def sliced_score_matching(
         ValueError: As in :func:`implicit_score_matching`, and if ``probes`` is below 1.
 
     Reference:
-        Song et al. 2019, Sliced score matching, equations 7 and 8, arXiv:1905.07088.
+        Song et al. 2019, Sliced score matching, arXiv:1905.07088.
 
     Example:
         >>> network = sm.nn.ResidualNetwork((2,), width=16, depth=1)

@@ -51,7 +51,7 @@ def asymmetry(
         ValueError: If a shape does not fit, a time is out of range, or ``probes`` is below 1.
 
     Reference:
-        Lai et al. 2023, section 5 (conservativity), arXiv:2210.04296; Salimans and Ho 2021,
+        Lai et al. 2023 (conservative scores), arXiv:2210.04296; Salimans and Ho 2021,
         Should EBMs model the energy or the score?
 
     Example:

@@ -42,7 +42,7 @@ def log_snr_times(sde: GaussianSDE, u: Tensor) -> tuple[Tensor, Tensor]:
 
     Reference:
         Kingma et al. 2021, Variational diffusion models, arXiv:2107.00630; Song et al. 2021,
-        section 4.2, arXiv:2101.09258 (importance sampling).
+        arXiv:2101.09258 (importance sampling).
     """
     clean, noisy = log_snr_range(sde, u)
     span = noisy - clean
@@ -91,7 +91,7 @@ def level_times(sigmas: Tensor | Sequence[float]) -> TimeSampler:
         ValueError: If there are fewer than two, or when used with an SDE that has not all of them.
 
     Reference:
-        Song and Ermon 2019, section 4.2, arXiv:1907.05600.
+        Song and Ermon 2019, arXiv:1907.05600.
 
     Example:
         >>> times = level_times([1.0, 0.1, 0.01])

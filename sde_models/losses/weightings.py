@@ -90,7 +90,8 @@ def min_snr(gamma: float = 5.0) -> Weighting:
         ValueError: If it is not positive.
 
     Reference:
-        Hang et al. 2023, equation 8, arXiv:2303.09556.
+        Hang et al. 2023, Efficient diffusion training via Min-SNR weighting strategy,
+        arXiv:2303.09556.
     """
     if not gamma > 0:
         raise ValueError(f"gamma must be positive, got {gamma!r}")
