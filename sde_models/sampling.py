@@ -105,7 +105,8 @@ def sample(
         start = prior.sample(shape[:1], **source).to(dtype=dtype, device=device)
         start = start.reshape(tuple(shape))
     if return_log_prob:
-        _check_has_density(method, eta, denoise, arguments)
+        stochastic = eta is not None or method.draws_noise(ProbabilityFlow(model))
+        _check_has_density(method, stochastic, denoise, arguments)
         own = {"generator": generator, "prior": prior, **(density or {}), **arguments}
         found, solution = decode_with_log_prob(model, start, method, **own)
         return Sample(**{**vars(solution), "log_prob": found, "nfe": found.nfe, "rows": found.rows})
@@ -135,17 +136,17 @@ def sample(
 
 
 def _check_has_density(
-    method: Solver, eta: float | None, denoise: bool, arguments: dict[str, Any]
+    method: Solver, stochastic: bool, denoise: bool, arguments: dict[str, Any]
 ) -> None:
     """Refuse samples whose density the probability flow does not tell.
 
     Raises:
         ValueError: With what to do.
     """
-    if not method.deterministic or eta is not None:
+    if stochastic or not method.deterministic:
         raise ValueError(
             f"return_log_prob= is for samples of the probability flow, and solver {method.name!r} "
-            "draws from the reverse SDE: use 'adams-batch' or another ODE solver, or "
+            "draws noise here: use 'adams-batch' or another ODE solver, or "
             "sm.log_prob(model, out.x) for the density that the flow has there"
         )
     if denoise:
