@@ -82,9 +82,8 @@ def test_what_has_no_meaning_is_refused() -> None:
     with pytest.raises(ValueError, match="draws noise here, so that latents would not decode"):
         sm.decode(EXACT.model, x, churned)
     assert sm.decode(EXACT.model, x, "heun-edm").nfe == 50
-    for solver in (churned, "heun-edm"):
-        with pytest.raises(ValueError, match="runs down, from noise to data"):
-            sm.log_prob(EXACT.model, x, solver)
+    with pytest.raises(ValueError, match="runs down, from noise to data"):
+        sm.log_prob(EXACT.model, x, churned)
     with pytest.raises(ValueError, match="samples of the probability flow"):
         sm.sample(EXACT.model, (2, *EXACT.model.event_shape), churned, return_log_prob=True)
     with pytest.raises(ValueError, match="cannot use generator=; it is deterministic"):
