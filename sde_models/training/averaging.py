@@ -6,6 +6,7 @@ r"""The exponential moving average of a model's weights.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Generic
 
 import torch
@@ -42,6 +43,6 @@ class MovingAverage(Generic[AnyModel]):
         _copy(*self._buffers)
 
 
-def _copy(targets: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+def _copy(targets: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
     for target, value in zip(targets, values, strict=True):
         target.copy_(value)

@@ -49,7 +49,8 @@ class SampleImages:
         self.every, self.event_shape, self.count, self.seed = every, event_shape, count, seed
         self.folder = None if folder is None else Path(folder)
         self.data_range = data_range
-        self.arguments = {"solver": "dpmpp-2m", "steps": 20, "progress": False} | arguments
+        usual = {"solver": "dpmpp-2m", "steps": 20, "progress": False}
+        self.arguments: dict[str, Any] = {**usual, **arguments}
 
     def __call__(self, progress: Progress) -> None:
         """Draw, in the first process."""

@@ -42,7 +42,7 @@ class TensorBoardLog:
                 "log_dir= writes for TensorBoard, which is not installed: "
                 "pip install 'sde-models[tensorboard]', or leave log_dir out"
             ) from error
-        self.writer: Any = SummaryWriter(os.fspath(folder), purge_step=step)  # type: ignore[no-untyped-call]
+        self.writer: Any = SummaryWriter(os.fspath(folder), purge_step=step)
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """Write a number."""

@@ -175,7 +175,7 @@ class SeededItems(Dataset[Any]):
     def __getitem__(self, place: tuple[int, int]) -> Any:
         index, seed = place
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             item = self.data[index]
         x0, cond = item if isinstance(item, tuple | list) and len(item) == 2 else (item, {})
         if not isinstance(x0, Tensor) or not isinstance(cond, dict):

@@ -109,7 +109,7 @@ def fit(
             range, the data are NaN or far out of range, or the folder holds another run.
         TypeError: If the data are not floating.
         FloatingPointError: If the loss is no longer finite, naming the step.
-        KeyboardInterrupt: After Ctrl-C; with ``out``, once the step is done and a checkpoint written.
+        KeyboardInterrupt: After Ctrl-C; with ``out``, once a checkpoint is written.
         SystemExit: The same after SIGTERM.
         ImportError: If ``log_dir`` is given without TensorBoard.
 

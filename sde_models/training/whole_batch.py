@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -27,8 +27,11 @@ class Loss(Protocol):
         """Mean loss over the samples of a batch."""
 
 
-class WholeBatchLoss(Loss, Protocol):
-    """A loss that is told its random numbers as keywords."""
+class WholeBatchLoss(Protocol):
+    """A loss that is told its random numbers as keywords, beside those that any loss is given."""
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Tensor:
+        """Mean loss over the samples of a part of a batch."""
 
     def draw(self, model: Any, like: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw what the loss needs, each with one row for each sample of ``like``."""
@@ -93,7 +96,7 @@ def for_whole_batch(loss: Loss) -> WholeBatchLoss:
         Denoising(weighting='output', times=None)
     """
     if hasattr(loss, "draw"):
-        return loss
+        return cast(WholeBatchLoss, loss)
     bare, chosen = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
     if bare is denoising_score_matching and chosen.keys() <= {"weighting", "times"}:
         return Denoising(**chosen)
