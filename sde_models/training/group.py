@@ -72,4 +72,6 @@ class Group(Processes):
         """A small tensor of each process, on the CPU."""
         if self.count == 1:
             return [value]
-        return list(self.accelerator.gather(value[None].to(self.accelerator.device)).cpu())
+        rows = self.accelerator.gather(value[None].to(self.accelerator.device)).cpu()
+        # torch.set_rng_state reads a view from the wrong place, and crashes.
+        return [row.clone() for row in rows]
