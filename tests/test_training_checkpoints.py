@@ -314,7 +314,7 @@ def test_a_run_that_is_killed_twenty_times_ends_as_one_that_is_not(tmp_path: Pat
     found = json.loads(done.stdout)
     assert found["same"] == [True, True, True]
     assert found["steps"] == sorted(found["steps"])
-    assert len(found["steps"]) >= 15
+    assert len(found["steps"]) == 20
 
 
 def test_the_time_of_a_run_counts_on_when_it_is_resumed(tmp_path: Path) -> None:

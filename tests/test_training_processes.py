@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset
 
 import sde_models as sm
 from sde_models.losses import denoising_score_matching
+from sde_models.training.checkpoints import CheckpointFolder
 
 DATA = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)).double()
 
@@ -113,6 +115,10 @@ def together(folder: Path) -> None:
         if progress.step == 7:
             raise Stop
 
+    def told(progress: Any) -> None:
+        if progress.step == 5 and rank == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+
     def keep(name: str, result: sm.Fit[Any]) -> None:
         kept = {"weights": weights(result.model), "losses": result.losses}
         torch.save(kept, folder / f"{name}-{rank}.pt")
@@ -126,6 +132,11 @@ def together(folder: Path) -> None:
         train(DATA, out=out, checkpoint_every=4, callback=stop)
     except Stop:
         keep("resumed", train(DATA, out=out, checkpoint_every=4))
+    try:
+        train(DATA, out=folder / "told", checkpoint_every=2, callback=told)
+    except (KeyboardInterrupt, SystemExit) as left:
+        (folder / f"told-{rank}").write_text(repr(left))
+    train(DATA, out=folder / "told", checkpoint_every=2)
     try:
         train(DATA, steps=None, seconds=1.0)
     except ValueError as error:
@@ -141,6 +152,15 @@ def test_two_processes_train_to_the_weights_of_one(shared: Path, name: str, rank
     wanted = train(data, **({"loss": LIKELIHOOD} if name == "likelihood" else {}))
     assert torch.allclose(got["weights"], weights(wanted.model), rtol=0, atol=1e-9)
     assert torch.allclose(got["losses"], wanted.losses, rtol=1e-6)
+
+
+def test_processes_leave_together_when_one_is_told_to(shared: Path) -> None:
+    assert (shared / "told-0").read_text().startswith("KeyboardInterrupt('stopped after step 6;")
+    assert (shared / "told-1").read_text() == "SystemExit(143)"
+    assert torch.equal(
+        CheckpointFolder(shared / "told").read(10).state["losses"],
+        torch.load(shared / "tensor-0.pt", weights_only=True)["losses"],
+    )
 
 
 def test_a_run_of_two_processes_may_go_on_as_one(shared: Path) -> None:

@@ -18,13 +18,13 @@ class History:
 
     Attributes:
         losses: What has been read.
-        norms: Norms of the gradients that were read, in this part of the run.
+        norm: Norm of the gradient of the last step that was read.
         stop: Whether a process has been told to stop.
     """
 
     def __init__(self, losses: list[float], learning_rate: float, scaled: bool) -> None:
         self.losses = losses
-        self.norms: list[float] = []
+        self.norm = math.nan
         self.stop = False
         self.learning_rate = learning_rate
         self.scaled = scaled
@@ -51,7 +51,7 @@ class History:
         self._waiting = []
         for loss, norm, stop in rows:
             self.losses.append(loss)
-            self.norms.append(norm)
+            self.norm = norm
             self.stop = self.stop or stop > 0
             if not math.isfinite(loss):
                 self._refuse(f"the loss is {loss}")

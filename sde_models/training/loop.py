@@ -45,6 +45,9 @@ class Loop(Generic[AnyModel]):
         show: Whether to show a progress bar.
         history: The losses.
         seconds: Time that earlier parts of the run took.
+        first: Steps that they took.
+        written: Step of the last checkpoint that is on the disk.
+        tried: Step of the last that was to be written.
     """
 
     settings: Settings
@@ -58,7 +61,9 @@ class Loop(Generic[AnyModel]):
     show: bool
     history: History
     seconds: float = 0.0
+    first: int = 0
     written: int = -1
+    tried: int = -1
     start: float = field(default_factory=time.perf_counter)
 
     @property
@@ -75,7 +80,7 @@ class Loop(Generic[AnyModel]):
             SystemExit: The same after SIGTERM.
         """
         self.learner.model.train()
-        if self.written < 0:
+        if self.tried < 0:
             self.write_checkpoint()
         rows = self.source.stream(self.history.step)
         bar = tqdm(
@@ -101,8 +106,9 @@ class Loop(Generic[AnyModel]):
         """Write where the run is, if it has a folder; a full disk is only warned of."""
         self.history.read()
         step = self.history.step
-        if self.folder is None or step == self.written:
+        if self.folder is None or step == self.tried:
             return
+        self.tried = step
         checkpoint = Checkpoint(
             weights=self.learner.model.state_dict(),
             averaged=self.learner.average.model.state_dict(),
@@ -139,7 +145,7 @@ class Loop(Generic[AnyModel]):
         self.learner.load_state(state["learner"])
         self.history.losses = state["losses"].tolist()
         self.seconds = state["seconds"]
-        self.written = self.history.step
+        self.first = self.written = self.tried = self.history.step
         device = self.learner.device
         for kind, states in state["generators"].items():
             if self.group.rank < len(states):
@@ -168,11 +174,11 @@ class Loop(Generic[AnyModel]):
         step, losses = self.history.step, self.history.losses
         if step % SHOW_EVERY == 0 and losses:
             bar.set_postfix(loss=f"{sum(losses[-100:]) / len(losses[-100:]):.4f}")
-        if step % LOG_EVERY == 0 and losses and self.history.norms:
+        if step % LOG_EVERY == 0 and losses:
             self.log.scalar("loss", losses[-1], step)
-            self.log.scalar("gradient norm", self.history.norms[-1], step)
+            self.log.scalar("gradient norm", self.history.norm, step)
             self.log.scalar("learning rate", self.learner.optimiser.param_groups[0]["lr"], step)
-            rate = len(self.history.norms) / (time.perf_counter() - self.start)
+            rate = (step - self.first) / (time.perf_counter() - self.start)
             self.log.scalar("steps per second", rate, step)
 
     def _generators(self) -> dict[str, list[torch.Tensor]]:
