@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset, TensorDataset
 import sde_models as sm
 from sde_models.losses import denoising_score_matching
 from sde_models.training import BitsPerDimCurve, Progress, SampleImages
+from sde_models.training.history import History
 from sde_models.training.learner import Learner
 from sde_models.training.sources import Order, make_source
 from sde_models.training.whole_batch import Denoising, OwnNumbers, for_whole_batch
@@ -265,3 +267,52 @@ def test_a_callback_sees_where_the_run_is() -> None:
     train(callback=seen.append)
     assert [progress.main for progress in seen] == [True] * 6
     assert [progress.seconds for progress in seen] == sorted(p.seconds for p in seen)
+
+
+# What is looked at only now and then.
+
+
+def test_losses_that_were_read_late_still_name_their_step() -> None:
+    history = History([1.0, 2.0], 1e-3, scaled=False)
+    for loss in (3.0, 4.0, torch.nan, 5.0):
+        history.add(torch.tensor([loss, 1.0, 0.0]))
+    assert history.step == 6
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 5"):
+        history.read()
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_infinite_gradients_stop_a_run_unless_they_are_scaled(scaled: bool) -> None:
+    history = History([], 1e-3, scaled)
+    history.add(torch.tensor([1.0, torch.inf, 1.0]))
+    if scaled:
+        history.read()
+        assert history.stop
+    else:
+        with pytest.raises(FloatingPointError, match="gradient has the norm inf at step 1"):
+            history.read()
+
+
+def test_losses_are_read_late_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU in the disguise of an accelerator, which a look at the loss would keep waiting."""
+    from sde_models.training import loop
+
+    reads, read = [], History.read
+
+    def count(history: History) -> None:
+        reads.append(history.step)
+        read(history)
+
+    monkeypatch.setattr(History, "read", count)
+    monkeypatch.setattr(loop, "READ_AT_ONCE", ())
+    result = train(steps=25)
+    assert reads == [0, 10, 20, 25]
+    assert torch.equal(result.losses, train(steps=25).losses)
+
+
+def test_a_thread_that_may_not_take_signals_trains_all_the_same(tmp_path: Path) -> None:
+    done = []
+    thread = threading.Thread(target=lambda: done.append(train(out=tmp_path)))
+    thread.start()
+    thread.join(timeout=60)
+    assert done[0].steps == 6

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from sde_models.evaluation.processes import Processes
+from sde_models.evaluation.processes import Processes, make_accelerator
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -21,13 +22,16 @@ class Group(Processes):
 
     Args:
         accelerator: What was set up by the caller. If None, one is made where the environment
-            tells of several processes, and none otherwise.
+            tells of several processes or of ``accelerate launch``, and none otherwise.
 
     Raises:
         ValueError: If the accelerator splits the model itself.
     """
 
     def __init__(self, accelerator: Accelerator | None) -> None:
+        if accelerator is None and "ACCELERATE_MIXED_PRECISION" in os.environ:
+            # `accelerate launch` of a single process: it still chooses device and precision.
+            accelerator = make_accelerator()
         super().__init__(accelerator)
         kind = "NO" if self.accelerator is None else self.accelerator.distributed_type.value
         if kind not in DATA_PARALLEL:

@@ -25,6 +25,8 @@ from sde_models.training.sources import Source
 READ_EVERY = 10
 """Steps between looks at the losses on an accelerator, each of which waits for it."""
 
+READ_AT_ONCE = ("cpu",)
+
 LOG_EVERY = 10
 SHOW_EVERY = 20
 
@@ -158,7 +160,7 @@ class Loop(Generic[AnyModel]):
         flag = torch.full_like(loss, float(stop))
         watched = self.group.sum(torch.stack((loss, norm / self.group.count, flag)))
         self.history.add(watched)
-        if learner.device.type == "cpu" or (step + 1) % READ_EVERY == 0:
+        if learner.device.type in READ_AT_ONCE or (step + 1) % READ_EVERY == 0:
             self.history.read()
         learner.update(self.settings.rate(step, share), first=step == 0)
         if self.callbacks:
