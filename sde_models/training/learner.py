@@ -18,6 +18,10 @@ from sde_models.training.sources import Order, Rows
 from sde_models.training.whole_batch import WholeBatchLoss
 
 
+FUSED = ("cpu", "cuda")
+"""Devices on which all of AdamW is one kernel."""
+
+
 class LossOfModel(nn.Module):
     """The loss as a module, so that gradients are exchanged whichever method of the model runs."""
 
@@ -55,11 +59,13 @@ class Learner(Generic[AnyModel]):
         self.average = MovingAverage(model, settings.averaging)
         self.device = model.device
         self.generator = torch.Generator(self.device)
+        self.parameters = list(model.parameters())
         self.optimiser = torch.optim.AdamW(
-            model.parameters(),
+            self.parameters,
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
             betas=(0.9, 0.99),
+            fused=True if self.device.type in FUSED else None,
         )
         # Half precision with few bits in its exponent needs a scale for its gradients.
         scaled = settings.mixed_precision == "fp16"
@@ -98,7 +104,7 @@ class Learner(Generic[AnyModel]):
                 self.scaler.scale(value * self.group.count).backward()
             total = total + value.detach()
         self.scaler.unscale_(self.optimiser)
-        norm = clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        norm = clip_grad_norm_(self.parameters, self.settings.clip_norm)
         return torch.stack((total, norm.to(total)))
 
     def update(self, rate: float, first: bool) -> None:
