@@ -1,8 +1,9 @@
 """Steps per second of ``sm.fit`` beside a bare loop with the same network and loss.
 
 The bare loop draws a batch, takes a step of AdamW as it comes, and does nothing else. The second
-loop does the work of ``sm.fit``: AdamW in one kernel, clipped gradients, averaged weights. All are timed in turn, round after
-round, and the median of the ratios of the rounds is quoted: 1.00 means that the rest costs nothing.
+loop does the work of ``sm.fit``: AdamW in one kernel, clipped gradients, averaged weights. All are
+timed in turn, round after round, and the median of the ratios of the rounds is quoted: 1.00 means
+that the rest costs nothing.
 Results: ``benchmarks/results/training_overhead.{json,md}``.
 
     python benchmarks/training_overhead.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.utils.data import Dataset, TensorDataset
 
 import sde_models as sm
@@ -165,6 +167,14 @@ def test_unknown_precisions_are_refused() -> None:
         train(mixed_precision="h")
 
 
+@pytest.fixture
+def _checked_distributions() -> Iterator[None]:
+    """The first use of torch.compile turns off the checks of torch.distributions for good."""
+    yield
+    Distribution.set_default_validate_args(True)
+
+
+@pytest.mark.usefixtures("_checked_distributions")
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_compiled_network_gives_the_same_losses(inside: bool) -> None:
     model = small_model()

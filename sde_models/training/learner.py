@@ -17,7 +17,6 @@ from sde_models.training.settings import PRECISIONS, Settings
 from sde_models.training.sources import Order, Rows
 from sde_models.training.whole_batch import WholeBatchLoss
 
-
 FUSED = ("cpu", "cuda")
 """Devices on which all of AdamW is one kernel."""
 
