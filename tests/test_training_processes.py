@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -175,6 +176,13 @@ def test_a_run_of_two_processes_may_go_on_as_one(shared: Path) -> None:
 def test_a_batch_smaller_than_its_parts_is_refused() -> None:
     with pytest.raises(ValueError, match=r"batch_size=9 cannot be split into 10 parts"):
         train(DATA, accumulate=10)
+
+
+def test_an_accelerator_that_splits_the_model_is_refused() -> None:
+    kind = SimpleNamespace(value="FSDP")
+    accelerator: Any = SimpleNamespace(process_index=0, num_processes=1, distributed_type=kind)
+    with pytest.raises(ValueError, match=r"set up for FSDP: use one without plugins"):
+        train(DATA, accelerator=accelerator)
 
 
 if __name__ == "__main__":

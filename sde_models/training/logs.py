@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from sde_models.training.progress import Log
-
 
 class NoLog:
     """Drops everything."""
@@ -62,6 +60,3 @@ def open_log(
 ) -> TensorBoardLog | NoLog:
     """The log of a run: one in the first process if a folder is given, and none otherwise."""
     return NoLog() if folder is None or not main else TensorBoardLog(folder, step)
-
-
-_: Log = NoLog()
