@@ -49,5 +49,19 @@ def describe(value: Any) -> str:
     return _without_addresses(value)
 
 
+def list_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say which settings differ, with both values.
+
+    Example:
+        >>> list_differences({"a": 1, "b": 2}, {"a": 1, "b": 3})
+        ['b: 2 there, 3 now']
+    """
+    return [
+        f"{name}: {there.get(name, 'not given')} there, {now.get(name, 'not given')} now"
+        for name in sorted({*there, *now})
+        if name not in there or name not in now or there[name] != now[name]
+    ]
+
+
 def _without_addresses(value: Any) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))

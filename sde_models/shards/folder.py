@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sde_models.shards.fingerprints import hash_tensors
+from sde_models.shards.fingerprints import hash_tensors, list_differences
 from sde_models.whole_files import write_whole
 
 Settings = dict[str, str | int | None]
@@ -148,11 +148,7 @@ class Folder:
                 f"{file} is damaged ({error}), so that nobody knows what the results beside it "
                 f"are: choose another folder, or delete {self.path}"
             ) from error
-        differing = [
-            f"{name}: {found.get(name, 'not given')} there, {settings.get(name, 'not given')} now"
-            for name in sorted({*found, *settings})
-            if name not in found or name not in settings or found[name] != settings[name]
-        ]
+        differing = list_differences(found, settings)
         if differing:
             raise ValueError(
                 f"{self.path} holds results of other settings ({'; '.join(differing)}): choose "

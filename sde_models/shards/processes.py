@@ -32,7 +32,7 @@ class Processes:
 
     def __init__(self, accelerator: Accelerator | None) -> None:
         if accelerator is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            accelerator = _make_accelerator()
+            accelerator = make_accelerator()
         self.accelerator: Any = accelerator
         self.rank: int = 0 if accelerator is None else accelerator.process_index
         self.count: int = 1 if accelerator is None else accelerator.num_processes
@@ -89,7 +89,7 @@ def unwrap(model: Any) -> Any:
     return bare
 
 
-def _make_accelerator() -> Accelerator:
+def make_accelerator() -> Accelerator:
     """One that waits as long as the slowest process may take."""
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs

@@ -1,0 +1,121 @@
+"""Callbacks made ready: what the averaged model is worth, while it is being trained."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_models.discrete import bits_per_dim
+from sde_models.sampling import sample
+from sde_models.training.progress import Progress
+
+
+class SampleImages:
+    """Draw images from the averaged model every so many steps, from the same noise each time.
+
+    Args:
+        every: Steps between.
+        event_shape: Shape of one image, ``(C, H, W)`` with 1 or 3 channels.
+        folder: Where ``step-00001000.png`` and so on are written; nowhere if None. With
+            ``log_dir`` the images go to TensorBoard too.
+        count: Images in a grid.
+        data_range: Values that are shown as black and white.
+        seed: Fixes the noise.
+        **arguments: Handed to :func:`~sde_models.sample`.
+
+    Example:
+        >>> network = sm.nn.ResidualNetwork((1, 4, 4), width=16, depth=1)
+        >>> model = sm.ScoreModel(network, sm.VPSDE())
+        >>> show = SampleImages(2, (1, 4, 4), count=4, solver="ddim", steps=2)
+        >>> _ = sm.fit(model, torch.randn(8, 1, 4, 4), steps=2, progress=False, callback=show)
+    """
+
+    def __init__(
+        self,
+        every: int,
+        event_shape: tuple[int, int, int],
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        count: int = 64,
+        data_range: tuple[float, float] = (-1.0, 1.0),
+        seed: int = 0,
+        **arguments: Any,
+    ) -> None:
+        _check_every(every)
+        self.every, self.event_shape, self.count, self.seed = every, event_shape, count, seed
+        self.folder = None if folder is None else Path(folder)
+        self.data_range = data_range
+        usual = {"solver": "dpmpp-2m", "steps": 20, "progress": False}
+        self.arguments: dict[str, Any] = {**usual, **arguments}
+
+    def __call__(self, progress: Progress) -> None:
+        """Draw, in the first process."""
+        if progress.step % self.every or not progress.main:
+            return
+        from torchvision.utils import save_image
+
+        shape = (self.count, *self.event_shape)
+        generator = torch.Generator().manual_seed(self.seed)
+        with torch.no_grad():
+            drawn = sample(progress.averaged, shape, generator=generator, **self.arguments).x
+        low, high = self.data_range
+        images = ((drawn - low) / (high - low)).clamp(0, 1).cpu()
+        progress.log.images("samples", images, progress.step)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            side = max(1, round(self.count**0.5))
+            save_image(images, self.folder / f"step-{progress.step:08d}.png", nrow=side)
+
+
+class BitsPerDimCurve:
+    """Bits per dimension of held-out images under the averaged model, every so many steps.
+
+    Args:
+        every: Steps between.
+        images: Levels 0 to ``levels - 1``, shape ``(B, *event)``.
+        levels: Number of levels.
+        seed: Fixes the noise of the dequantisation.
+        **arguments: Handed to :func:`~sde_models.bits_per_dim`.
+
+    Attributes:
+        curve: Bits per dimension by step, in the first process.
+
+    Example:
+        >>> network = sm.nn.ResidualNetwork((1, 2, 2), width=16, depth=1)
+        >>> model = sm.ScoreModel(network, sm.VPSDE(t_min=1e-3))
+        >>> held_out = torch.randint(0, 16, (2, 1, 2, 2))
+        >>> bits = BitsPerDimCurve(3, held_out, levels=16, rtol=1e-2, atol=1e-2)
+        >>> _ = sm.fit(model, torch.randn(8, 1, 2, 2), steps=3, progress=False, callback=bits)
+        >>> list(bits.curve)
+        [3]
+    """
+
+    def __init__(
+        self, every: int, images: Tensor, levels: int = 256, *, seed: int = 0, **arguments: Any
+    ) -> None:
+        _check_every(every)
+        self.every, self.images, self.levels, self.seed = every, images, levels, seed
+        self.arguments = arguments
+        self.curve: dict[int, float] = {}
+
+    def __call__(self, progress: Progress) -> None:
+        """Evaluate, in the first process."""
+        if progress.step % self.every or not progress.main:
+            return
+        generator = torch.Generator().manual_seed(self.seed)
+        images = self.images.to(progress.averaged.device)
+        with torch.no_grad():
+            bits = bits_per_dim(
+                progress.averaged, images, self.levels, generator=generator, **self.arguments
+            )
+        self.curve[progress.step] = float(bits.value)
+        progress.log.scalar("bits per dimension", float(bits.value), progress.step)
+
+
+def _check_every(every: int) -> None:
+    if every < 1:
+        raise ValueError(f"every must be 1 step or more, got {every}")

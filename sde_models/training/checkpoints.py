@@ -1,0 +1,199 @@
+"""Checkpoints of a run: folders that are there whole or not at all, with checksums.
+
+Each holds the weights and the averaged weights in safetensors, the settings in JSON, and the rest
+in a file for ``torch.load(weights_only=True)``. Nothing is ever unpickled. ``SHA256SUMS`` covers
+every byte, and ``sha256sum -c SHA256SUMS`` checks it by hand.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import warnings
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+SUMS = "SHA256SUMS"
+WEIGHTS, AVERAGED, SETTINGS, STATE = (
+    "weights.safetensors", "averaged.safetensors", "settings.json", "state.pt",
+)  # fmt: skip
+FILES = (WEIGHTS, AVERAGED, SETTINGS, STATE)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a run needs to go on.
+
+    Attributes:
+        weights: Raw weights by name.
+        averaged: Averaged weights by name.
+        settings: What the run was made with, as text and numbers.
+        state: The rest, made of numbers, tensors, lists and dictionaries.
+        metadata: Text written beside the weights.
+    """
+
+    weights: dict[str, Tensor]
+    averaged: dict[str, Tensor]
+    settings: dict[str, Any]
+    state: dict[str, Any]
+    metadata: dict[str, str] | None = None
+
+
+class DamagedError(ValueError):
+    """A checkpoint that is not as it was written."""
+
+
+class CheckpointFolder:
+    """The checkpoints of one run, of which the newest few are kept.
+
+    Args:
+        path: The folder, made when the first is written.
+        keep: How many are kept.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as path:
+        ...     folder = CheckpointFolder(path, keep=2)
+        ...     for step in (0, 10, 20):
+        ...         folder.write(step, Checkpoint({"a": torch.ones(1)}, {}, {}, {}))
+        ...     folder.steps(), folder.read(20).weights["a"]
+        ([10, 20], tensor([1.]))
+    """
+
+    def __init__(self, path: str | os.PathLike[str], keep: int = 3) -> None:
+        self.path = Path(path)
+        self.keep = keep
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, readable or not, in rising order."""
+        names = (entry.name.removeprefix("step-") for entry in self.path.glob("step-*"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def folder(self, step: int) -> Path:
+        """Where the checkpoint of a step is."""
+        return self.path / f"step-{step:08d}"
+
+    def newest(self) -> tuple[int, Checkpoint] | None:
+        """The newest checkpoint that is readable, and its step; None if there is no run.
+
+        Raises:
+            DamagedError: If there are checkpoints, and none can be read.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return step, self.read(step)
+            except DamagedError as error:
+                warnings.warn(
+                    f"{error}: the checkpoint before it is used instead",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        if steps:
+            raise DamagedError(
+                f"none of the {len(steps)} checkpoints in {self.path} can be read: restore the "
+                "folder from a copy, or choose another to start anew"
+            )
+        return None
+
+    def read(self, step: int) -> Checkpoint:
+        """Read the checkpoint of a step.
+
+        Raises:
+            DamagedError: If a file is missing or a single bit is not as it was written.
+        """
+        folder = self.folder(step)
+        try:
+            content = {name: (folder / name).read_bytes() for name in FILES}
+            sums = (folder / SUMS).read_bytes()
+        except OSError as error:
+            raise DamagedError(f"{folder} is damaged ({error})") from error
+        if sums != _checksums(content):
+            raise DamagedError(f"{folder} is damaged (its checksums do not fit)")
+        return Checkpoint(
+            weights=load(content[WEIGHTS]),
+            averaged=load(content[AVERAGED]),
+            settings=json.loads(content[SETTINGS]),
+            state=torch.load(io.BytesIO(content[STATE]), map_location="cpu", weights_only=True),
+        )
+
+    def write(self, step: int, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint under a temporary name, rename it, and remove the oldest.
+
+        Raises:
+            OSError: If it cannot be written; those written before are as they were.
+        """
+        buffer = io.BytesIO()
+        torch.save(checkpoint.state, buffer)
+        content = {
+            WEIGHTS: save(_own_memory(checkpoint.weights), checkpoint.metadata),
+            AVERAGED: save(_own_memory(checkpoint.averaged), checkpoint.metadata),
+            SETTINGS: json.dumps(checkpoint.settings, indent=2, sort_keys=True).encode(),
+            STATE: buffer.getvalue(),
+        }
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self._temporary(step)
+        temporary.mkdir()
+        try:
+            for name, raw in (content | {SUMS: _checksums(content)}).items():
+                _write_through(temporary / name, raw)
+            _sync_folder(temporary)
+            self._remove(step)  # of the same step is here only one that could not be read
+            os.replace(temporary, self.folder(step))
+            _sync_folder(self.path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for old in self.steps()[: -self.keep]:
+            self._remove(old)
+
+    def tidy(self, newest: int) -> None:
+        """Remove what a killed run left half-written, and what is damaged after a step."""
+        for left in self.path.glob(".step-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        for step in self.steps():
+            if step > newest:
+                self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        # Renamed first, or there would be a moment with half a checkpoint of that name.
+        if self.folder(step).exists():
+            temporary = self._temporary(step)
+            os.replace(self.folder(step), temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _temporary(self, step: int) -> Path:
+        return self.path / f".step-{step:08d}.{uuid4().hex}.tmp"
+
+
+def _checksums(content: dict[str, bytes]) -> bytes:
+    lines = (f"{sha256(content[name]).hexdigest()}  {name}\n" for name in sorted(content))
+    return "".join(lines).encode()
+
+
+def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU: safetensors refuses tied weights, which share theirs."""
+    return {name: v.detach().to("cpu", copy=True).contiguous() for name, v in tensors.items()}
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,97 @@
+"""What a run is made of, as text and numbers, so that it is never resumed as another."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from sde_models.checkpoints import SETTINGS_KEY, describe_model
+from sde_models.models import Model
+from sde_models.shards.fingerprints import describe, list_differences
+from sde_models.training.settings import Settings
+
+FREE = ("accumulate", "checkpoint_every", "keep")
+"""Settings that may change when a run is resumed, since its result does not depend on them."""
+
+
+def describe_run(
+    settings: Settings, seed: int, model: Model, data: Any, loss: Any
+) -> dict[str, Any]:
+    """Say what the result of a run depends on.
+
+    Args:
+        settings: Those of the run.
+        seed: Seed of the run.
+        model: What is trained.
+        data: As given to :func:`~sde_models.fit`. A tensor is told by its contents, a dataset by
+            class and length, a function by its name.
+        loss: What is minimised.
+
+    Returns:
+        Text and numbers by name.
+    """
+    chosen = {name: value for name, value in asdict(settings).items() if name not in FREE}
+    weights = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    return {
+        **chosen,
+        "seed": seed,
+        "loss": describe(loss),
+        "data": _describe_data(data),
+        **_flatten("model", _describe_model(model)),
+        "model.weights": ", ".join(f"{name} {shape}" for name, shape in weights.items()),
+        "model.dtype": str(model.dtype),
+    }
+
+
+def metadata_of(model: Model) -> dict[str, str] | None:
+    """What lets :func:`~sde_models.load_model` rebuild the model, if it can be rebuilt."""
+    try:
+        return {SETTINGS_KEY: json.dumps(describe_model(model))}  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def check_same_run(there: dict[str, Any], now: dict[str, Any], folder: Any) -> None:
+    """Refuse to resume a run as another.
+
+    Raises:
+        ValueError: Listing each setting that differs, as it was and as it is.
+    """
+    # JSON knows no tuples: what was written is compared to what would be.
+    differing = list_differences(there, json.loads(json.dumps(now)))
+    if differing:
+        raise ValueError(
+            f"{folder} holds a run of another configuration ({'; '.join(differing)}): give the "
+            "settings from there to resume it, or choose another folder for a new run"
+        )
+
+
+def _describe_model(model: Model) -> dict[str, Any]:
+    try:
+        return describe_model(model)  # type: ignore[arg-type]
+    except TypeError:  # classes of others
+        return {"class": type(model).__name__, "layout": describe_layout(model)}
+
+
+def describe_layout(model: Model) -> str:
+    """The modules of a model as text, on one line."""
+    return " ".join(repr(model).split())
+
+
+def _describe_data(data: Any) -> str:
+    if isinstance(data, Tensor):
+        return describe(data)
+    if hasattr(data, "__len__"):
+        return f"{type(data).__name__} of length {len(data)}"
+    return getattr(data, "__qualname__", type(data).__name__)
+
+
+def _flatten(prefix: str, nested: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        inner = isinstance(value, dict)
+        flat |= _flatten(f"{prefix}.{name}", value) if inner else {f"{prefix}.{name}": value}
+    return flat

@@ -1,0 +1,135 @@
+"""One step of training: gradients of the whole batch, clipping, AdamW, the moving average."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Generic
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from sde_models.training.averaging import MovingAverage
+from sde_models.training.group import Group
+from sde_models.training.progress import AnyModel
+from sde_models.training.seeds import seed_at
+from sde_models.training.settings import PRECISIONS, Settings
+from sde_models.training.sources import Order, Rows
+from sde_models.training.whole_batch import WholeBatchLoss
+
+FUSED = ("cpu", "cuda")
+"""Devices on which all of AdamW is one kernel."""
+
+
+class LossOfModel(nn.Module):
+    """The loss as a module, so that gradients are exchanged whichever method of the model runs."""
+
+    def __init__(self, model: nn.Module, loss: WholeBatchLoss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, x0: Tensor, **arguments: Any) -> Tensor:
+        return self.loss(self.model, x0, **arguments)
+
+
+class Learner(Generic[AnyModel]):
+    """The weights, their average and the optimiser: everything that a step changes.
+
+    Args:
+        model: What is trained, in place.
+        loss: What is minimised.
+        settings: Those of the run.
+        order: Which rows of the batch this process has.
+        group: The processes that share the batch.
+    """
+
+    def __init__(
+        self,
+        model: AnyModel,
+        loss: WholeBatchLoss,
+        settings: Settings,
+        order: Order,
+        group: Group,
+    ) -> None:
+        self.settings, self.order, self.group, self.loss = settings, order, group, loss
+        self.model = model
+        self.module = group.wrap(LossOfModel(model, loss))
+        self.average = MovingAverage(model, settings.averaging)
+        self.device = model.device
+        self.generator = torch.Generator(self.device)
+        self.parameters = list(model.parameters())
+        self.optimiser = torch.optim.AdamW(
+            self.parameters,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            betas=(0.9, 0.99),
+            fused=True if self.device.type in FUSED else None,
+        )
+        # Half precision with few bits in its exponent needs a scale for its gradients.
+        scaled = settings.mixed_precision == "fp16"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+
+    def compute_gradients(self, rows: Rows, step: int) -> Tensor:
+        """Fill in the gradients of the mean loss over the whole batch.
+
+        Args:
+            rows: This process's rows of the batch and of its conditioning.
+            step: Steps done before.
+
+        Returns:
+            This process's share of the loss, and the norm of the gradient before clipping,
+            shape ``(2,)``.
+        """
+        x0 = rows.x0.to(self.device, non_blocking=True)
+        size, first = self.order.batch_size, self.order.own.start
+        self.generator.manual_seed(seed_at(self.order.seed, "loss", step))
+        drawn = self.loss.draw(self.model, x0[:1].expand(size, *x0.shape[1:]), self.generator)
+        per_sample = _to_device(rows.cond, self.device)
+        per_sample |= {name: value[self.order.own] for name, value in drawn.items()}
+        shared = _to_device(rows.shared, self.device)
+        total = torch.zeros((), device=self.device)
+        self.optimiser.zero_grad()
+        for part in range(parts := self.settings.accumulate):
+            begin, end = (len(x0) * k // parts for k in (part, part + 1))
+            if not drawn:
+                self.generator.manual_seed(seed_at(self.order.seed, "part", step, first + begin))
+            own = {name: value[begin:end] for name, value in per_sample.items()}
+            with self.group.no_sync(self.module) if part < parts - 1 else nullcontext():
+                with self._autocast():
+                    value = self.module(x0[begin:end], generator=self.generator, **own, **shared)
+                value = value * ((end - begin) / size)
+                # Gradients are averaged over the processes, and wanted is their sum.
+                self.scaler.scale(value * self.group.count).backward()
+            total = total + value.detach()
+        self.scaler.unscale_(self.optimiser)
+        norm = clip_grad_norm_(self.parameters, self.settings.clip_norm)
+        return torch.stack((total, norm.to(total)))
+
+    def update(self, rate: float, first: bool) -> None:
+        """Move the weights against the gradients, and the average after them."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.average.update(first)
+
+    def state(self) -> dict[str, Any]:
+        """What has to be kept, beside the weights, to go on as if nothing had happened."""
+        return {"optimiser": self.optimiser.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state` gave."""
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = PRECISIONS[self.settings.mixed_precision]
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+
+def _to_device(cond: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in cond.items()
+    }

@@ -1,0 +1,74 @@
+"""What a training run shows while it goes on, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from sde_models.models import Model
+
+AnyModel = TypeVar("AnyModel", bound=Model)
+
+
+class Log(Protocol):
+    """Where numbers and images of a run are written to, such as TensorBoard."""
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """Write a number."""
+
+    def images(self, name: str, images: Tensor, step: int) -> None:
+        """Write images with values in [0, 1], shape ``(B, C, H, W)``."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training run is, as a callback sees it.
+
+    Attributes:
+        step: Steps done.
+        value: Loss of the last step as a tensor, on the device of the model.
+        seconds: Time since the start, earlier parts of a resumed run included.
+        model: The model being trained, with raw weights.
+        averaged: The model with averaged weights, in evaluation mode.
+        log: Where to write; it drops everything if the run has no ``log_dir``.
+        main: Whether this is the first of the processes, the one that writes.
+    """
+
+    step: int
+    value: Tensor
+    seconds: float
+    model: Model
+    averaged: Model
+    log: Log
+    main: bool
+
+    @property
+    def loss(self) -> float:
+        """Loss of the last step. On an accelerator, asking for it waits for the device."""
+        return float(self.value)
+
+
+Callback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Fit(Generic[AnyModel]):
+    """A trained model and how it got there.
+
+    Attributes:
+        model: A model of its own with the averaged weights, in evaluation mode.
+        losses: Loss at each step, shape ``(steps,)``, float64.
+        seconds: Time that training took.
+    """
+
+    model: AnyModel
+    losses: Tensor
+    seconds: float
+
+    @property
+    def steps(self) -> int:
+        """Number of steps taken."""
+        return len(self.losses)

@@ -1,0 +1,242 @@
+"""Where batches come from: a tensor, a dataset or a function, in an order that the seed fixes.
+
+The batch of a step follows from the seed and the step alone. Each process takes its own rows of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sde_models._shapes import check_batch, check_floating
+from sde_models.models import Model
+from sde_models.training.seeds import generator_at, seed_at
+
+Batch = Tensor | tuple[Tensor, dict[str, Any]]
+"""Data, shape ``(B, *event)``, alone or with conditioning keywords for the network."""
+
+
+MOST_STDS = 100.0
+"""Data may be so many standard deviations from zero. Bytes as floats are far beyond."""
+
+
+class BatchSource(Protocol):
+    """Draws a batch; all its randomness comes from the generator."""
+
+    def __call__(self, batch_size: int, generator: torch.Generator | None) -> Batch:
+        """Draw ``batch_size`` samples."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a batch.
+
+    Attributes:
+        x0: Data, shape ``(B, *event)``.
+        cond: Conditioning with one row for each sample, by name.
+        shared: Conditioning that is the same for all samples.
+    """
+
+    x0: Tensor
+    cond: dict[str, Any]
+    shared: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which rows are whose.
+
+    Args:
+        seed: Seed of the run.
+        batch_size: Samples in the batch of all processes.
+        rank: Index of this process.
+        count: Number of processes.
+    """
+
+    seed: int
+    batch_size: int
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def own(self) -> slice:
+        """The rows of a batch that this process takes."""
+        first, last = (self.batch_size * k // self.count for k in (self.rank, self.rank + 1))
+        return slice(first, last)
+
+    def indices(self, length: int, step: int) -> Tensor:
+        """This process's part of the indices of a step, drawn with replacement."""
+        generator = generator_at(self.seed, "order", step)
+        return torch.randint(length, (self.batch_size,), generator=generator)[self.own]
+
+
+class Source(Protocol):
+    """Own rows of each step, from a step on without end."""
+
+    def stream(self, step: int) -> Iterator[Rows]:
+        """Rows of this step, the next, and so on."""
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """All data in one tensor."""
+
+    data: Tensor
+    order: Order
+
+    def stream(self, step: int) -> Iterator[Rows]:
+        while True:
+            rows = self.order.indices(len(self.data), step)
+            yield Rows(self.data[rows.to(self.data.device)], {}, {})
+            step += 1
+
+
+@dataclass(frozen=True)
+class FunctionSource:
+    """A function that draws the whole batch, called alike in every process."""
+
+    draw: BatchSource
+    order: Order
+    model: Model
+
+    def stream(self, step: int) -> Iterator[Rows]:
+        size = self.order.batch_size
+        while True:
+            batch = self.draw(size, generator_at(self.order.seed, "order", step))
+            x0, cond = batch if isinstance(batch, tuple) else (batch, {})
+            # Looking at numbers on an accelerator means waiting for it.
+            if isinstance(x0, Tensor) and x0.device.type == "cpu":
+                check_data(x0, self.model, f"the batch of step {step + 1}")
+            if len(x0) != size:
+                raise ValueError(
+                    f"the batch of step {step + 1} has {len(x0)} samples, {size} were asked for: "
+                    "draw(batch_size, generator) must return batch_size of them"
+                )
+            own = self.order.own
+            per_sample = {k: v[own] for k, v in cond.items() if _has_rows(v, size)}
+            shared = {k: v for k, v in cond.items() if k not in per_sample}
+            yield Rows(x0[own], per_sample, shared)
+            step += 1
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """A map-style dataset, read by worker processes if there are any."""
+
+    data: Dataset[Any]
+    order: Order
+    model: Model
+    workers: int
+
+    def stream(self, step: int) -> Iterator[Rows]:
+        loader: DataLoader[Any] = DataLoader(
+            SeededItems(self.data, self.model),
+            batch_sampler=ItemOrder(self.order, len(self.data), step),  # type: ignore[arg-type]
+            num_workers=self.workers,
+            generator=generator_at(self.order.seed, "workers"),
+            pin_memory=self.model.device.type == "cuda",
+        )
+        for batch in loader:
+            x0, cond = batch if isinstance(batch, list | tuple) else (batch, {})
+            yield Rows(x0, cond, {})
+
+
+@dataclass(frozen=True)
+class ItemOrder:
+    """Indices for a DataLoader, each with a seed of its own, from a step on."""
+
+    order: Order
+    length: int
+    step: int
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        step, first = self.step, self.order.own.start
+        while True:
+            rows = self.order.indices(self.length, step).tolist()
+            yield [
+                (row, seed_at(self.order.seed, "item", step, first + place))
+                for place, row in enumerate(rows)
+            ]
+            step += 1
+
+
+@dataclass(frozen=True)
+class SeededItems(Dataset[Any]):
+    """Items that are checked, and whose augmentations follow from the place in the run."""
+
+    data: Dataset[Any]
+    model: Model
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        index, seed = place
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            item = self.data[index]
+        x0, cond = item if isinstance(item, tuple | list) and len(item) == 2 else (item, {})
+        if not isinstance(x0, Tensor) or not isinstance(cond, dict):
+            raise TypeError(
+                f"item {index} of the dataset is {_kind(item)}; wanted x0, or (x0, cond) with "
+                'cond a dictionary of conditioning such as {"label": 3}'
+            )
+        check_data(x0[None], self.model, f"item {index} of the dataset")
+        return item
+
+
+def make_source(data: Any, order: Order, model: Model, workers: int = 0) -> Source:
+    """Choose how to read data.
+
+    Args:
+        data: A tensor ``(N, *event)``, a map-style dataset, or a :class:`BatchSource`.
+        order: Which rows are whose.
+        model: What is trained; it tells the event shape and the range of data.
+        workers: Worker processes for a dataset.
+
+    Raises:
+        TypeError: If the data are none of these, or not floating.
+        ValueError: If they are NaN, of another event shape, far out of range, or empty.
+    """
+    if isinstance(data, Tensor):
+        check_data(data, model, "data")
+        return TensorSource(data, order)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        if len(data) == 0:
+            raise ValueError("the dataset is empty: at least one item is wanted")
+        return DatasetSource(data, order, model, workers)
+    if callable(data):
+        return FunctionSource(data, order, model)
+    raise TypeError(
+        f"data is {_kind(data)}; wanted a tensor (N, *event), a dataset with __len__ and "
+        "__getitem__, or a function draw(batch_size, generator)"
+    )
+
+
+def check_data(x: Tensor, model: Model, name: str) -> None:
+    """Refuse data that the model cannot have been meant for; errors as in :func:`make_source`."""
+    check_floating(x, name)
+    check_batch(x, model.event_shape, name)
+    std = getattr(model.sde, "data_std", None)
+    if std is None:
+        return
+    limit = MOST_STDS * float(std)
+    low, high = (float(v) for v in torch.aminmax(x))
+    if max(-low, high) > limit:
+        row = int(x.abs().flatten(1).amax(1).argmax())
+        raise ValueError(
+            f"{name} runs from {low:g} to {high:g} (row {row}), but the SDE is for data of "
+            f"standard deviation data_std={float(std):g}: scale the data, as in x / 127.5 - 1 for "
+            f"bytes, or give the SDE the data_std of the data"
+        )
+
+
+def _has_rows(value: Any, size: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == size
+
+
+def _kind(value: Any) -> str:
+    inner = f" of {', '.join(type(v).__name__ for v in value)}" if isinstance(value, tuple) else ""
+    return f"a {type(value).__name__}{inner}"

@@ -1,0 +1,189 @@
+"""However a batch is split, over processes or over time, the weights come out the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import sde_models as sm
+from sde_models.losses import denoising_score_matching
+from sde_models.training.checkpoints import CheckpointFolder
+
+DATA = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)).double()
+
+
+class Labelled(Dataset[Any]):
+    def __len__(self) -> int:
+        return len(DATA)
+
+    def __getitem__(self, index: int) -> Any:
+        return DATA[index] + 0.1 * torch.randn(2, dtype=torch.float64), {"label": index % 3}
+
+
+def labelled(batch_size: int, generator: torch.Generator | None) -> Any:
+    rows = torch.randint(len(DATA), (batch_size,), generator=generator)
+    return DATA[rows], {"label": rows % 3}
+
+
+SOURCES: dict[str, Any] = {"tensor": DATA, "dataset": Labelled(), "function": labelled}
+LIKELIHOOD = partial(denoising_score_matching, weighting="likelihood")
+
+
+def train(data: Any, **changes: Any) -> sm.Fit[Any]:
+    torch.manual_seed(0)
+    network = sm.nn.ResidualNetwork((2,), width=8, depth=1, classes=3).double()
+    model = sm.ScoreModel(network, sm.VPSDE())
+    arguments = {"steps": 10, "batch_size": 9, "seed": 3, "warmup": 2, "progress": False}
+    return sm.fit(model, data, **arguments | changes)
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def assert_same(got: sm.Fit[Any], wanted: sm.Fit[Any]) -> None:
+    assert torch.allclose(weights(got.model), weights(wanted.model), rtol=0, atol=1e-9)
+    assert torch.allclose(got.losses, wanted.losses, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("loss", [denoising_score_matching, LIKELIHOOD])
+def test_accumulated_parts_are_the_whole_batch(name: str, loss: Any) -> None:
+    whole = train(SOURCES[name], loss=loss)
+    for parts in (2, 4):  # of 9 samples: parts of different sizes
+        assert_same(train(SOURCES[name], loss=loss, accumulate=parts), whole)
+
+
+def test_other_losses_draw_for_each_part_anew() -> None:
+    def loss(model: Any, x0: Tensor, *, generator: Any) -> Tensor:
+        return denoising_score_matching(model, x0, generator=generator)
+
+    whole, parts = train(DATA, loss=loss), train(DATA, loss=loss, accumulate=2)
+    assert not torch.allclose(whole.losses, parts.losses)
+    assert torch.equal(train(DATA, loss=loss, accumulate=2).losses, parts.losses)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes that talk over gloo leave."""
+    folder = tmp_path_factory.mktemp("processes")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root = Path(__file__).resolve().parents[1]
+    common = {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root),
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", __file__, str(folder)],
+            env=os.environ | common | {"RANK": rank, "LOCAL_RANK": rank}, cwd=root,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            with process:
+                process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    return folder
+
+
+def together(folder: Path) -> None:
+    """What each of two processes does."""
+    rank = os.environ["RANK"]
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress: Any) -> None:
+        if progress.step == 7:
+            raise Stop
+
+    def told(progress: Any) -> None:
+        if progress.step == 5 and rank == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def keep(name: str, result: sm.Fit[Any]) -> None:
+        kept = {"weights": weights(result.model), "losses": result.losses}
+        torch.save(kept, folder / f"{name}-{rank}.pt")
+
+    for name, data in SOURCES.items():
+        keep(name, train(data))
+    keep("likelihood", train(DATA, loss=LIKELIHOOD))
+    keep("accumulate", train(DATA, accumulate=2))
+    out = folder / "resumed"
+    try:
+        train(DATA, out=out, checkpoint_every=4, callback=stop)
+    except Stop:
+        keep("resumed", train(DATA, out=out, checkpoint_every=4))
+    try:
+        train(DATA, out=folder / "told", checkpoint_every=2, callback=told)
+    except (KeyboardInterrupt, SystemExit) as left:
+        (folder / f"told-{rank}").write_text(repr(left))
+    train(DATA, out=folder / "told", checkpoint_every=2)
+    try:
+        train(DATA, steps=None, seconds=1.0)
+    except ValueError as error:
+        assert "give steps=" in str(error)  # noqa: PT017, not under pytest
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("name", [*SOURCES, "likelihood", "accumulate", "resumed"])
+def test_two_processes_train_to_the_weights_of_one(shared: Path, name: str, rank: int) -> None:
+    got = torch.load(shared / f"{name}-{rank}.pt", weights_only=True)
+    data = SOURCES.get(name, DATA)
+    wanted = train(data, **({"loss": LIKELIHOOD} if name == "likelihood" else {}))
+    assert torch.allclose(got["weights"], weights(wanted.model), rtol=0, atol=1e-9)
+    assert torch.allclose(got["losses"], wanted.losses, rtol=1e-6)
+
+
+def test_processes_leave_together_when_one_is_told_to(shared: Path) -> None:
+    assert (shared / "told-0").read_text().startswith("KeyboardInterrupt('stopped after step 6;")
+    assert (shared / "told-1").read_text() == "SystemExit(143)"
+    assert torch.equal(
+        CheckpointFolder(shared / "told").read(10).state["losses"],
+        torch.load(shared / "tensor-0.pt", weights_only=True)["losses"],
+    )
+
+
+def test_a_run_of_two_processes_may_go_on_as_one(shared: Path) -> None:
+    assert torch.allclose(
+        weights(train(DATA, out=shared / "resumed", checkpoint_every=4).model),
+        weights(train(DATA).model),
+        rtol=0,
+        atol=1e-9,
+    )
+
+
+def test_a_batch_smaller_than_its_parts_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"batch_size=9 cannot be split into 10 parts"):
+        train(DATA, accumulate=10)
+
+
+def test_an_accelerator_that_splits_the_model_is_refused() -> None:
+    kind = SimpleNamespace(value="FSDP")
+    accelerator: Any = SimpleNamespace(process_index=0, num_processes=1, distributed_type=kind)
+    with pytest.raises(ValueError, match=r"set up for FSDP: use one without plugins"):
+        train(DATA, accelerator=accelerator)
+
+
+if __name__ == "__main__":
+    together(Path(sys.argv[1]))
