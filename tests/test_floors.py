@@ -39,6 +39,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     5: (
         "sampling",
         "likelihood",
+        "flow_density",
         "likelihood_accuracy",
         "likelihood_methods",
         "likelihood_training",
