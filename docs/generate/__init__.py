@@ -1,0 +1,1 @@
+"""The programs that make the documentation: executed tutorials, reference pages, formulas."""

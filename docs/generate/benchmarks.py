@@ -1,0 +1,41 @@
+"""A page of the benchmarks' tables and pictures, as they were last measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+TITLES = {
+    "samplers": "Samplers",
+    "overhead": "Overhead of the solvers",
+    "step_control": "Steps for each sample",
+    "likelihood": "Likelihoods",
+    "calibration": "Calibration of the errors",
+    "density": "Densities of real images",
+    "score_matching": "Score matching",
+    "training_overhead": "Overhead of training",
+}
+"""What is shown, in this order, by the name of its files."""
+
+
+def benchmark_files(results: Path) -> Iterator[tuple[str, str | bytes]]:
+    """Path on the site and content of the page and of its pictures.
+
+    Raises:
+        FileNotFoundError: If a table is missing.
+        ValueError: If there is a table that has no title here.
+    """
+    unknown = sorted({path.stem for path in results.glob("*.md")} - TITLES.keys())
+    if unknown:
+        raise ValueError(f"{results} has tables without a title in {__file__}: {unknown}")
+    lines = ["# Benchmarks", "", "As last measured; each is run again by the command it names.", ""]
+    for name, title in TITLES.items():
+        lines += [f"## {title} {{ #{name.replace('_', '-')} }}", ""]
+        lines += [f"`python benchmarks/{name}.py`", ""]
+        text = (results / f"{name}.md").read_text(encoding="utf-8")
+        lines += [line.replace("## ", "### ") for line in text.splitlines()] + [""]
+        picture = results / f"{name}.png"
+        if picture.exists():
+            lines += [f"![{title}, as in the table above](benchmarks/{name}.png)", ""]
+            yield f"reference/benchmarks/{name}.png", picture.read_bytes()
+    yield "reference/benchmarks.md", "\n".join(lines)
