@@ -10,6 +10,16 @@ get_ipython().run_line_magic(  # noqa: F821
     "config", "InlineBackend.print_figure_kwargs = {'bbox_inches': 'tight', 'dpi': 144}"
 )
 GREY = "#7d7d7d"  # readable on a light page and on a dark one
+COLOURED = [
+    "text.color",
+    "axes.edgecolor",
+    "axes.labelcolor",
+    "axes.titlecolor",
+    "xtick.color",
+    "ytick.color",
+    "grid.color",
+    "legend.labelcolor",
+]
 plt.rcParams.update(
     {
         "figure.figsize": (6.4, 3.6),
@@ -22,19 +32,7 @@ plt.rcParams.update(
         "grid.alpha": 0.25,
         "lines.linewidth": 1.8,
         "font.size": 10,
-        **dict.fromkeys(
-            (
-                "text.color",
-                "axes.edgecolor",
-                "axes.labelcolor",
-                "axes.titlecolor",
-                "xtick.color",
-                "ytick.color",
-                "grid.color",
-                "legend.labelcolor",
-            ),
-            GREY,
-        ),
+        **dict.fromkeys(COLOURED, GREY),
     }
 )
 torch.set_num_threads(1)
