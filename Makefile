@@ -13,11 +13,11 @@ STAMP := .venv/.installed
 CHECK_VERSION := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format docs bench clean
+.PHONY: help venv demo test lint format docs check-site bench clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 venv: $(STAMP)  ## create .venv and install the package with its dev extra
 
@@ -54,8 +54,12 @@ format: $(STAMP)  ## apply ruff's fixes and formatting
 	$(BIN)/ruff format .
 
 # The variable silences the theme's announcement about MkDocs 2, which `mkdocs<2` leaves without force.
-docs: $(STAMP)  ## build the documentation into site/; a warning is an error
+docs: $(STAMP)  ## run the tutorials and build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
+
+check-site: docs  ## open every page of the documentation in Chromium (Debian: apt install chromium)
+	cd docs/generate && npm ci --no-audit --no-fund --loglevel=error
+	node docs/generate/check_site.mjs site
 
 bench: $(STAMP)  ## measure what solvers cost and give, beside other libraries; about an hour
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[bench]'

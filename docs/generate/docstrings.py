@@ -6,6 +6,7 @@ import inspect
 import re
 import textwrap
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import griffe
@@ -69,12 +70,13 @@ def where_defined(path: str) -> str:
     module, *names = path.split(".")
     found: Any = import_module(module)
     for name in names:
-        module = f"{getattr(found, '__name__', '')}.{name}"
-        if not hasattr(found, name) and inspect.ismodule(found):
-            import_module(module)
-        if not hasattr(found, name):
-            return path
-        found = getattr(found, name)
+        if inspect.ismodule(found) and not hasattr(found, name):
+            inner = f"{found.__name__}.{name}"
+            found = import_module(inner) if find_spec(inner) else None
+        else:
+            found = getattr(found, name, None)
+    if found is None:
+        return path
     found = getattr(found, "fget", found)
     if inspect.ismodule(found) or not hasattr(found, "__qualname__"):
         return path

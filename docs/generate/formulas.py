@@ -34,7 +34,7 @@ def install() -> None:
             "read the pages as they are in docs/"
         )
     done = subprocess.run(
-        [npm, "ci", "--no-audit", "--no-fund", "--loglevel=error"],
+        [npm, "ci", "--omit=dev", "--no-audit", "--no-fund", "--loglevel=error"],
         cwd=HERE, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:

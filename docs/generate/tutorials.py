@@ -7,6 +7,7 @@ library's sources and of everything here, and used again while none of these cha
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -98,7 +99,8 @@ def execute(source: Path, page: Page) -> None:
         resources={"metadata": {"path": str(source.parent)}},
     )
     try:
-        client.execute(env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        asyncio.run(client.async_execute(env=env))
     except CellExecutionError as error:
         raise TutorialError(f"{source.name} does not run: {error}") from error
     del notebook.cells[0]

@@ -1,0 +1,160 @@
+"""The documentation is not built with broken code, links, names or formulas."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from generate import formulas
+from generate.benchmarks import TITLES, benchmark_files
+from generate.docstrings import as_markdown, where_defined
+from generate.reference import public_names
+from generate.tutorials import Page, TutorialError, check_cell, execute, execute_all, key_of
+from nbformat.v4 import new_code_cell, new_output
+
+ROOT = Path(__file__).parents[1]
+GOOD = """\
+# %% [markdown]
+# # Title
+#
+# About $x^2$.
+
+# %%
+print("said", 1 + 1)
+
+# %% alt="A line that rises"
+import matplotlib.pyplot as plt
+
+plt.plot([0, 1])
+plt.show()
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "page.py"
+    path.write_text(text)
+    return path
+
+
+def test_a_tutorial_becomes_a_page_with_what_it_prints_and_draws(tmp_path: Path) -> None:
+    source, cache = write(tmp_path / "tutorials", GOOD), tmp_path / "cache"
+    (page,) = execute_all([source], cache)
+    assert "# Title" in page.text
+    assert '```python\nprint("said", 1 + 1)\n```' in page.text
+    assert '```text title="Output"\nsaid 2\n```' in page.text
+    (picture,) = page.pictures
+    assert f"![A line that rises](page/{picture.name})" in page.text
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+    # The page is used again while nothing changes.
+    (page.folder / "page.md").write_text("kept")
+    assert execute_all([source], cache)[0].text == "kept"
+
+
+def test_a_page_depends_on_its_text_and_on_the_library(tmp_path: Path) -> None:
+    source = write(tmp_path, GOOD)
+    key = key_of(source, "library")
+    assert key == key_of(source, "library")
+    assert key != key_of(source, "another library")
+    source.write_text(GOOD.replace("1 + 1", "1 + 2"))
+    assert key != key_of(source, "library")
+
+
+def test_a_tutorial_that_fails_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path, GOOD.replace('print("said", 1 + 1)', "assert 1 > 2, 'not so'"))
+    with pytest.raises(TutorialError, match=r"(?s)page.py does not run.*assert 1 > 2.*not so"):
+        execute(source, Page("page", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_readers_should_not_see_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path, GOOD)
+    cell = new_code_cell("run()", outputs=[new_output("stream", name="stderr", text="careful")])
+    with pytest.raises(TutorialError, match=r"error stream:\ncareful\nin the cell\nrun\(\)"):
+        check_cell(cell, source)
+    cell = new_code_cell("plot()", outputs=[new_output("display_data", {"image/png": "..."})])
+    with pytest.raises(TutorialError, match="draws without a description"):
+        check_cell(cell, source)
+    cell.metadata["alt"] = "A line"
+    check_cell(cell, source)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("See [fit][sde_models.training.verb.fit].", "cross-reference target"),
+        ("See [there](index.md#nowhere).", "no such anchor on this page"),
+        ("See [there](nowhere.md).", "'nowhere.md'"),
+    ],
+    ids=["name", "anchor", "page"],
+)
+def test_a_broken_link_fails_the_build(tmp_path: Path, text: str, said: str) -> None:
+    """The reference is not among these pages, so that no name of it can be found."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# Home\n\n{text}\n")
+    (tmp_path / "mkdocs.yml").write_text(
+        f"INHERIT: {ROOT / 'mkdocs.yml'}\ndocs_dir: docs\nnav: [index.md]\nhooks: []\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", "site"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Aborted with 1 warnings in strict mode" in done.stdout + done.stderr
+
+
+def test_bad_formulas_are_found(tmp_path: Path) -> None:
+    formulas.install()
+    page = tmp_path / "index.html"
+    good = '<span class="arithmatex">\\(a &lt; \\sigma_t\\)</span>'
+    page.write_text(good + '<div class="arithmatex">\\[\\frac{1}{2}\\]</div>')
+    assert formulas.check(tmp_path) == 2
+    page.write_text(good + '<span class="arithmatex">\\(\\frac{1}\\)</span>')
+    with pytest.raises(formulas.FormulaError, match=r"index.html: .*\\frac\{1\}"):
+        formulas.check(tmp_path)
+    page.write_text('<span class="arithmatex">\\(\\label{a}\\)</span>')
+    with pytest.raises(formulas.FormulaError, match="label"):
+        formulas.check(tmp_path)
+
+
+def test_roles_and_directives_become_markdown() -> None:
+    text = (
+        "At :math:`\\sigma_t`, see :func:`~sde_models.fit`.\n\n"
+        ".. math:: a = b\n          + c .\n\nEnd"
+    )
+    assert as_markdown(text) == (
+        "At \\(\\sigma_t\\), see [`fit`][sde_models.training.verb.fit].\n\n"
+        "\\[\na = b\n+ c .\n\\]\n\n\n\nEnd"
+    ).replace("\n\n\n\nEnd", "\n\nEnd")
+    assert (
+        as_markdown("Reference:\n    A paper\n    of 1905.\n")
+        == "**Reference:** A paper of 1905.\n"
+    )
+    assert where_defined("sde_models.no_such") == "sde_models.no_such"
+
+
+def test_every_public_name_has_its_page() -> None:
+    import sde_models as sm
+
+    shown = {
+        name for modules in public_names().values() for names in modules.values() for name in names
+    }
+    functions = {name for name in sm.__all__ if hasattr(getattr(sm, name), "__module__")}
+    assert functions - {"__version__"} <= shown
+
+
+def test_every_benchmark_is_shown(tmp_path: Path) -> None:
+    files = dict(benchmark_files(ROOT / "benchmarks" / "results"))
+    page = files["reference/benchmarks.md"]
+    for name in TITLES:
+        assert f"benchmarks/{name}.py" in page
+        assert (ROOT / "benchmarks" / f"{name}.py").exists()
+    (tmp_path / "new.md").touch()
+    with pytest.raises(ValueError, match="without a title"):
+        list(benchmark_files(tmp_path))
