@@ -10,9 +10,10 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import Abort
 from mkdocs.structure.files import File, Files
 
-# The pages are those of this checkout, whatever is installed.
+# The pages are those of this checkout, whatever is installed. MkDocs puts the path back later.
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
+import sde_models  # noqa: F401
 from generate import formulas
 from generate.benchmarks import benchmark_files
 from generate.reference import reference_pages
