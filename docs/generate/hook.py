@@ -11,7 +11,8 @@ from mkdocs.exceptions import Abort
 from mkdocs.structure.files import File, Files
 
 # The pages are those of this checkout, whatever is installed. MkDocs puts the path back later.
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import sde_models  # noqa: F401
 from generate import formulas
