@@ -19,9 +19,9 @@
 # \text{DDPM:}\quad x_i = \sqrt{1 - \beta_i}\; x_{i-1} + \sqrt{\beta_i}\; z_i.
 # $$
 #
-# Put level $i$ at the time $t_i = i / L$, so that a step takes $\Delta t = 1/L$, and take the levels
-# from curves that do not depend on $L$: $\sigma_i = \sigma(t_i)$, and $\beta_i = \beta(t_i)\,\Delta t$.
-# In the first chain a step has variance
+# Put level $i$ at the time $t_i = i / L$, so that a step takes $\Delta t = 1/L$, and take the
+# levels from curves that do not depend on $L$: $\sigma_i = \sigma(t_i)$, and $\beta_i =
+# \beta(t_i)\,\Delta t$. In the first chain a step has variance
 #
 # $$
 # \sigma^2(t_i) - \sigma^2(t_{i-1}) = \frac{d\sigma^2}{dt}\,\Delta t + O(\Delta t^2),
@@ -42,10 +42,10 @@
 # one to begin with.
 #
 # All random variables in a chain with Gaussian data are Gaussian, so its variance $v_i$ can be
-# followed without drawing a number. Here the data have variance 1/4. A chain stays where it is between
-# two levels, and we look at the largest $|\log(v_\text{chain}/v_\text{SDE})|$ over all times, also those
-# between levels. Since $\beta_i$ is a variance taken out of one, DDPM's chain needs $\beta_i < 1$:
-# more than 20 levels for the usual $\beta_\text{max} = 20$.
+# followed without drawing a number. Here the data have variance 1/4. A chain stays where it is
+# between two levels, and we look at the largest $|\log(v_\text{chain}/v_\text{SDE})|$ over all
+# times, also those between levels. Since $\beta_i$ is a variance taken out of one, DDPM's chain
+# needs $\beta_i < 1$: more than 20 levels for the usual $\beta_\text{max} = 20$.
 
 # %%
 import matplotlib.pyplot as plt
@@ -305,7 +305,7 @@ for name, sde in sdes.items():
     assert abs(measured / alone - 1) < 0.05
 
 # %% [markdown]
-# The mismatch is the mean of the data and hardly anything else, here a few times $10^{-5}$ nats. Over
+# The mismatch is the mean of the data and hardly anything else, and small. Over
 # independent coordinates it adds up, so in thousands of dimensions it is no longer nothing: centre
 # your data. With the mean gone, what is left is of higher order in $\alpha/\sigma$. The picture has
 # the mismatch of VP as a function of the time at which the noising stops.
@@ -333,11 +333,11 @@ plt.show()
 #
 # ## The other end: t_min
 #
-# At $t = 0$ (for VE: if $\sigma_\text{min}$ were 0) there is no noise, the log-SNR is infinite, and so is
-# the score wherever the data lie on a curve, on a surface, or on integers. A training set is a finite
-# number of points: its score at noise level $\sigma$ is of size $1/\sigma$ without bound. So models
-# stop at a `t_min` above zero, and what they model is the data with noise of $\sigma(t_\text{min})$ in
-# them. The last column measures that in nats, on our mixture.
+# At $t = 0$ (for VE: if $\sigma_\text{min}$ were 0) there is no noise, the log-SNR is infinite, and
+# so is the score wherever the data lie on a curve, on a surface, or on integers. A training set is
+# a finite number of points: its score at noise level $\sigma$ is of size $1/\sigma$ without bound.
+# So models stop at a `t_min` above zero, and what they model is the data with noise of
+# $\sigma(t_\text{min})$ in them. The last column measures that in nats, on our mixture.
 
 # %%
 print(

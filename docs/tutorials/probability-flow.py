@@ -98,24 +98,21 @@ plt.show()
 # %%
 order = by_ode[0].argsort()
 gaps = by_ode[:, order].diff(dim=1)
-print(
-    f"ODE: smallest gap between neighbours, at any time {float(gaps.min()):.1e}"
-)
-assert bool((gaps > 0).all())
+smallest = float(gaps.min())
+print(f"ODE: smallest gap between neighbours at the five times {smallest:.1e}")
+assert smallest > 0
 
 half = len(by_sde[0]) // 2
 before = by_sde[0, :half] < by_sde[0, half:]
 after = by_sde[-1, :half] < by_sde[-1, half:]
 swapped = float((before != after).double().mean())
 print(f"SDE: {swapped:.0%} of pairs have changed places at the end")
-assert (
-    abs(swapped - 0.5) < 4 * 0.5 / half**0.5
-)  # as of two coins, four standard errors
+# As if the order were tossed anew, within four standard errors.
+assert abs(swapped - 0.5) < 4 * 0.5 / half**0.5
 
 # %% alt="Left, smooth paths of the ODE that never cross; right, jagged paths of the SDE from the same points that cross often"
-starts = torch.quantile(by_ode[0], torch.linspace(0.05, 0.95, 9).double())[
-    :, None
-]
+levels = torch.linspace(0.05, 0.95, 9).double()
+starts = torch.quantile(by_ode[0], levels)[:, None]
 ode = sm.encode(model, starts, path=torch.linspace(sde.t_min, 1, 200).tolist())
 noisy = sm.solve(
     sde,
@@ -209,13 +206,13 @@ print(f"64 layers undone by iteration: off by {undone:.0e}")
 assert undone < 1e-9
 
 # %% [markdown]
-# That is exact, and thirty evaluations a layer are dear. A cheaper way back is to run the *ODE* the
-# other way: the same steps with $h < 0$, as [`decode`][sde_models.latents.decode] does. Its layers
-# are no exact inverses, but both directions tend to the same flow, so that the round trip closes as
-# the steps become many. How fast? A step of a method of order $p$ is off by $C h^{p+1}$, and the
-# step back by $C (-h)^{p+1}$, with the same $C$ to first order. For odd $p$ the two add up, and the
-# round trip has order $p$. For even $p$ they cancel, and it has order $p + 1$: 1, 3 and 5 for the
-# methods of Euler, Heun and Runge and Kutta.
+# That is exact but for rounding, and thirty evaluations a layer are dear. A cheaper way back is to
+# run the *ODE* the other way: the same steps with $h < 0$, as [`decode`][sde_models.latents.decode]
+# does. Its layers are no exact inverses, but both directions tend to the same flow, so that the
+# round trip closes as the steps become many. How fast? A step of a method of order $p$ is off by $C
+# h^{p+1}$, and the step back by $C (-h)^{p+1}$, with the same $C$ to first order. For odd $p$ the
+# two add up, and the round trip has order $p$. For even $p$ they cancel, and it has order $p + 1$:
+# 1, 3 and 5 for the methods of Euler, Heun and Runge and Kutta.
 
 # %% alt="Round trip error against steps, log-log: straight lines, of slopes near -1, -3 and -5 for Euler, Heun and Runge-Kutta"
 counts = [20, 40, 80, 160]
@@ -269,9 +266,8 @@ plt.ylabel("largest error of $F_t(x_t)$")
 plt.legend()
 plt.show()
 
-assert (
-    adaptive[-1][1] < 1e-3 * adaptive[0][1]
-)  # six digits asked for, three at least
+# Six digits more are asked for; three at least must come.
+assert adaptive[-1][1] < 1e-3 * adaptive[0][1]
 assert adaptive[-1][0] < 10 * adaptive[0][0]
 
 # %% [markdown]
