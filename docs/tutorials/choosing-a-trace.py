@@ -255,11 +255,13 @@ assert largest[1] < largest[16] < largest[256]
 # work still grows as $D$ for each node, and so it is not begun unasked for events above 4,096 numbers:
 
 # %%
+import textwrap
+
 big = sm.ScoreModel(sm.nn.ResidualNetwork((4100,), width=8, depth=1), sde)
 try:
     sm.log_prob(big, torch.randn(1, 4100), divergence="exact")
 except ValueError as error:
-    print(error)
+    print(textwrap.fill(str(error), 80))
 else:
     raise AssertionError("4,100 numbers were let through")
 

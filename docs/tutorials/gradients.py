@@ -12,8 +12,8 @@
 #
 # | `gradient=` | how | memory | solvers |
 # |---|---|---|---|
-# | `None` | `"direct"` if `x` or conditioning requires a gradient, else no graph | | all |
-# | `"direct"` | backpropagation through each step | grows with the steps | all |
+# | `None` | `"direct"` if `x` or conditioning requires a gradient, else no graph | | |
+# | `"direct"` | backpropagation through each step | grows with the steps | all but `scipy:` |
 # | `"adjoint"` | a second differential equation, solved backwards | does not grow | `ode:` |
 #
 # `"direct"` gives the derivative of the number that was computed, errors of the steps

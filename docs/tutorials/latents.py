@@ -416,11 +416,13 @@ assert distances == sorted(distances)
 #    the digits, does it always rise? *Hint:* 1,437 images are few, and a network that learns them
 #    by heart has a score of its own.
 # 3. Replace the second network's SDE by `sm.CosineSDE()`. Is the code still the same? Which of the
-#    two things that fix it has changed?
+#    two things that fix it has changed? *Hint:* both keep the variance, and pass through the same
+#    densities at another pace.
 # 4. Scale the line's latents to the norm of its ends before decoding. Is anything of the spherical
 #    way's advantage left?
-# 5. Take the mean latent of all sevens from that of all ones, encoded *without* a label, and add the
-#    difference to a seven. Does it become a one?
+# 5. Is anything of the label left in the latents? Let `KNeighborsClassifier` learn it from `z[:100]` and
+#    read it from the rest. Then encode all images with `label=0`, and try again. What has changed, and
+#    why? *Hint:* what the label does not say, the latent has to.
 #
 # ## Further reading
 #
