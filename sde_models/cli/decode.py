@@ -7,7 +7,7 @@ import typer
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
 from sde_models.cli.groups import Control, Running, spell_out
-from sde_models.cli.inputs import read_data, read_model, shape_of
+from sde_models.cli.inputs import choose_label, read_data, read_model, shape_of
 from sde_models.cli.outputs import open_output
 from sde_models.to_folder import decode_to_folder
 
@@ -28,6 +28,7 @@ def decode(
     out: o.Out,
     array: o.ArrayName = None,
     n: o.First = None,
+    label: o.Label = None,
     solver: o.SolverName = "ode:dopri5",
     control: Control,
     chunk: o.Chunk = 1024,
@@ -43,7 +44,7 @@ def decode(
         output.check_shape(shape_of(z))
         shards = decode_to_folder(
             network, z, output.shards, solver=solver, chunk=chunk, progress=running.progress,
-            **control.given(),
+            **control.given(), **choose_label(network, label),
         )  # fmt: skip
         count, rows = len(shards), shards.costs()["rows"]
         output.gather(shards, ctx)

@@ -7,7 +7,7 @@ import typer
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
 from sde_models.cli.groups import Control, Running, spell_out
-from sde_models.cli.inputs import read_data, read_model, shape_of
+from sde_models.cli.inputs import choose_label, read_data, read_model, shape_of
 from sde_models.cli.outputs import open_output
 from sde_models.to_folder import encode_to_folder
 
@@ -29,7 +29,9 @@ def encode(
     out: o.Out,
     levels: o.Levels = None,
     array: o.ArrayName = None,
+    root: o.Root = None,
     n: o.First = None,
+    label: o.Label = None,
     solver: o.SolverName = "ode:dopri5",
     control: Control,
     chunk: o.Chunk = 1024,
@@ -43,12 +45,14 @@ def encode(
     """
     with open_output(out, (".npz", ".png", ""), overwrite=running.overwrite) as output:
         network = read_model(model, running.device, running.dtype)
-        x, levels = read_data(data, levels=levels, first=n, array=array, precision=running.dtype)
+        x, levels = read_data(
+            data, levels=levels, first=n, array=array, root=root, precision=running.dtype
+        )
         output.check_shape(shape_of(x))
         shards = encode_to_folder(
             network, x, output.shards, solver=solver, levels=levels, chunk=chunk, seed=seed,
             progress=running.progress,
-            **control.given(),
+            **control.given(), **choose_label(network, label),
         )  # fmt: skip
         count, rows = len(shards), shards.costs()["rows"]
         output.gather(shards, ctx)

@@ -11,7 +11,7 @@ import typer
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
 from sde_models.cli.groups import Control, Running, spell_out
-from sde_models.cli.inputs import read_data, read_model
+from sde_models.cli.inputs import choose_label, read_data, read_model
 from sde_models.cli.outputs import open_output
 from sde_models.evaluation import evaluate
 from sde_models.shards import Shards
@@ -47,7 +47,9 @@ def log_prob(
     ] = None,
     levels: o.Levels = None,
     array: o.ArrayName = None,
+    root: o.Root = None,
     n: o.First = None,
+    label: o.Label = None,
     solver: o.SolverName = "adams-batch",
     divergence: Annotated[
         str | None, typer.Option(help="exact, hutchinson, hutch++, xtrace or auto.")
@@ -66,11 +68,14 @@ def log_prob(
     """
     with open_output(out, (".npz", ".json", ""), overwrite=running.overwrite) as output:
         network = read_model(model, running.device, running.dtype)
-        x, levels = read_data(data, levels=levels, first=n, array=array, precision=running.dtype)
+        x, levels = read_data(
+            data, levels=levels, first=n, array=array, root=root, precision=running.dtype
+        )
         found = evaluate(
             network, x, output.shards, levels=levels, chunk=chunk, seed=seed, solver=solver,
             progress=running.progress,
-            **control.given(), **o.given(tol=tol, divergence=divergence, nodes=nodes),
+            **control.given(), **choose_label(network, label),
+            **o.given(tol=tol, divergence=divergence, nodes=nodes),
         )  # fmt: skip
         if out.suffix == ".json":
             output.write(f"{json.dumps(found.summary(), indent=2)}\n".encode(), ctx)

@@ -9,7 +9,7 @@ import typer
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
 from sde_models.cli.groups import Control, Running, spell_out
-from sde_models.cli.inputs import read_model, read_shape
+from sde_models.cli.inputs import choose_label, read_model, read_shape
 from sde_models.cli.outputs import open_output
 from sde_models.to_folder import sample_to_folder
 
@@ -30,6 +30,7 @@ def sample(
     model: o.ModelFile,
     out: o.Out,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of samples.")] = 64,
+    label: o.Label = None,
     solver: o.SolverName = "ode:dopri5",
     control: Control,
     eta: Annotated[
@@ -56,7 +57,7 @@ def sample(
         shards = sample_to_folder(
             network, n, output.shards, solver=solver, event_shape=event_shape, chunk=chunk,
             seed=seed, progress=running.progress, denoise=denoise,
-            **control.given(), **o.given(eta=eta),
+            **control.given(), **choose_label(network, label), **o.given(eta=eta),
         )  # fmt: skip
         rows = shards.costs()["rows"]
         output.gather(shards, ctx)
