@@ -59,10 +59,9 @@ class Architecture:
     def settled(self, data: TrainingData) -> dict[str, Any]:
         """The options, with those that the data or others decide."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        chosen: dict[str, Any] = {
-            "network": usual_network(data.event_shape),
-            "data_std": data.data_std,
-        }
+        chosen: dict[str, Any] = {"network": usual_network(data.event_shape)}
+        if self.data_std is None:
+            chosen["data_std"] = data.data_std
         if self.prediction is None:
             chosen["preconditioning"] = "edm"
         return chosen | given

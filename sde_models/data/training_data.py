@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
+from sde_models._shapes import check_batch
 from sde_models.data.dequantization import check_levels, dequantize
 
 IMAGE_STD = 0.5
@@ -16,6 +17,9 @@ IMAGE_STD = 0.5
 
 MEASURED = 10_000
 """How many samples the standard deviation of other data is measured on."""
+
+FARTHEST = 10.0
+"""By which factor the scale of data may be away from one."""
 
 Samples = Tensor | Dataset[Any]
 """Samples: a tensor ``(N, *event)``, or a map-style data set with items x or ``(x, label)``."""
@@ -32,8 +36,8 @@ class TrainingData:
         classes: Number of classes of the labels, None where there are no labels.
 
     Raises:
-        ValueError: If a tensor for training holds what is no level.
-        TypeError: Likewise.
+        ValueError: If a tensor for training holds what is no level, or NaN.
+        TypeError: If it holds no numbers.
 
     Example:
         >>> images = torch.tensor([[[[0, 16]]], [[[3, 4]]]])
@@ -49,8 +53,13 @@ class TrainingData:
     classes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.levels is not None and isinstance(self.train, Tensor | TensorDataset):
-            check_levels(_tensors(self.train)[0], self.levels)
+        if not isinstance(self.train, Tensor | TensorDataset):
+            return  # read item by item, and looked at then
+        x = _tensors(self.train)[0]
+        if self.levels is None:
+            check_batch(x, name="data")
+        else:
+            check_levels(x, self.levels)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -63,11 +72,21 @@ class TrainingData:
 
         For images as levels it is the usual 0.5, which is below the true one and so lays weight
         on little noise; for others it is measured about zero.
+
+        Raises:
+            ValueError: If it is far from one, the scale that SDEs and times of training are for.
         """
         if self.levels is not None:
             return IMAGE_STD
         x, _ = _first_of(self.train, MEASURED)
-        return float(f"{x.double().square().mean().sqrt():.3g}")
+        std = float(x.double().square().mean().sqrt())
+        if not 1 / FARTHEST <= std <= FARTHEST:
+            raise ValueError(
+                f"the data are {std:.3g} on average, as a root mean square, and SDEs are for data "
+                "of about 1: subtract their mean and divide by their standard deviation, or give "
+                "data_std to train on them as they are"
+            )
+        return float(f"{std:.3g}")
 
     def batches(self, labels: bool = False, dtype: torch.dtype = torch.float32) -> Any:
         """What :func:`~sde_models.fit` takes as its data.
