@@ -89,7 +89,7 @@ def test_train_sample_and_score_a_gaussian(tmp_path: Path) -> None:
 
     samples = tmp_path / "samples.npz"
     quick = ("--solver", "dpmpp-2m", "--steps", 30)
-    run("sample", model, "--n", 2000, *quick, "--out", samples)
+    run("sample", out, "--n", 2000, *quick, "--out", samples)
     drawn = read_array(samples).double().std(0)
     torch.testing.assert_close(drawn, torch.tensor(std), rtol=0.1, atol=0)
 
@@ -179,6 +179,8 @@ def test_overwrite_begins_anew_and_leaves_other_files(points: Path, tmp_path: Pa
     out = tmp_path / "run"
     run("train", points, *QUICK, "--out", out)
     before = weights(out)
+    run("train", points, *QUICK, "--out", out)  # nothing is left to do
+    assert torch.equal(weights(out), before)
     (out / "notes").write_text("mine")
     run("train", points, *QUICK, "--seed", 1, "--overwrite", "--out", out)
     assert not torch.equal(weights(out), before)

@@ -17,15 +17,19 @@ from sde_models.errors import nearest_names
 from sde_models.models import ScoreModel
 from sde_models.shards import Shards
 
+MODEL_FILE = "model.safetensors"
+"""Name of the model in the folder of a training run."""
+
 
 def read_model(path: Path, device: str, precision: Precision | None) -> ScoreModel:
-    """Read a model onto a device.
+    """Read a model onto a device, from its file or the folder of a training run.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no model file, or there is no such device.
     """
-    return place(load_model(path), device, precision)
+    file = path / MODEL_FILE if path.is_dir() else path
+    return place(load_model(file), device, precision)
 
 
 def place(model: ScoreModel, device: str, precision: Precision | None) -> ScoreModel:

@@ -25,7 +25,10 @@ class Precision(StrEnum):
 
 
 ModelFile = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Model file, as sm.save_model writes it.")
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="Model file, as sm.save_model writes it, or the folder of 'train'."
+    ),
 ]
 Data = Annotated[
     str,

@@ -13,13 +13,14 @@ from typing import Any
 import typer
 
 from sde_models.cli.configuration import write_config
+from sde_models.cli.inputs import MODEL_FILE
 from sde_models.training.checkpoints import CheckpointFolder
 from sde_models.training.group import Group
 from sde_models.whole_files import write_whole
 
 CONFIG = "config.json"
 FOLDERS = ("checkpoints", "samples")
-FILES = ("model.safetensors", "metrics.json", "samples.png", CONFIG)
+FILES = (MODEL_FILE, "metrics.json", "samples.png", CONFIG)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Run:
     @property
     def model(self) -> Path:
         """File of the model."""
-        return self.out / "model.safetensors"
+        return self.out / MODEL_FILE
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file of the run."""

@@ -17,7 +17,7 @@ from sde_models.cli.runs import open_run
 from sde_models.cli.training_options import Architecture, Fitting, Minimised
 from sde_models.data import DATA, TrainingData
 from sde_models.models import ScoreModel
-from sde_models.pictures import check_drawable, draw, is_drawable
+from sde_models.pictures import IMAGES, check_drawable, draw, is_drawable
 from sde_models.sampling import sample
 from sde_models.training import BitsPerDimCurve, Callback, SampleImages, fit
 from sde_models.training.group import Group
@@ -134,7 +134,9 @@ def watch_samples(
     if every is None:
         return []
     images: Any = model.event_shape
-    return [SampleImages(every, images, folder, seed=seed, **each_class(model, 64))]
+    return [
+        SampleImages(every, images, folder, count=IMAGES, seed=seed, **each_class(model, IMAGES))
+    ]
 
 
 def each_class(model: ScoreModel, count: int) -> dict[str, Any]:
