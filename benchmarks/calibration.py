@@ -10,22 +10,18 @@ together at tolerances from 0.1 to 0.001 nats. What is told is meant for 95%. Re
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from results import common_options, empty_figure, read_options, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
 import sde_models as sm
 
-RESULTS = Path(__file__).parent / "results"
 SDES: list[Callable[[], sm.GaussianSDE]] = [
     sm.VPSDE, sm.SubVPSDE, sm.VESDE, sm.CosineSDE, sm.FlowMatchingSDE,
 ]  # fmt: skip
@@ -159,8 +155,7 @@ def as_markdown(rows: list[Row]) -> str:
 
 def plot(rows: list[Row]) -> Figure:
     """The error that is told against the error, for each setting."""
-    figure = Figure(figsize=(5.5, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(5.5, 4.5)
     panel = figure.subplots()
     for source in dict.fromkeys(r["source"] for r in rows):
         own = [r for r in rows if r["source"] == source]
@@ -174,19 +169,11 @@ def plot(rows: list[Row]) -> Figure:
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common_options(__doc__)
     parser.add_argument("--points", type=int, default=24, help="points for each SDE and dimension")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = read_options(parser)
     rows = measure(options.points)
-    table = as_markdown(rows)
-    print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "calibration.md").write_text(table + "\n")
-    (options.out / "calibration.json").write_text(json.dumps(rows, indent=1) + "\n")
-    plot(rows).savefig(options.out / "calibration.png", dpi=110)
+    save(options.out, "calibration", rows, as_markdown(rows), plot(rows))
 
 
 if __name__ == "__main__":

@@ -12,16 +12,13 @@ go to ``benchmarks/results/likelihood.{json,md,png}``.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from results import common_options, empty_figure, read_options, save
 from sampler_problems import CACHE, digits_problem, mixture_problem
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -30,7 +27,6 @@ import sde_models as sm
 from sde_models.data import digits
 from sde_models.data.dequantization import dequantize
 
-RESULTS = Path(__file__).parent / "results"
 IMAGES = 32
 T_MIN = 1e-5
 REPEATS = 8
@@ -189,8 +185,7 @@ def as_markdown(rows: list[Row]) -> str:
 def plot(rows: list[Row]) -> Figure:
     """Error against cost, a panel for each model."""
     names = list(dict.fromkeys(row["problem"] for row in rows))
-    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(5 * len(names), 4)
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     kinds = {
         "RK45 recipe": ("0.35", "s"), "dopri5 recipe": ("0.6", "D"),
@@ -210,22 +205,14 @@ def plot(rows: list[Row]) -> Figure:
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    parser = common_options(__doc__)
+    options = read_options(parser)
     rows: list[Row] = []
     for problem, (model, x) in problems().items():
         truth = sm.log_prob(model, x, rtol=5e-9, atol=5e-9, nodes=768).value.detach()
         for name, arguments in tqdm(list(runs()), desc=problem):
             rows.append({"problem": problem, "name": name} | measure(model, x, truth, arguments))
-    table = as_markdown(rows)
-    print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "likelihood.md").write_text(table + "\n")
-    (options.out / "likelihood.json").write_text(json.dumps(rows, indent=1) + "\n")
-    plot(rows).savefig(options.out / "likelihood.png", dpi=110)
+    save(options.out, "likelihood", rows, as_markdown(rows), plot(rows))
 
 
 if __name__ == "__main__":

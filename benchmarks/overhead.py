@@ -13,24 +13,20 @@ whose speed drifts does not matter much. Results: ``benchmarks/results/overhead.
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from results import common_options, empty_figure, read_options, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
 import sde_models as sm
 
-RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 
 IMPLICIT = ("scipy:Radau", "scipy:BDF", "scipy:LSODA")
@@ -189,8 +185,7 @@ def verdict(rows: tuple[Row, ...]) -> str:
 def plot(sizes: dict[str, list[Row]]) -> Figure:
     """Bars of the ratio to the bare network."""
     count = max(len(rows) for rows in sizes.values())
-    figure = Figure(figsize=(8, 0.3 * count + 1.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(8, 0.3 * count + 1.4)
     axes = figure.subplots()
     height = 0.8 / len(sizes)
     for i, (size, rows) in enumerate(sizes.items()):
@@ -213,17 +208,13 @@ def plot(sizes: dict[str, list[Row]]) -> Figure:
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common_options(__doc__)
     parser.add_argument("--calls", type=float, nargs="+", default=[1.0, 5.0], help="ms a call")
     parser.add_argument("--batch", type=int, default=64, help="samples in the batch")
     parser.add_argument("--evaluations", type=int, default=50, help="calls of fixed-step solvers")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds a solver")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--only", nargs="+", default=None, help="names of solvers; all if left out")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    options = parser.parse_args()
-
-    torch.set_num_threads(options.threads)
+    options = read_options(parser)
     torch.manual_seed(0)
     x = torch.randn(options.batch, DIMENSION)
     names = options.only or [name for name in sm.solvers() if name not in IMPLICIT]
@@ -238,14 +229,8 @@ def main() -> None:
         sizes[f"{call:.1f} ms a call"] = rows
     settings = {key: str(value) for key, value in vars(options).items() if key != "out"}
     settings |= {"torch": torch.__version__, "machine": platform.machine()}
-    table = as_markdown(sizes)
-    print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "overhead.json").write_text(
-        json.dumps({"settings": settings, "sizes": sizes}, indent=2) + "\n"
-    )
-    (options.out / "overhead.md").write_text(table + "\n")
-    plot(sizes).savefig(options.out / "overhead.png", dpi=110)
+    content = {"settings": settings, "sizes": sizes}
+    save(options.out, "overhead", content, as_markdown(sizes), plot(sizes))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from results import empty_figure
 
 Row = dict[str, Any]
 
@@ -125,8 +125,7 @@ def noisy_standings(rows: list[Row], budgets: Iterable[int]) -> str:
 def plot(rows: list[Row]) -> Figure:
     """Error against evaluations, one panel for each kind of model."""
     kinds = [kind for kind in FAMILIES if any(r["problem"].startswith(kind) for r in rows)]
-    figure = Figure(figsize=(5.2 * len(kinds), 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(5.2 * len(kinds), 4.6)
     panels = figure.subplots(1, len(kinds), squeeze=False)[0]
     for panel, kind in zip(panels, kinds, strict=True):
         _panel(panel, [r for r in rows if r["problem"].startswith(kind)], kind)

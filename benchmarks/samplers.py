@@ -14,7 +14,6 @@ are. Needs ``pip install sde-models[bench]``.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import warnings
@@ -24,6 +23,7 @@ from typing import Any
 
 import torch
 from peers import PEERS, Peer
+from results import common_options, read_options, save
 from sampler_problems import GRIDS, PROBLEMS, Problem, covariance_error, energy_distance
 from sampler_report import as_markdown, plot
 from torch import Tensor
@@ -31,7 +31,6 @@ from tqdm.auto import tqdm
 
 import sde_models as sm
 
-RESULTS = Path(__file__).parent / "results"
 BUDGETS = (10, 15, 20, 50)
 STOCHASTIC_BUDGETS = (20, 50)
 STOCHASTIC_SAMPLES = 2048
@@ -162,16 +161,13 @@ def measure_adaptive(problem: Problem) -> Iterator[Row]:
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common_options(__doc__)
     parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument(
         "--only", nargs="*", help="samplers to run, ours and others'; all if left out"
     )
     parser.add_argument("--skip-stochastic", action="store_true", help="deterministic ones only")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = read_options(parser)
 
     rows = others(options.out, options.problems)
     for name in tqdm(options.problems, desc="problems"):
@@ -200,8 +196,10 @@ def main() -> None:
                 for row in measure(problem, STOCHASTIC_BUDGETS, stochastic=True, only=only)
             ]
         rows.sort(key=lambda row: list(PROBLEMS).index(row["problem"]))
-        save(rows, options.out)  # after each problem, since all take about an hour
-    print((options.out / "samplers.md").read_text())
+        table = as_markdown(rows, BUDGETS, STOCHASTIC_BUDGETS)
+        save(
+            options.out, "samplers", rows, table, plot(rows)
+        )  # after each problem, since all take about an hour
 
 
 def others(folder: Path, problems: list[str]) -> list[Row]:
@@ -209,15 +207,6 @@ def others(folder: Path, problems: list[str]) -> list[Row]:
     path = folder / "samplers.json"
     before: list[Row] = json.loads(path.read_text()) if path.exists() else []
     return [row for row in before if row["problem"] in set(PROBLEMS) - set(problems)]
-
-
-def save(rows: list[Row], folder: Path) -> None:
-    """Write the table, the rows and the plot."""
-    folder.mkdir(parents=True, exist_ok=True)
-    table = as_markdown(rows, BUDGETS, STOCHASTIC_BUDGETS)
-    (folder / "samplers.md").write_text(table + "\n")
-    (folder / "samplers.json").write_text(json.dumps(rows, indent=1) + "\n")
-    plot(rows).savefig(folder / "samplers.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -11,23 +11,20 @@ and 64 dimensions under VP and VE; Euler-Maruyama is given several grids. Result
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from results import common_options, read_options, save
 from sampler_problems import energy_distance
 from torch import Tensor
 from tqdm.auto import tqdm
 
 import sde_models as sm
 
-RESULTS = Path(__file__).parent / "results"
 WORST_ERRORS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 SAMPLES = {2: 8_000, 64: 6_000}
 """By dimension: as many as the energy distance can be had for in a minute."""
@@ -202,19 +199,11 @@ def as_markdown(flows: list[Row], sdes: list[Row]) -> str:
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    parser = common_options(__doc__)
+    options = read_options(parser)
     flows, sdes = compare_flows(), compare_sdes()
-    table = as_markdown(flows, sdes)
-    print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "step_control.md").write_text(table + "\n")
-    (options.out / "step_control.json").write_text(
-        json.dumps({"rk-batch": flows, "adaptive-sde": sdes}, indent=1) + "\n"
-    )
+    rows = {"rk-batch": flows, "adaptive-sde": sdes}
+    save(options.out, "step_control", rows, as_markdown(flows, sdes))
 
 
 if __name__ == "__main__":

@@ -13,21 +13,19 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from results import common_options, read_options, save
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import sde_models as sm
 from sde_models.losses import denoising_score_matching
 
-RESULTS = Path(__file__).parent / "results"
 WANTED = 0.9
 
 SIZES = {
@@ -104,25 +102,17 @@ def as_markdown(rows: dict[str, dict[str, float]]) -> str:
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common_options(__doc__)
     parser.add_argument("--batch", type=int, default=256, help="samples in the batch")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a timed run")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    options = parser.parse_args()
-
-    torch.set_num_threads(options.threads)
+    options = read_options(parser)
     torch.manual_seed(0)
     rows = {name: measure(*size, options) for name, size in SIZES.items()}
-    table = as_markdown(rows)
-    print(table)
     settings = {key: str(value) for key, value in vars(options).items() if key != "out"}
     settings |= {"torch": torch.__version__, "machine": platform.machine()}
-    options.out.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"settings": settings, "sizes": rows}, indent=2) + "\n"
-    (options.out / "training_overhead.json").write_text(content)
-    (options.out / "training_overhead.md").write_text(table + "\n")
+    content = {"settings": settings, "sizes": rows}
+    save(options.out, "training_overhead", content, as_markdown(rows))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ look like an argument of a verb are refused unless the network's own signature n
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -89,6 +89,33 @@ def usable(value: Any) -> Any:
         return value
     with torch.inference_mode(False):
         return value.clone()
+
+
+def of_each_sample(cond: Mapping[str, Any], count: int) -> dict[str, Tensor]:
+    """The conditioning that has one entry for each sample, by name.
+
+    Args:
+        cond: Conditioning by name. What is shared by the samples, and happens to be that long,
+            wants a first dimension of 1.
+        count: Number of samples.
+    """
+    return {
+        name: value
+        for name, value in cond.items()
+        if isinstance(value, Tensor) and value.ndim > 0 and len(value) == count
+    }
+
+
+def of_some_samples(cond: Mapping[str, Any], rows: Tensor, count: int) -> dict[str, Any]:
+    """Conditioning of some samples: what is shared, and their entries of what is not.
+
+    Args:
+        cond: Conditioning of all samples by name.
+        rows: Which samples, shape ``(n,)``.
+        count: Number of all samples.
+    """
+    own = of_each_sample(cond, count)
+    return {**cond, **{name: value[rows.to(value.device)] for name, value in own.items()}}
 
 
 def _named_by(function: Any) -> set[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sde_models.augmented_flow import AugmentedFlow
 from sde_models.base_divergence import Divergence
+from sde_models.conditioning import of_some_samples
 from sde_models.models import Model
 from sde_models.priors import Prior
 from sde_models.probe_allocation import Allocation, Pairs
@@ -208,21 +209,12 @@ class QuadratureLikelihood(Likelihood):
         with torch.inference_mode(False), torch.set_grad_enabled(states.requires_grad):
             return estimate_traces(
                 self.model, times[nodes], states[nodes, samples], estimator, generator,
-                self.own_cond(samples),
+                of_some_samples(self.cond, samples, len(self.x)),
             )  # fmt: skip
-
-    def own_cond(self, rows: Tensor) -> dict[str, Any]:
-        """Conditioning of some samples, a tensor of as many entries as samples by its rows."""
-        return {
-            name: value[rows.to(value.device)]
-            if isinstance(value, Tensor) and value.ndim and len(value) == len(self.x)
-            else value
-            for name, value in self.cond.items()
-        }
 
     def part(self, rows: Tensor) -> QuadratureLikelihood:
         """The same for some samples."""
-        return replace(self, x=self.x[rows], cond=self.own_cond(rows))
+        return replace(self, x=self.x[rows], cond=of_some_samples(self.cond, rows, len(self.x)))
 
 
 def _all_pairs(states: Tensor) -> Pairs:

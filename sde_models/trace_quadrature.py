@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from sde_models.base_divergence import Divergence, most_numbers
+from sde_models.conditioning import of_some_samples
 from sde_models.models import Model
 
 GREGORY = (3 / 8, 7 / 6, 23 / 24)
@@ -140,10 +141,7 @@ def estimate_traces(
     window = max(1, most_numbers(x.device) // (x[0].numel() * estimator.probes))
     found = []
     for rows in torch.arange(len(x), device=x.device).split(window):
-        own = {
-            name: value[rows.to(value.device)] if _is_own(value, len(x)) else value
-            for name, value in cond.items()
-        }
+        own = of_some_samples(cond, rows, len(x))
         at, part = t[rows].to(x), x[rows]
 
         def eps(y: Tensor, at: Tensor = at, own: dict[str, Any] = own) -> Tensor:
@@ -154,11 +152,6 @@ def estimate_traces(
     stderr = torch.cat([trace.stderr for trace in found])
     products = torch.full_like(stderr, estimator.products_for(x[0].numel()))
     return Traces(value, stderr, products, torch.full_like(stderr, estimator.degrees))
-
-
-def _is_own(value: Any, count: int) -> bool:
-    """Whether conditioning has an entry for each of the points."""
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == count
 
 
 def node_weights(model: Model, intervals: int, like: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     5: (
         "sampling",
         "likelihood",
+        "flow_density",
         "likelihood_accuracy",
         "likelihood_methods",
         "likelihood_training",
@@ -51,7 +52,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     4: ("solvers",),
     3: ("systems", "losses", "augmented_flow", "trace_quadrature"),
     2: ("models", "model_nodes", "analytic", "predictions"),
-    1: ("sdes", "named_sdes", "base_sdes", "gaussian_sdes", "base_systems", "grids"),
+    1: ("sdes", "base_sdes", "gaussian_sdes", "base_systems", "grids"),
     0: (
         "nn",
         "data",

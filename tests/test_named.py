@@ -11,8 +11,8 @@ from torch import Tensor
 import sde_models as sm
 from sde_models.data import DATA, TrainingData, digits, find_data, quantize
 from sde_models.losses import OBJECTIVES, find_objective
-from sde_models.named_sdes import SDES, find_sde
 from sde_models.nn import find_network, usual_network
+from sde_models.sdes import SDES, find_sde
 from sde_models.shards.fingerprints import describe
 from sde_models.training.identity import describe_run
 from sde_models.training.settings import Settings

@@ -13,9 +13,9 @@ from sde_models.losses import WEIGHTINGS, find_objective
 from sde_models.losses.named import OBJECTIVES
 from sde_models.losses.times import TIME_SAMPLERS
 from sde_models.models import ScoreModel
-from sde_models.named_sdes import SDES, find_sde
 from sde_models.nn import NETWORKS, find_network, usual_network
 from sde_models.predictions import PREDICTIONS
+from sde_models.sdes import SDES, find_sde
 from sde_models.training import Loss
 
 STEPS = 2000

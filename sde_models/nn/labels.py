@@ -6,19 +6,23 @@ import torch
 from torch import Tensor
 
 
-def as_labels(label: Tensor | int | None, classes: int, like: Tensor) -> Tensor:
+def as_labels(label: Tensor | int | None, classes: int | None, like: Tensor) -> Tensor | None:
     """Check labels and give one to each sample; ``classes`` stands for no label.
 
     Args:
         label: Class of each sample, an integer or shape ``(B,)``, from 0 to ``classes``; None for
             no label.
-        classes: Number of classes.
+        classes: Number of classes; None for a network without, which gets None.
         like: What has the shape and device that is wanted, ``(B,)``.
 
     Raises:
-        TypeError: If a label is not whole.
+        TypeError: If a label is not whole, or the network has no classes.
         ValueError: If the shape does not fit or a label is out of range.
     """
+    if classes is None:
+        if label is not None:
+            raise TypeError("label given to a network without classes: make it with classes=")
+        return None
     labels = torch.as_tensor(classes if label is None else label, device=like.device)
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise TypeError(

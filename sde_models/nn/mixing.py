@@ -19,8 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sde_models.nn.labels import as_labels
-from sde_models.nn.residual import FourierFeatures
+from sde_models.nn.clocked import ClockedNetwork
 
 
 class MixingBlock(nn.Module):
@@ -53,7 +52,7 @@ class MixingBlock(nn.Module):
         return h + self.outer(inner) + mixed
 
 
-class MixingNetwork(nn.Module):
+class MixingNetwork(ClockedNetwork):
     r"""A network ``network(t, x, **cond)`` for small images, smooth in t and x.
 
     For images of up to about 32 x 32, whose pixels are few enough for a matrix over them; for
@@ -88,34 +87,21 @@ class MixingNetwork(nn.Module):
         classes: int | None = None,
         frequencies: int = 16,
     ) -> None:
-        super().__init__()
-        self.event_shape = tuple(int(n) for n in event_shape)
-        if len(self.event_shape) != 3 or min(self.event_shape) < 1:
+        if len(event_shape) != 3:
             raise ValueError(
-                f"event_shape must be (channels, height, width), got {self.event_shape}; for "
+                f"event_shape must be (channels, height, width), got {tuple(event_shape)}; for "
                 "vectors use sm.nn.ResidualNetwork"
             )
-        for name, size in {"width": width, "depth": depth, "classes": classes}.items():
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        self.width, self.depth, self.classes, self.frequencies = width, depth, classes, frequencies
-        channels, *sides = self.event_shape
-        embedding = 2 * width
-        self.clock = nn.Sequential(
-            FourierFeatures(frequencies),
-            nn.Linear(2 * frequencies, embedding),
-            nn.SiLU(),
-            nn.Linear(embedding, embedding),
+        super().__init__(
+            event_shape, width, depth, embedding=2 * width, classes=classes, frequencies=frequencies
         )
-        # One embedding more than there are classes: the last one is that of no label.
-        self.label = None if classes is None else nn.Embedding(classes + 1, embedding)
-        self.activation = nn.SiLU()
+        channels, *sides = self.event_shape
         axes = [torch.linspace(-1, 1, side) for side in sides]
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
         self.register_buffer("positions", places, persistent=False)
         self.read = nn.Conv2d(channels + 2, width, 3, padding=1)
         self.blocks = nn.ModuleList(
-            MixingBlock(width, sides[0] * sides[1], embedding) for _ in range(depth)
+            MixingBlock(width, sides[0] * sides[1], 2 * width) for _ in range(depth)
         )
         self.norm = nn.GroupNorm(_groups(width), width)
         self.write = nn.Conv2d(width, channels, 3, padding=1)
@@ -129,17 +115,7 @@ class MixingNetwork(nn.Module):
             TypeError: If a label is not whole, or the network has no classes.
             ValueError: If a shape does not fit or a label is out of range.
         """
-        if tuple(x.shape[1:]) != self.event_shape:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}, this network takes events of shape "
-                f"{self.event_shape}"
-            )
-        embedding = self.clock(t)
-        if self.label is not None and self.classes is not None:
-            embedding = embedding + self.label(as_labels(label, self.classes, t))
-        elif label is not None:
-            raise TypeError("label given to a network without classes: make it with classes=")
-        embedding = self.activation(embedding)
+        embedding = self.embed(t, x, label)
         h = self.read(torch.cat([x, self.positions.expand(len(x), -1, -1, -1)], dim=1))
         for block in self.blocks:
             h = block(h, embedding)

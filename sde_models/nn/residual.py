@@ -18,54 +18,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from sde_models.nn.labels import as_labels
-
-
-class FourierFeatures(nn.Module):
-    r"""Sines and cosines of a clock, at fixed geometric frequencies.
-
-    .. math:: \phi_{2k}(c) = \frac{\sin \omega_k c}{\sqrt{\omega_k}}, \quad
-              \phi_{2k+1}(c) = \frac{\cos \omega_k c}{\sqrt{\omega_k}}, \quad
-              \omega_k = \omega_{low} (\omega_{high} / \omega_{low})^{k / (K - 1)} .
-
-    The clock of a :class:`~sde_models.ScoreModel` is t in [0, 1], or with EDM preconditioning
-    a quarter of log(sigma / alpha), between about -2 and 2. The lowest frequency turns by a
-    radian over either, the highest resolves a hundredth of it. Amplitudes fall with frequency,
-    so that what is learned first is smooth in time and cheap for an adaptive solver.
-
-    Args:
-        count: Number of frequencies K; there are 2K features.
-        lowest: Lowest angular frequency, radians per unit of the clock.
-        highest: Highest angular frequency.
-
-    Reference:
-        Tancik et al. 2020, arXiv:2006.10739.
-
-    Example:
-        >>> FourierFeatures(8)(torch.zeros(3)).shape
-        torch.Size([3, 16])
-    """
-
-    frequencies: Tensor
-
-    def __init__(self, count: int = 16, *, lowest: float = 1.0, highest: float = 100.0) -> None:
-        super().__init__()
-        if count < 2 or not 0 < lowest < highest < math.inf:
-            raise ValueError(
-                f"wanted 2 frequencies or more and 0 < lowest < highest, got count={count}, "
-                f"lowest={lowest}, highest={highest}"
-            )
-        exponents = torch.linspace(math.log(lowest), math.log(highest), count)
-        self.register_buffer("frequencies", exponents.exp(), persistent=False)
-
-    def forward(self, clock: Tensor) -> Tensor:
-        """Features of shape ``(B, 2 count)`` of clock readings ``(B,)``."""
-        angles = clock[:, None] * self.frequencies
-        waves = torch.stack((angles.sin(), angles.cos()), dim=-1)
-        return (waves / self.frequencies.sqrt()[:, None]).flatten(1)
+from sde_models.nn.clocked import ClockedNetwork
 
 
 class ResidualBlock(nn.Module):
@@ -92,7 +47,7 @@ class ResidualBlock(nn.Module):
         return h + self.outer(self.activation(inner))
 
 
-class ResidualNetwork(nn.Module):
+class ResidualNetwork(ClockedNetwork):
     r"""A residual network ``network(t, x, **cond)`` over events of any shape, smooth in t and x.
 
     Made for a :class:`~sde_models.ScoreModel` with any prediction or preconditioning. Events are
@@ -125,24 +80,10 @@ class ResidualNetwork(nn.Module):
         classes: int | None = None,
         frequencies: int = 16,
     ) -> None:
-        super().__init__()
-        self.event_shape = tuple(int(n) for n in event_shape)
-        if not self.event_shape or min(self.event_shape) < 1:
-            raise ValueError(f"event_shape must hold positive sizes, got {self.event_shape}")
-        for name, size in {"width": width, "depth": depth, "classes": classes}.items():
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        self.width, self.depth, self.classes, self.frequencies = width, depth, classes, frequencies
-        size = math.prod(self.event_shape)
-        self.clock = nn.Sequential(
-            FourierFeatures(frequencies),
-            nn.Linear(2 * frequencies, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
+        super().__init__(
+            event_shape, width, depth, embedding=width, classes=classes, frequencies=frequencies
         )
-        # One embedding more than there are classes: the last one is that of no label.
-        self.label = None if classes is None else nn.Embedding(classes + 1, width)
-        self.activation = nn.SiLU()
+        size = math.prod(self.event_shape)
         self.read = nn.Linear(size, width)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -163,17 +104,7 @@ class ResidualNetwork(nn.Module):
             TypeError: If a label is not whole, or the network has no classes.
             ValueError: If a shape does not fit or a label is out of range.
         """
-        if tuple(x.shape[1:]) != self.event_shape:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}, this network takes events of shape "
-                f"{self.event_shape}"
-            )
-        embedding = self.clock(t)
-        if self.label is not None and self.classes is not None:
-            embedding = embedding + self.label(as_labels(label, self.classes, t))
-        elif label is not None:
-            raise TypeError("label given to a network without classes: make it with classes=")
-        embedding = self.activation(embedding)
+        embedding = self.embed(t, x, label)
         h = self.read(x.flatten(1))
         for block in self.blocks:
             h = block(h, embedding)

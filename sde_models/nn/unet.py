@@ -133,10 +133,7 @@ class UNet(nn.Module):
                 f"x has shape {tuple(x.shape)}, this network takes images of shape "
                 f"{self.image_shape}"
             )
-        if self.classes is None and label is not None:
-            raise TypeError("label given to a network without classes: make it with classes=")
-        labels = None if self.classes is None else as_labels(label, self.classes, t)
-        return self.unet(x, t, labels, return_dict=False)[0]
+        return self.unet(x, t, as_labels(label, self.classes, t), return_dict=False)[0]
 
     def _heights(self) -> list[int]:
         """Height of each level.

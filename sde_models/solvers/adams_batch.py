@@ -20,7 +20,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,9 +29,7 @@ from torch import Tensor
 
 from sde_models._shapes import per_sample
 from sde_models.solvers.adams_weights import known_integrals
-from sde_models.solvers.base import Solver
-from sde_models.solvers.batch_parts import InnerStates, OwnSteps, PartOfBatch, time_precision
-from sde_models.solvers.clocks import make_clock
+from sde_models.solvers.batch_solve import BatchSolve, BatchSolver, Samples
 from sde_models.solvers.problem import Problem
 
 SAFETY = 0.8
@@ -44,7 +42,7 @@ BEYOND_FIRST_ORDER = 20.0
 tolerance; so that at 0.1, where steps are few and large, most are still covered."""
 
 
-class AdamsBatch(Solver):
+class AdamsBatch(BatchSolver):
     r"""Adams predictor and corrector of variable order and step; one evaluation for each step.
 
     A step is predicted by the polynomial through the last p estimates, evaluated, and corrected by
@@ -83,79 +81,49 @@ class AdamsBatch(Solver):
             raise ValueError(f"order must be a whole number from 1 to 8, got {order!r}")
         self.order = int(order)
 
-    def integrate(self, problem: Problem) -> Tensor:
-        if problem.recorder.save_all:
-            raise ValueError(
-                f"solver {self.name!r} cannot use path=True, since each sample has its own steps: "
-                "give the times at which to keep the state, as path=torch.linspace(*t_span, 50), "
-                "or callback=, which is told the time of every sample after each step"
-            )
-        solve = _Solve(problem, int(self.order))
-        while len(solve.part.rows):
-            solve.round()
-        return solve.finish()
+    def begin(self, problem: Problem) -> _Solve:
+        return _Solve(problem, int(self.order))
 
 
 @dataclass(frozen=True)
-class _Samples:
-    """The samples that are on their way; every field has one entry for each of them.
+class _Samples(Samples):
+    """The samples that are on their way.
 
     Attributes:
-        t: Model times reached.
-        clock: The same on the clock.
-        alpha: Scale of the data then.
+        alpha: Scale of the data at their times.
         sigma: Scale of the noise then.
-        x: States.
-        step: Steps to try next, on the clock, positive.
         count: How many estimates are known.
         nodes: Where on the clock they were taken, the newest first, shape ``(n, p)``.
         estimates: The estimates, shape ``(n, p, *event)``.
     """
 
-    t: Tensor
-    clock: Tensor
     alpha: Tensor
     sigma: Tensor
-    x: Tensor
-    step: Tensor
     count: Tensor
     nodes: Tensor
     estimates: Tensor
 
-    def only(self, which: Tensor) -> _Samples:
-        return _Samples(*(getattr(self, field.name)[which] for field in fields(self)))
 
-
-class _Solve:
-    """A solve: the samples on their way, and where every sample of the batch has got to."""
-
+class _Solve(BatchSolve[_Samples]):
     def __init__(self, problem: Problem, order: int) -> None:
-        self.problem, self.order, self.recorder = problem, order, problem.recorder
-        self.clock = make_clock("log-snr", problem.system)
-        x, precision = problem.x, time_precision(problem.x)
-        ends = problem.times[[0, -1]].to(x.device, precision)
-        start, self.clock_end = self.clock.read(ends)
-        self.end, self.way = ends[1], torch.sign(self.clock_end - start)
+        super().__init__(problem, AdamsBatch.name, "log-snr")
+        self.order = order
         self.rate = float(self.way)  # eps on the way up to the noise, x0 on the way down
-        self.inner, self.steps = InnerStates(problem), OwnSteps(problem, AdamsBatch.name)
-        self.part = PartOfBatch(problem, torch.arange(len(x), device=x.device))
-        self.x, self.t = x, ends[0].expand(len(x))
         self.density_error = torch.zeros_like(self.t)
-        clock, one = start.expand(len(x)), torch.ones_like(self.t)
+        x, clock = self.x, self.clock_start.expand(len(self.x))
+        alpha, sigma = self._scales(self.t)
         estimate, _ = self._estimate(self.t, x)
         self.samples = _Samples(
-            self.t, clock, *self._scales(self.t), x, FIRST_STEP * one, one.long(),
-            clock[:, None].expand(-1, order), estimate[:, None].expand(-1, order, *x.shape[1:]),
+            t=self.t, clock=clock, x=x, step=torch.full_like(self.t, FIRST_STEP), alpha=alpha,
+            sigma=sigma, count=torch.ones_like(self.t).long(),
+            nodes=clock[:, None].expand(-1, order),
+            estimates=estimate[:, None].expand(-1, order, *x.shape[1:]),
         )  # fmt: skip
 
     def round(self) -> None:
-        """Let every sample that is on its way try a step."""
-        recorder, samples, rows = self.recorder, self.samples, self.part.rows
-        self.steps.check_cap(self.t, self.x)
-        left = (self.clock_end - samples.clock).abs()
-        landing = 1.001 * samples.step >= left  # rather a longer step than a tiny last one
-        clock = samples.clock + self.way * torch.where(landing, left, samples.step)
-        clock = torch.where(landing, self.clock_end, clock)
+        samples, rows = self.samples, self.part.rows
+        lengths, landing = self.next_steps()
+        clock = torch.where(landing, self.clock_end, samples.clock + self.way * lengths)
         t = torch.where(landing, self.end, self.clock.time(clock))
         alpha, sigma = self._scales(t)
         nodes = torch.cat([clock[:, None], samples.nodes], 1)
@@ -179,42 +147,24 @@ class _Solve:
         self.samples = _Samples(
             t=torch.where(kept, t, samples.t),
             clock=torch.where(kept, clock, samples.clock),
-            alpha=torch.where(kept, alpha, samples.alpha),
-            sigma=torch.where(kept, sigma, samples.sigma),
             x=torch.where(keep, corrected, samples.x),
             step=(clock - samples.clock).abs() * factor,
+            alpha=torch.where(kept, alpha, samples.alpha),
+            sigma=torch.where(kept, sigma, samples.sigma),
             count=count,
             nodes=torch.where(kept[:, None], nodes[:, :-1], samples.nodes),
             estimates=torch.where(keeps, estimates[:, :-1], samples.estimates),
         )
-        which = kept.nonzero().flatten()
-        if len(which) < len(kept):
-            late = self.samples.only(~kept)
-            ahead = self.way * late.step
-            self.steps.check_steps(self.t, self.x, rows[~kept], late.clock, ahead)
-        if len(which) == 0:
-            recorder.reject()
-            return
         work = (difference * eps.detach()).flatten(1).sum(1).abs() / (samples.count + 1)
-        self.density_error = self.density_error.index_add(0, rows[which], work[which].to(clock))
-        self.x = self.x.index_copy(0, rows[which], corrected[which])
-        self.t = self.t.index_copy(0, rows[which], t[which])
-        passed = torch.where(kept, t, samples.t)
+        work = torch.where(kept, work.to(clock), 0.0)
+        self.density_error = self.density_error.index_add(0, rows, work)
         between = partial(self._between, samples, nodes, estimates)
-        self.inner.gather(rows, samples.t, passed, between)
-        recorder.accept(self.steps.slowest(self.t))
-        recorder.tell(self.t, self.x)
-        arrived = kept & landing
-        if bool(arrived.any()):
-            self.samples = self.samples.only(~arrived)
-            self.part = PartOfBatch(self.problem, rows[~arrived])
+        self.advance(kept, samples.t, t, corrected, landing, between)
 
     def finish(self) -> Tensor:
-        """Save the states that were asked for, and return the last."""
         beyond = 1 + BEYOND_FIRST_ORDER * (self.problem.rtol + self.problem.atol)
         self.recorder.density_error = beyond * self.density_error
-        self.inner.save(self.x)
-        return self.x
+        return super().finish()
 
     def _estimate(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """What is interpolated, and the estimate of the noise."""

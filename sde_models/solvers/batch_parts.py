@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sde_models._shapes import adds_up, describe_rows, non_finite_rows
+from sde_models.conditioning import of_some_samples
 from sde_models.errors import StepLimitError, StepSizeError
 from sde_models.solvers.problem import Problem, check_drift, refuse_non_finite
 
@@ -37,14 +38,9 @@ class PartOfBatch:
         self.rows = rows
         self.system = problem.system
         self._problem = problem
-        batch = len(problem.x)
-        own = {
-            name: value[rows.to(value.device)]
-            for name, value in problem.system.cond.items()
-            if isinstance(value, Tensor) and value.ndim and len(value) == batch
-        }
-        if own and len(rows) < batch:
-            self.system = problem.system.conditioned(**own)
+        cond, batch = problem.system.cond, len(problem.x)
+        if cond and len(rows) < batch:
+            self.system = problem.system.conditioned(**of_some_samples(cond, rows, batch))
 
     def drift(self, t: Tensor, x: Tensor) -> Tensor:
         """The drift at a time for each sample, shape ``(n,)``.

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sde_models._shapes import adds_up
 from sde_models.base_systems import System, add_scaled, as_coefficients
+from sde_models.conditioning import of_each_sample
 from sde_models.errors import nearest_names
 from sde_models.solvers.arguments import whole_number
 from sde_models.solvers.base import Solver
@@ -232,10 +233,11 @@ class _ManyNodes:
         self._problem, self._batch = problem, len(x)
         self._t = problem.times.to(x)
         window = min(window, len(self._t) - 1)
-        self._shared, self._own = dict(system.cond), {}
-        for name, value in system.cond.items():
-            if isinstance(value, Tensor) and value.ndim and len(value) == self._batch:
-                self._own[name] = value.repeat(window, *(1,) * (value.ndim - 1))
+        self._shared = dict(system.cond)
+        self._own = {
+            name: value.repeat(window, *(1,) * (value.ndim - 1))
+            for name, value in of_each_sample(system.cond, self._batch).items()
+        }
 
     def __call__(self, first: int, states: list[Tensor]) -> Tensor:
         """Estimates at the states of node ``first`` and those after it, ``(n, B, *event)``.

@@ -11,7 +11,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,9 +21,8 @@ from torch import Tensor
 from sde_models._shapes import per_sample
 from sde_models.base_systems import System
 from sde_models.errors import nearest_names
-from sde_models.solvers.base import Solver
-from sde_models.solvers.batch_parts import InnerStates, OwnSteps, PartOfBatch, time_precision
-from sde_models.solvers.clocks import CLOCKS, Rates, has_gaussian_clock, make_clock
+from sde_models.solvers.batch_solve import BatchSolve, BatchSolver, Samples
+from sde_models.solvers.clocks import CLOCKS, Rates, has_gaussian_clock
 from sde_models.solvers.problem import Problem
 from sde_models.solvers.runge_kutta_tableaus import (
     BOGACKI_SHAMPINE,
@@ -38,7 +37,7 @@ SHRINK, GROW = 0.2, 10.0
 """How much a step may change at once."""
 
 
-class BatchRungeKutta(Solver):
+class BatchRungeKutta(BatchSolver):
     r"""Embedded Runge-Kutta with a time, a step and an error for each sample.
 
     Takes any ODE whose drift takes times of shape ``(B,)``. Conditioning tensors whose first
@@ -84,43 +83,23 @@ class BatchRungeKutta(Solver):
                 "does not have: use clock='t', or leave it out"
             )
 
-    def integrate(self, problem: Problem) -> Tensor:
-        if problem.recorder.save_all:
-            raise ValueError(
-                f"solver {self.name!r} cannot use path=True, since each sample has its own steps: "
-                "give the times at which to keep the state, as path=torch.linspace(*t_span, 50), "
-                "or callback=, which is told the time of every sample after each step"
-            )
-        solve = _Solve(problem, self.tableau, self.clock)
-        while len(solve.part.rows):
-            solve.round()
-        return solve.finish()
+    def begin(self, problem: Problem) -> _Solve:
+        return _Solve(problem, self.tableau, self.clock)
 
 
 @dataclass(frozen=True)
-class _Samples:
-    """The samples that are on their way; every field has one entry for each of them.
+class _Samples(Samples):
+    """The samples that are on their way.
 
     Attributes:
-        t: Model times reached.
-        clock: The same on the clock.
-        x: States.
         slope: Slopes on the clock of the rescaled states.
-        step: Steps to try next, on the clock, positive.
         error: Errors of the last steps kept, in units of tolerance.
         kept: Whether the last step tried was kept.
     """
 
-    t: Tensor
-    clock: Tensor
-    x: Tensor
     slope: Tensor
-    step: Tensor
     error: Tensor
     kept: Tensor
-
-    def only(self, which: Tensor) -> _Samples:
-        return _Samples(*(getattr(self, field.name)[which] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -148,63 +127,30 @@ class _Trial:
     slopes: list[Tensor]
 
 
-class _Solve:
-    """A solve: the samples on their way, and where every sample of the batch has got to."""
-
+class _Solve(BatchSolve[_Samples]):
     def __init__(self, problem: Problem, tableau: Tableau, clock: str | None) -> None:
-        self.problem, self.tableau, self.recorder = problem, tableau, problem.recorder
-        self.clock = make_clock(clock, problem.system)
-        x, precision = problem.x, time_precision(problem.x)
-        ends = problem.times[[0, -1]].to(x.device, precision)
-        start, self.clock_end = self.clock.read(ends)
-        self.end, self.way = ends[1], torch.sign(self.clock_end - start)
-        self.nodes = torch.tensor(tableau.nodes, device=x.device, dtype=precision)[:, None]
-        self.inner, self.steps = InnerStates(problem), OwnSteps(problem, BatchRungeKutta.name)
-        self.part = PartOfBatch(problem, torch.arange(len(x), device=x.device))
-        self.x, self.t = x, ends[0].expand(len(x))
+        super().__init__(problem, BatchRungeKutta.name, clock)
+        self.tableau = tableau
+        self.nodes = torch.tensor(tableau.nodes, device=self.x.device, dtype=self.t.dtype)[:, None]
         one, rates = torch.ones_like(self.t), self._rates(self.t)
-        slope = _slope(self.part.drift(self.t, x), x / rates.scale, rates)
+        slope = _slope(self.part.drift(self.t, self.x), self.x / rates.scale, rates)
         self.samples = _Samples(
-            self.t, start.expand(len(x)), x, slope, step=one, error=one, kept=one.bool()
-        )
+            t=self.t, clock=self.clock_start.expand(len(self.x)), x=self.x, slope=slope, step=one,
+            error=one, kept=one.bool(),
+        )  # fmt: skip
         self.samples = replace(self.samples, step=self._first_steps())
 
     def round(self) -> None:
-        """Let every sample that is on its way try a step."""
-        recorder, samples, rows = self.recorder, self.samples, self.part.rows
-        self.steps.check_cap(self.t, self.x)
-        trial = self._try()
+        samples, trial = self.samples, self._try()
         kept = trial.error <= 1
         self.samples = self._judged(trial, kept)
-        which = kept.nonzero().flatten()
-        if len(which) < len(kept):
-            late = self.samples.only(~kept)
-            ahead = self.way * late.step
-            self.steps.check_steps(self.t, self.x, rows[~kept], late.clock, ahead)
-        if len(which) == 0:
-            recorder.reject()
-            return
-        self.x = self.x.index_copy(0, rows[which], trial.x[which])
-        self.t = self.t.index_copy(0, rows[which], trial.t[which])
-        passed = torch.where(kept, trial.t, samples.t)
-        self.inner.gather(rows, samples.t, passed, partial(self._between, samples, trial))
-        recorder.accept(self.steps.slowest(self.t))
-        recorder.tell(self.t, self.x)
-        arrived = kept & trial.landing
-        if bool(arrived.any()):
-            self.samples = self.samples.only(~arrived)
-            self.part = PartOfBatch(self.problem, rows[~arrived])
-
-    def finish(self) -> Tensor:
-        """Save the states that were asked for, and return the last."""
-        self.inner.save(self.x)
-        return self.x
+        between = partial(self._between, samples, trial)
+        self.advance(kept, samples.t, trial.t, trial.x, trial.landing, between)
 
     def _try(self) -> _Trial:
         samples, x = self.samples, self.samples.x
-        left = (self.clock_end - samples.clock).abs()
-        landing = 1.001 * samples.step >= left  # rather a longer step than a tiny last one
-        signed = self.way * torch.where(landing, left, samples.step)
+        lengths, landing = self.next_steps()
+        signed = self.way * lengths
         clock = samples.clock + self.nodes * signed
         t = torch.cat([samples.t[None], self.clock.time(clock[1:])])
         t = torch.where(landing & (self.nodes == 1), self.end, t)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sde_models._shapes import check_batch, check_floating
+from sde_models.conditioning import of_each_sample
 from sde_models.models import Model
 from sde_models.training.seeds import generator_at, seed_at
 
@@ -118,7 +119,7 @@ class FunctionSource:
                     "draw(batch_size, generator) must return batch_size of them"
                 )
             own = self.order.own
-            per_sample = {k: v[own] for k, v in cond.items() if _has_rows(v, size)}
+            per_sample = {k: v[own] for k, v in of_each_sample(cond, size).items()}
             shared = {k: v for k, v in cond.items() if k not in per_sample}
             yield Rows(x0[own], per_sample, shared)
             step += 1
@@ -231,10 +232,6 @@ def check_data(x: Tensor, model: Model, name: str) -> None:
             f"standard deviation data_std={float(std):g}: scale the data, as in x / 127.5 - 1 for "
             f"bytes, or give the SDE the data_std of the data"
         )
-
-
-def _has_rows(value: Any, size: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == size
 
 
 def _kind(value: Any) -> str:

@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 from sde_models.errors import nearest_names
 from sde_models.gaussian_sdes import GaussianSDE
-from sde_models.sdes import VESDE, VPSDE, CosineSDE, FlowMatchingSDE, SubVPSDE
+from sde_models.sdes.cosine import CosineSDE
+from sde_models.sdes.flow_matching import FlowMatchingSDE
+from sde_models.sdes.linear_beta import VPSDE, SubVPSDE
+from sde_models.sdes.variance_exploding import VESDE
 
 SDES: dict[str, Callable[..., GaussianSDE]] = {
     "vp": VPSDE,

@@ -1,0 +1,25 @@
+"""The forward SDEs of the literature, in closed form.
+
+Each is a :class:`~sde_models.GaussianSDE`: see there for what alpha, sigma, drift and
+diffusion have to do with each other.
+"""
+
+from sde_models.base_sdes import SDE
+from sde_models.gaussian_sdes import GaussianSDE
+from sde_models.sdes.cosine import CosineSDE
+from sde_models.sdes.flow_matching import FlowMatchingSDE
+from sde_models.sdes.linear_beta import VPSDE, SubVPSDE
+from sde_models.sdes.named import SDES, find_sde
+from sde_models.sdes.variance_exploding import VESDE
+
+__all__ = [
+    "SDE",
+    "SDES",
+    "VESDE",
+    "VPSDE",
+    "CosineSDE",
+    "FlowMatchingSDE",
+    "GaussianSDE",
+    "SubVPSDE",
+    "find_sde",
+]
