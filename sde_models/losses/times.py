@@ -170,21 +170,28 @@ def draw_times(
         tensor([0., 1., 2., 3.])
     """
     times = find_times(times)
-    count = like.shape[0]
-    drawn_on = like.device if generator is None else generator.device
     if stratified:
-        # In random order, or the first sample of every batch would always get the least noise.
-        stratum = torch.randperm(count, generator=generator, device=drawn_on).to(like)
-        u = (stratum + uniform_like(stratum, generator)) / count
+        u = draw_strata(like, generator)
     else:
-        u = uniform_like(like.new_empty(count), generator)
+        u = uniform_like(like.new_empty(len(like)), generator)
     t, inverse_density = times(sde, u)
     return t.clamp(sde.t_min, sde.t_max), inverse_density
 
 
+def draw_strata(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Numbers uniform on [0, 1), one in each of B strata, shape ``(B,)``."""
+    count = len(like)
+    drawn_on = like.device if generator is None else generator.device
+    # In random order, or the first sample of every batch would always get the least noise.
+    stratum = torch.randperm(count, generator=generator, device=drawn_on).to(like)
+    return (stratum + uniform_like(stratum, generator)) / count
+
+
 def log_snr_range(sde: GaussianSDE, like: Tensor) -> tuple[Tensor, Tensor]:
     """The log-SNR at t_min and at t_max."""
-    clean, noisy = sde.log_snr(like.new_tensor([sde.t_min, sde.t_max]))
+    # Made there: numbers that are copied to an accelerator make the host wait for it.
+    ends = torch.linspace(sde.t_min, sde.t_max, 2, dtype=like.dtype, device=like.device)
+    clean, noisy = sde.log_snr(ends)
     return clean, noisy
 
 
