@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sde_models.errors import nearest_names
+from sde_models.errors import find_named
 from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.grids import times_of_sigmas
 from sde_models.randomness import uniform_like
@@ -132,11 +132,7 @@ def find_times(times: str | TimeSampler) -> TimeSampler:
     Raises:
         ValueError: For an unknown name, with the nearest ones.
     """
-    if not isinstance(times, str):
-        return times
-    if times not in TIME_SAMPLERS:
-        raise ValueError(f"unknown times {times!r}; {nearest_names(times, TIME_SAMPLERS)}")
-    return TIME_SAMPLERS[times]
+    return find_named("times", times, TIME_SAMPLERS)
 
 
 def draw_times(
