@@ -6,7 +6,6 @@ import copy
 import itertools
 import sys
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Normal
 from torch.utils.data import Dataset, TensorDataset
 
 import sde_models as sm
@@ -227,14 +226,6 @@ def test_unknown_precisions_are_refused() -> None:
         train(mixed_precision="h")
 
 
-@pytest.fixture
-def _checked_distributions() -> Iterator[None]:
-    """The first use of torch.compile turns off the checks of torch.distributions for good."""
-    yield
-    Distribution.set_default_validate_args(True)
-
-
-@pytest.mark.usefixtures("_checked_distributions")
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_compiled_network_gives_the_same_losses(inside: bool) -> None:
     model = small_model()
@@ -243,6 +234,11 @@ def test_a_compiled_network_gives_the_same_losses(inside: bool) -> None:
     else:
         model.network = torch.compile(model.network, backend="eager")
     assert torch.allclose(train(model=model).losses, train().losses, rtol=1e-5)
+
+
+def test_compilation_in_one_test_leaves_the_checks_of_distributions_on_in_the_next() -> None:
+    with pytest.raises(ValueError, match="scale"):
+        Normal(0.0, -1.0)
 
 
 # Accelerate.
