@@ -130,6 +130,13 @@ def test_conditioning_that_all_samples_share_is_not_cut() -> None:
 # Losses.
 
 
+def test_a_loss_that_is_no_function_is_refused() -> None:
+    with pytest.raises(
+        TypeError, match=r"loss is 'sliced'; wanted a .* sm.losses.sliced_score_matching,"
+    ):
+        train(loss="sliced")
+
+
 OBJECTIVES: dict[str, Any] = {
     "output": denoising_score_matching,
     "likelihood": partial(denoising_score_matching, weighting="likelihood", stratified=False),

@@ -35,6 +35,19 @@ class Stateful(Protocol):
         """Put that back."""
 
 
+def check_loss(loss: Any) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        TypeError: Saying what is wanted.
+    """
+    if not callable(loss):
+        raise TypeError(
+            f"loss is {loss!r}; wanted a function called as loss(model, x0, generator=generator, "
+            "**cond), such as sm.losses.sliced_score_matching, or functools.partial of one"
+        )
+
+
 def find_states(loss: Any) -> list[Stateful]:
     """What of a loss has a state: the loss itself, or what ``functools.partial`` gave it.
 
