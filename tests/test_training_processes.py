@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import sde_models as sm
+from sde_models.batch_parts import draw_rows
 from sde_models.losses import (
     LearnedTimes,
     denoising_score_matching,
@@ -58,6 +59,16 @@ def penalised(model: Any, x0: Tensor, *, generator: Any, **cond: Any) -> Tensor:
     return fit + 0.01 * penalty(model, x0, generator=generator, **cond)
 
 
+def own(model: Any, x0: Tensor, *, generator: Any, **cond: Any) -> Tensor:
+    """A loss of a user's own, as docs/training.md has it."""
+
+    def draw(like: Tensor, generator: Any) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+    noise = draw_rows(draw, x0, generator)
+    return denoising_score_matching(model, x0, 0.5, noise, **cond)
+
+
 def learned() -> Any:
     """Times that begin anew in each run."""
     return partial(LIKELIHOOD, times=LearnedTimes(bins=4), stratified=False)
@@ -71,6 +82,7 @@ LOSSES: dict[str, Callable[[], Any]] = {
     "differences": lambda: finite_difference_sliced,
     "simulated": lambda: partial(simulated_score_matching, steps=4),
     "penalised": lambda: penalised,
+    "own": lambda: own,
     "learned": learned,
 }
 
