@@ -118,7 +118,7 @@ def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.1, 0.3])
-    parser.add_argument("--steps", type=int, default=1000, help="steps of training")
+    parser.add_argument("--steps", type=int, default=600, help="steps of training")
     parser.add_argument("--seeds", type=int, default=3, help="networks for each weight")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
