@@ -33,7 +33,18 @@ BATCH = 256
 SDE = sm.VPSDE(t_min=1e-2)
 Row = dict[str, Any]
 
-OBJECTIVES: dict[str, tuple[Any, float]] = {
+
+def penalised(model: Any, x0: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Denoising with the Fokker-Planck penalty, whose trace is estimated by one product."""
+    penalty = sm.losses.fokker_planck_penalty(
+        model, x0, divergence="hutchinson", generator=generator
+    )
+    return 0.1 * penalty + sm.losses.denoising_score_matching(
+        model, x0, weighting="simple", generator=generator
+    )
+
+
+OBJECTIVES: dict[str, tuple[Any, float | None]] = {
     "denoising": (partial(sm.losses.denoising_score_matching, weighting="simple"), 1.0),
     "implicit, exact trace": (sm.losses.implicit_score_matching, 2.0),
     "sliced": (partial(sm.losses.sliced_score_matching, variance_reduced=False), 2.0),
@@ -46,8 +57,18 @@ OBJECTIVES: dict[str, tuple[Any, float]] = {
         ),
         2.0,
     ),
+    "denoising, with penalty": (penalised, None),
+    "penalty alone, exact trace": (sm.losses.fokker_planck_penalty, None),
+    "maximum likelihood": (
+        partial(
+            sm.maximum_likelihood_loss, rtol=1e-2, atol=1e-2, nodes=16, divergence="hutchinson"
+        ),
+        None,
+    ),
 }
-"""Each objective, and the factor that makes its mean gradient that of denoising."""
+"""Each objective, and the factor that makes its mean gradient that of denoising, if one does."""
+NOT_TRAINED = ("penalty alone, exact trace",)
+"""Zero for the score of any data, so nothing can be learned from it alone."""
 
 
 def mixture(dim: int) -> sm.GaussianMixture:
@@ -114,10 +135,11 @@ def measure(steps: int, time_steps: int, batches: int) -> list[Row]:
         for name, (loss, factor) in tqdm(OBJECTIVES.items(), desc=f"{dim}-D"):
             with sm.count_evaluations() as cost:
                 loss(begun, x0[:BATCH])
-            found = factor * gradients(loss, begun, data, batches)
+            found = (factor or 1.0) * gradients(loss, begun, data, batches)
+            variance = float(found.var(0).sum())
             in_time = max(1, round(time_steps * seconds["denoising"] / seconds[name]))
             errors = []
-            for length in (steps, in_time):
+            for length in () if name in NOT_TRAINED else (steps, in_time):
                 generator = torch.Generator().manual_seed(4)
                 fit = train(new_model(dim), loss=loss, steps=length, generator=generator)
                 errors.append(score_error(fit.model, data))
@@ -125,16 +147,20 @@ def measure(steps: int, time_steps: int, batches: int) -> list[Row]:
                 {
                     "dimension": dim,
                     "objective": name,
+                    "batches": batches,
                     "nfe": cost.nfe,
                     "vjps": cost.vjps,
                     "seconds": seconds[name],
                     "relative_time": seconds[name] / seconds["denoising"],
-                    "variance": float(found.var(0).sum()),
+                    "variance": variance,
+                    "comparable": factor is not None,
+                    # The square of the mean over batches is too large by the variance of a mean.
+                    "noise": variance / (float(found.mean(0).square().sum()) - variance / batches),
                     "steps": steps,
-                    "error_at_steps": errors[0],
+                    "error_at_steps": errors[0] if errors else None,
                     "time_steps": time_steps,
                     "steps_in_time": in_time,
-                    "error_in_time": errors[1],
+                    "error_in_time": errors[1] if errors else None,
                 }
             )
     for row in rows:
@@ -148,25 +174,32 @@ def as_markdown(rows: list[Row]) -> str:
     first = rows[0]
     lines = [
         f"Batches of {BATCH}, VP, weighted by sigma squared, times uniform. Passes and products "
-        "are those of the loss; its gradient is in the time. Variance is that of the gradient. "
+        "are those of the loss; its gradient is in the time. Variance is that of the gradient, "
+        "relative to denoising where the mean gradient is the same; noise is the variance over the "
+        f"square of the mean, after 100 steps of denoising, from {first['batches']} batches. "
         "Errors are root mean squares of sigma times the error of the score, for a coordinate, "
         f"after {first['steps']} steps and in the time of {first['time_steps']} denoising steps.",
     ]
     for dim in DIMENSIONS:
         lines += [
             "", f"In {dim} dimensions:", "",
-            "| objective | passes | products | time of a step | variance | error, equal steps "
-            "| steps in equal time | error, equal time |",
-            "|---|---:|---:|---:|---:|---:|---:|---:|",
+            "| objective | passes | products | time of a step | variance | noise "
+            "| error, equal steps | steps in equal time | error, equal time |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         ]  # fmt: skip
         lines += [
             f"| {r['objective']} | {r['nfe']} | {r['vjps']} | {r['relative_time']:.1f} "
-            f"| {r['relative_variance']:.1f} | {r['error_at_steps']:.3f} | {r['steps_in_time']} "
-            f"| {r['error_in_time']:.3f} |"
+            f"| {_figure(r['relative_variance'] if r['comparable'] else None, 1)} "
+            f"| {_figure(r['noise'], 1)} | {_figure(r['error_at_steps'])} | {r['steps_in_time']} "
+            f"| {_figure(r['error_in_time'])} |"
             for r in rows
             if r["dimension"] == dim
         ]
     return "\n".join(lines)
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def plot(rows: list[Row]) -> Figure:
@@ -174,7 +207,7 @@ def plot(rows: list[Row]) -> Figure:
     figure = Figure(figsize=(11, 4), layout="constrained")
     FigureCanvasAgg(figure)
     for panel, dim in zip(figure.subplots(1, 2), DIMENSIONS, strict=True):
-        for row in (r for r in rows if r["dimension"] == dim):
+        for row in (r for r in rows if r["dimension"] == dim and r["error_in_time"] is not None):
             panel.loglog(row["relative_time"], row["error_in_time"], "o", label=row["objective"])
         panel.set(
             title=f"{dim}-D", xlabel="time of a step, relative to denoising",

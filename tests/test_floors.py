@@ -57,6 +57,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "nn",
         "data",
         "base_divergence",
+        "batch_parts",
         "brownian",
         "divergence",
         "low_rank_divergence",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sde_models._shapes import Time, per_sample
 from sde_models.base_divergence import Field
+from sde_models.batch_parts import draw_rows
 from sde_models.divergence import Hutchinson
 from sde_models.losses.integrated import mean_objective
 from sde_models.losses.noising import NoisedBatch, NoiseLevels
@@ -87,7 +88,7 @@ def finite_difference_sliced(
     def objective(score: Field, batch: NoisedBatch) -> Tensor:
         h = step * batch.sde.sigma(batch.t)
         values = []
-        for probe in drawer.draw(batch.xt, generator):
+        for probe in draw_rows(drawer.draw, batch.xt, generator, dim=1):
             shift = per_sample(h, batch.xt) * probe
             ahead, behind = score(batch.xt + shift), score(batch.xt - shift)
             slope = (probe * (ahead - behind)).flatten(1).sum(1) / (2 * h)

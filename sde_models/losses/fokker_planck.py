@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sde_models._shapes import Time, as_time, check_batch, leaf_copy, per_sample
 from sde_models.base_divergence import Divergence
+from sde_models.batch_parts import draw_rows
 from sde_models.counting import record
 from sde_models.divergence import find_divergence
 from sde_models.losses.noising import NoiseLevels
@@ -62,6 +63,7 @@ def fokker_planck_residual(
         >>> bool(fokker_planck_residual(model, 0.5, x) < 1e-8)
         True
     """
+    check_batch(x, model.event_shape)
     residual = _residual(model, t, x, divergence, generator, cond)
     return torch.linalg.vector_norm(residual.flatten(1), dim=1)
 
@@ -135,7 +137,6 @@ def _residual(
     With the velocity u of the probability flow the right side is that of the continuity equation,
     minus the gradient of div u + u . s.
     """
-    check_batch(x, model.event_shape)
     estimator = find_divergence(divergence, x[0].numel(), along_a_path=False)
     sde = model.sde
     sde.check_reversible()
@@ -150,7 +151,8 @@ def _residual(
             scores.append(model.score(clock, y, **cond))
             return sde.f(time, y) - half_square * scores[0]
 
-        flow, trace = estimator(velocity, point, estimator.draw(point, generator))
+        probes = draw_rows(estimator.draw, point, generator, dim=1)
+        flow, trace = estimator(velocity, point, probes)
         score = scores[0]
         lost = trace.value + (flow * score).flatten(1).sum(1)
         record(vjps=2)

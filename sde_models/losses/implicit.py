@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sde_models._shapes import Time
 from sde_models.base_divergence import Divergence, Field
+from sde_models.batch_parts import draw_rows
 from sde_models.divergence import find_divergence
 from sde_models.losses.integrated import mean_objective
 from sde_models.losses.noising import NoisedBatch, NoiseLevels
@@ -75,7 +76,8 @@ def implicit_score_matching(
 
     def objective(score: Field, batch: NoisedBatch) -> Tensor:
         estimator = find_divergence(divergence, batch.xt[0].numel(), along_a_path=False)
-        value, trace = estimator(score, batch.xt, estimator.draw(batch.xt, generator))
+        probes = draw_rows(estimator.draw, batch.xt, generator, dim=1)
+        value, trace = estimator(score, batch.xt, probes)
         return trace.value + 0.5 * value.flatten(1).square().sum(1)
 
     levels = NoiseLevels(t, noise, sigma, times, stratified, generator)

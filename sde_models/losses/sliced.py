@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sde_models._shapes import Time
 from sde_models.base_divergence import Field
+from sde_models.batch_parts import draw_rows
 from sde_models.divergence import Hutchinson
 from sde_models.losses.integrated import mean_objective
 from sde_models.losses.noising import NoisedBatch, NoiseLevels
@@ -90,7 +91,7 @@ def sliced_objective(
     generator: torch.Generator | None,
 ) -> Tensor:
     r"""The values :math:`v^\top (\nabla s) v + \frac12 (v^\top s)^2`, shape ``(B,)``."""
-    probes = estimator.draw(x, generator)
+    probes = draw_rows(estimator.draw, x, generator, dim=1)
     value, trace = estimator(score, x, probes)
     if variance_reduced:
         squares = value.flatten(1).square().sum(1)
