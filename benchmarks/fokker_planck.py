@@ -10,14 +10,12 @@ Results go to ``benchmarks/results/fokker_planck.{json,md}``.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from score_matching import BATCH, RESULTS, SDE, mixture, new_model
+from results import common_options, read_options, save
+from score_matching import BATCH, SDE, mixture, new_model
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -116,20 +114,14 @@ def as_markdown(rows: list[Row], steps: int, seeds: int) -> str:
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common_options(__doc__)
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.1, 0.3])
     parser.add_argument("--steps", type=int, default=600, help="steps of training")
     parser.add_argument("--seeds", type=int, default=3, help="networks for each weight")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = read_options(parser)
     rows = measure(options.weights, options.steps, options.seeds)
     table = as_markdown(rows, options.steps, options.seeds)
-    print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "fokker_planck.md").write_text(table + "\n")
-    (options.out / "fokker_planck.json").write_text(json.dumps(rows, indent=1) + "\n")
+    save(options.out, "fokker_planck", rows, table)
 
 
 if __name__ == "__main__":

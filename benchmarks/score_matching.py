@@ -11,23 +11,19 @@ of a number of denoising steps. Time is the processor's. Results go to
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from results import common_options, empty_figure, read_options, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
 import sde_models as sm
 
-RESULTS = Path(__file__).parent / "results"
 DIMENSIONS = (2, 64)
 BATCH = 256
 SDE = sm.VPSDE(t_min=1e-2)
@@ -204,8 +200,7 @@ def _figure(value: float | None, digits: int = 3) -> str:
 
 def plot(rows: list[Row]) -> Figure:
     """Error in equal time against the time of a step."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(11, 4)
     for panel, dim in zip(figure.subplots(1, 2), DIMENSIONS, strict=True):
         for row in (r for r in rows if r["dimension"] == dim and r["error_in_time"] is not None):
             panel.loglog(row["relative_time"], row["error_in_time"], "o", label=row["objective"])
@@ -219,23 +214,15 @@ def plot(rows: list[Row]) -> Figure:
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common_options(__doc__)
     parser.add_argument("--steps", type=int, default=300, help="steps of equal-step training")
     parser.add_argument(
         "--time-steps", type=int, default=900, help="denoising steps that take the equal time"
     )
     parser.add_argument("--batches", type=int, default=50, help="batches for the variance")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = read_options(parser)
     rows = measure(options.steps, options.time_steps, options.batches)
-    table = as_markdown(rows)
-    print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "score_matching.md").write_text(table + "\n")
-    (options.out / "score_matching.json").write_text(json.dumps(rows, indent=1) + "\n")
-    plot(rows).savefig(options.out / "score_matching.png", dpi=110)
+    save(options.out, "score_matching", rows, as_markdown(rows), plot(rows))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import torchsde
 from torch import Tensor
 
 from sde_models._shapes import per_sample
-from sde_models.batch_parts import draw_rows
 from sde_models.randomness import entropy_from, standard_normal_like
+from sde_models.split_batches import draw_rows
 
 
 class FreshBrownian(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde is untyped

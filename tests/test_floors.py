@@ -57,7 +57,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "nn",
         "data",
         "base_divergence",
-        "batch_parts",
+        "split_batches",
         "brownian",
         "divergence",
         "low_rank_divergence",

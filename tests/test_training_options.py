@@ -18,9 +18,9 @@ from torch.utils.data import Dataset, TensorDataset
 
 import sde_models as sm
 from sde_models._shapes import may_look_at, without_waiting
-from sde_models.batch_parts import PartGenerator, draw_rows
 from sde_models.losses import denoising_score_matching
 from sde_models.randomness import standard_normal_like
+from sde_models.split_batches import PartGenerator, draw_rows
 from sde_models.training import BitsPerDimCurve, Progress, SampleImages
 from sde_models.training.group import Group
 from sde_models.training.history import History

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import sde_models as sm
-from sde_models.batch_parts import draw_rows
 from sde_models.losses import (
     LearnedTimes,
     denoising_score_matching,
@@ -30,6 +29,7 @@ from sde_models.losses import (
     simulated_score_matching,
     sliced_score_matching,
 )
+from sde_models.split_batches import draw_rows
 from sde_models.training.checkpoints import CheckpointFolder
 
 DATA = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)).double()

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from sde_models._shapes import Time, as_time, check_batch, leaf_copy, per_sample
 from sde_models.base_divergence import Divergence
-from sde_models.batch_parts import draw_rows
 from sde_models.counting import record
 from sde_models.divergence import find_divergence
 from sde_models.losses.noising import NoiseLevels
 from sde_models.losses.times import TimeSampler, log_snr_rate
 from sde_models.models import Model
+from sde_models.split_batches import draw_rows
 
 
 def fokker_planck_residual(

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from sde_models._shapes import Time, as_time, check_batch
-from sde_models.batch_parts import draw_rows, pool_rows
 from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.grids import times_of_sigmas
 from sde_models.losses.times import TimeSampler, draw_times, find_times
 from sde_models.models import Model
 from sde_models.randomness import standard_normal_like
+from sde_models.split_batches import draw_rows, pool_rows
 
 
 @dataclass(frozen=True)

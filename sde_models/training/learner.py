@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from sde_models._shapes import without_waiting
-from sde_models.batch_parts import PartGenerator
+from sde_models.split_batches import PartGenerator
 from sde_models.training.averaging import MovingAverage
 from sde_models.training.group import Group
 from sde_models.training.objective import Loss, find_states
