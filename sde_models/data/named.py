@@ -13,7 +13,7 @@ from sde_models.data.images import Root, cifar10, fashion_mnist, mnist
 from sde_models.data.patches import patches
 from sde_models.data.toys import TOYS, toy
 from sde_models.data.training_data import TrainingData
-from sde_models.errors import nearest_names
+from sde_models.errors import find_named
 
 TOY_POINTS = 50_000, 1_000
 """Points of a toy data set for training and for testing."""
@@ -37,9 +37,7 @@ def find_data(name: str, root: Root | None = None) -> TrainingData:
         >>> data.event_shape, len(data.train), data.levels, data.classes
         ((1, 8, 8), 1437, 17, 10)
     """
-    if name not in DATA:
-        raise ValueError(f"unknown data set {name!r}; {nearest_names(name, DATA)}")
-    return DATA[name](root)
+    return find_named("data set", name, DATA)(root)
 
 
 def _digits(root: Root | None) -> TrainingData:

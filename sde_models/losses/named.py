@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from sde_models.errors import nearest_names
+from sde_models.errors import find_named
 from sde_models.losses.denoising import denoising_score_matching
 from sde_models.losses.finite_difference import finite_difference_sliced
 from sde_models.losses.implicit import implicit_score_matching
@@ -44,14 +44,13 @@ def find_objective(
         >>> loss(model, torch.randn(8, 2)).shape
         torch.Size([])
     """
-    if name not in OBJECTIVES:
-        raise ValueError(f"unknown objective {name!r}; {nearest_names(name, OBJECTIVES)}")
+    objective = find_named("objective", name, OBJECTIVES)
     if weighting is not None:
         _check_weighting(weighting, name)
     if times is not None:
         find_times(times)
     named = {"weighting": weighting, "times": times}
-    return partial(OBJECTIVES[name], **{key: v for key, v in named.items() if v is not None})
+    return partial(objective, **{key: v for key, v in named.items() if v is not None})
 
 
 def _check_weighting(weighting: str, objective: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from sde_models.errors import nearest_names
+from sde_models.errors import find_named
 from sde_models.nn.mixing import MixingNetwork
 from sde_models.nn.residual import ResidualNetwork
 from sde_models.nn.unet import UNet
@@ -61,11 +61,10 @@ def find_network(
         >>> network.width, network.depth
         (16, 3)
     """
-    if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; {nearest_names(name, NETWORKS)}")
+    make = find_named("network", name, NETWORKS)
     sizes = {"width": width, "depth": depth, "classes": classes}
     given = {key: size for key, size in sizes.items() if size is not None}
-    return NETWORKS[name](tuple(event_shape), given)
+    return make(tuple(event_shape), given)
 
 
 def _residual(event_shape: Sequence[int], sizes: dict[str, int]) -> nn.Module:

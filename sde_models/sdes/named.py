@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sde_models.errors import nearest_names
+from sde_models.errors import find_named
 from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.sdes.cosine import CosineSDE
 from sde_models.sdes.flow_matching import FlowMatchingSDE
@@ -34,6 +34,4 @@ def find_sde(name: str, **settings: float) -> GaussianSDE:
         >>> find_sde("vp", t_min=1e-4)
         VPSDE(beta_min=0.1, beta_max=20, t_min=0.0001)
     """
-    if name not in SDES:
-        raise ValueError(f"unknown SDE {name!r}; {nearest_names(name, SDES)}")
-    return SDES[name](**settings)
+    return find_named("SDE", name, SDES)(**settings)
