@@ -6,8 +6,6 @@ import json
 import math
 import os
 import signal
-import socket
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imsave
+from two_processes import run_two
 from typer.testing import CliRunner
 
 import sde_models as sm
@@ -284,29 +283,7 @@ def test_two_processes_train_one_model(points: Path, tmp_path: Path) -> None:
     """As `accelerate launch` starts them: the same weights, written by the first alone."""
     out = tmp_path / "run"
     words = [*map(str, ("train", points, *QUICK, "--dtype", "float64", "--out"))]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "sde_models.cli", *words, str(out), "--no-progress"],
-            env=os.environ | common | {"RANK": rank, "LOCAL_RANK": rank},
-            cwd=Path(__file__).resolve().parents[1], text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    try:
-        said = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            with process:
-                process.kill()
-    assert [process.returncode for process in processes] == [0, 0], said
+    said = run_two("-m", "sde_models.cli", *words, str(out), "--no-progress")
     assert [bool(output) for output, _ in said] == [True, False]
     run(*words, tmp_path / "alone")
     assert torch.allclose(weights(out), weights(tmp_path / "alone"), rtol=0, atol=1e-9)

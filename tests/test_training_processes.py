@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from two_processes import run_two
 
 import sde_models as sm
 from sde_models.losses import (
@@ -131,29 +130,7 @@ def test_other_losses_draw_for_each_part_anew() -> None:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes that talk over gloo leave."""
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    root = Path(__file__).resolve().parents[1]
-    common = {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root),
-    }  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, str(folder)],
-            env=os.environ | common | {"RANK": rank, "LOCAL_RANK": rank}, cwd=root,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    try:
-        said = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            with process:
-                process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    run_two("-W", "error", __file__, str(folder))
     return folder
 
 

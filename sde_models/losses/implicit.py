@@ -37,7 +37,8 @@ def implicit_score_matching(
     .. math:: \frac1D E\,\lambda(t) \Big[ \nabla \cdot s(t, x_t) + \tfrac12 |s(t, x_t)|^2 \Big]
 
     Twice this has the gradient of denoising score matching with the same weighting, on average.
-    The exact trace takes D vector-Jacobian products for each step.
+    The exact trace takes D vector-Jacobian products for each step, and keeps the graphs of all of
+    them for the gradient: beyond some hundred numbers take :func:`sliced_score_matching`.
 
     Args:
         model: What is trained.
