@@ -70,6 +70,7 @@ bench: $(STAMP)  ## measure what solvers cost and give, beside other libraries; 
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/density.py
 	$(BIN)/python benchmarks/score_matching.py
+	$(BIN)/python benchmarks/fokker_planck.py
 	$(BIN)/python benchmarks/training_overhead.py
 
 clean:  ## remove what builds and tests leave; keeps .venv and runs/

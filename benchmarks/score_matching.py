@@ -11,29 +11,36 @@ of a number of denoising steps. Time is the processor's. Results go to
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from results import common_options, empty_figure, read_options, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
 import sde_models as sm
 
-RESULTS = Path(__file__).parent / "results"
 DIMENSIONS = (2, 64)
 BATCH = 256
 SDE = sm.VPSDE(t_min=1e-2)
 Row = dict[str, Any]
 
-OBJECTIVES: dict[str, tuple[Any, float]] = {
+
+def penalised(model: Any, x0: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Denoising with the Fokker-Planck penalty, whose trace is estimated by one product."""
+    penalty = sm.losses.fokker_planck_penalty(
+        model, x0, divergence="hutchinson", generator=generator
+    )
+    return 0.1 * penalty + sm.losses.denoising_score_matching(
+        model, x0, weighting="simple", generator=generator
+    )
+
+
+OBJECTIVES: dict[str, tuple[Any, float | None]] = {
     "denoising": (partial(sm.losses.denoising_score_matching, weighting="simple"), 1.0),
     "implicit, exact trace": (sm.losses.implicit_score_matching, 2.0),
     "sliced": (partial(sm.losses.sliced_score_matching, variance_reduced=False), 2.0),
@@ -46,8 +53,18 @@ OBJECTIVES: dict[str, tuple[Any, float]] = {
         ),
         2.0,
     ),
+    "denoising, with penalty": (penalised, None),
+    "penalty alone, exact trace": (sm.losses.fokker_planck_penalty, None),
+    "maximum likelihood": (
+        partial(
+            sm.maximum_likelihood_loss, rtol=1e-2, atol=1e-2, nodes=16, divergence="hutchinson"
+        ),
+        None,
+    ),
 }
-"""Each objective, and the factor that makes its mean gradient that of denoising."""
+"""Each objective, and the factor that makes its mean gradient that of denoising, if one does."""
+NOT_TRAINED = ("penalty alone, exact trace",)
+"""Zero for the score of any data, so nothing can be learned from it alone."""
 
 
 def mixture(dim: int) -> sm.GaussianMixture:
@@ -114,10 +131,11 @@ def measure(steps: int, time_steps: int, batches: int) -> list[Row]:
         for name, (loss, factor) in tqdm(OBJECTIVES.items(), desc=f"{dim}-D"):
             with sm.count_evaluations() as cost:
                 loss(begun, x0[:BATCH])
-            found = factor * gradients(loss, begun, data, batches)
+            found = (factor or 1.0) * gradients(loss, begun, data, batches)
+            variance = float(found.var(0).sum())
             in_time = max(1, round(time_steps * seconds["denoising"] / seconds[name]))
             errors = []
-            for length in (steps, in_time):
+            for length in () if name in NOT_TRAINED else (steps, in_time):
                 generator = torch.Generator().manual_seed(4)
                 fit = train(new_model(dim), loss=loss, steps=length, generator=generator)
                 errors.append(score_error(fit.model, data))
@@ -125,16 +143,20 @@ def measure(steps: int, time_steps: int, batches: int) -> list[Row]:
                 {
                     "dimension": dim,
                     "objective": name,
+                    "batches": batches,
                     "nfe": cost.nfe,
                     "vjps": cost.vjps,
                     "seconds": seconds[name],
                     "relative_time": seconds[name] / seconds["denoising"],
-                    "variance": float(found.var(0).sum()),
+                    "variance": variance,
+                    "comparable": factor is not None,
+                    # The square of the mean over batches is too large by the variance of a mean.
+                    "noise": variance / (float(found.mean(0).square().sum()) - variance / batches),
                     "steps": steps,
-                    "error_at_steps": errors[0],
+                    "error_at_steps": errors[0] if errors else None,
                     "time_steps": time_steps,
                     "steps_in_time": in_time,
-                    "error_in_time": errors[1],
+                    "error_in_time": errors[1] if errors else None,
                 }
             )
     for row in rows:
@@ -148,33 +170,39 @@ def as_markdown(rows: list[Row]) -> str:
     first = rows[0]
     lines = [
         f"Batches of {BATCH}, VP, weighted by sigma squared, times uniform. Passes and products "
-        "are those of the loss; its gradient is in the time. Variance is that of the gradient. "
+        "are those of the loss; its gradient is in the time. Variance is that of the gradient, "
+        "relative to denoising where the mean gradient is the same; noise is the variance over the "
+        f"square of the mean, after 100 steps of denoising, from {first['batches']} batches. "
         "Errors are root mean squares of sigma times the error of the score, for a coordinate, "
         f"after {first['steps']} steps and in the time of {first['time_steps']} denoising steps.",
     ]
     for dim in DIMENSIONS:
         lines += [
             "", f"In {dim} dimensions:", "",
-            "| objective | passes | products | time of a step | variance | error, equal steps "
-            "| steps in equal time | error, equal time |",
-            "|---|---:|---:|---:|---:|---:|---:|---:|",
+            "| objective | passes | products | time of a step | variance | noise "
+            "| error, equal steps | steps in equal time | error, equal time |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         ]  # fmt: skip
         lines += [
             f"| {r['objective']} | {r['nfe']} | {r['vjps']} | {r['relative_time']:.1f} "
-            f"| {r['relative_variance']:.1f} | {r['error_at_steps']:.3f} | {r['steps_in_time']} "
-            f"| {r['error_in_time']:.3f} |"
+            f"| {_figure(r['relative_variance'] if r['comparable'] else None, 1)} "
+            f"| {_figure(r['noise'], 1)} | {_figure(r['error_at_steps'])} | {r['steps_in_time']} "
+            f"| {_figure(r['error_in_time'])} |"
             for r in rows
             if r["dimension"] == dim
         ]
     return "\n".join(lines)
 
 
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
 def plot(rows: list[Row]) -> Figure:
     """Error in equal time against the time of a step."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(11, 4)
     for panel, dim in zip(figure.subplots(1, 2), DIMENSIONS, strict=True):
-        for row in (r for r in rows if r["dimension"] == dim):
+        for row in (r for r in rows if r["dimension"] == dim and r["error_in_time"] is not None):
             panel.loglog(row["relative_time"], row["error_in_time"], "o", label=row["objective"])
         panel.set(
             title=f"{dim}-D", xlabel="time of a step, relative to denoising",
@@ -186,23 +214,15 @@ def plot(rows: list[Row]) -> Figure:
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common_options(__doc__)
     parser.add_argument("--steps", type=int, default=300, help="steps of equal-step training")
     parser.add_argument(
         "--time-steps", type=int, default=900, help="denoising steps that take the equal time"
     )
     parser.add_argument("--batches", type=int, default=50, help="batches for the variance")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = read_options(parser)
     rows = measure(options.steps, options.time_steps, options.batches)
-    table = as_markdown(rows)
-    print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "score_matching.md").write_text(table + "\n")
-    (options.out / "score_matching.json").write_text(json.dumps(rows, indent=1) + "\n")
-    plot(rows).savefig(options.out / "score_matching.png", dpi=110)
+    save(options.out, "score_matching", rows, as_markdown(rows), plot(rows))
 
 
 if __name__ == "__main__":

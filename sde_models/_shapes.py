@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import SupportsFloat
 
 import torch
@@ -30,7 +33,8 @@ def as_time(t: Time, like: Tensor | None = None) -> Tensor:
         return t if like is None else t.to(dtype=like.dtype, device=like.device)
     if like is None:
         return torch.tensor(float(t), dtype=torch.get_default_dtype())
-    return torch.tensor(float(t), dtype=like.dtype, device=like.device)
+    # Filled there: a number that is copied to an accelerator makes the host wait for it.
+    return torch.full((), float(t), dtype=like.dtype, device=like.device)
 
 
 def per_sample(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -61,6 +65,30 @@ def leaf_copy(x: Tensor) -> Tensor:
     return x.detach().clone().requires_grad_()
 
 
+_WAITS: ContextVar[bool] = ContextVar("waits", default=True)
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """A block in which checks look at no numbers that are on an accelerator.
+
+    To look at them makes the host wait until the device has done all that was asked of it, which
+    a training loop cannot afford at each step. It has looked at its data where they come from, and
+    a loss that is not finite tells the rest. Whoever calls a loss directly may hand in anything on
+    any device, so without this block it is looked at. On the CPU looking costs next to nothing.
+    """
+    token = _WAITS.set(False)
+    try:
+        yield
+    finally:
+        _WAITS.reset(token)
+
+
+def may_look_at(x: Tensor) -> bool:
+    """Whether a check may look at the numbers of a tensor; see :func:`without_waiting`."""
+    return x.device.type == "cpu" or _WAITS.get()
+
+
 def check_batch(x: Tensor, event_shape: tuple[int, ...] | None = None, name: str = "x") -> None:
     """Refuse anything that is not a non-empty floating batch ``(B, *event)`` of finite numbers.
 
@@ -78,7 +106,7 @@ def check_batch(x: Tensor, event_shape: tuple[int, ...] | None = None, name: str
     check_event_shape(x, event_shape, name)
     if x.shape[0] == 0:
         raise ValueError(f"{name} has shape {tuple(x.shape)}: at least one sample is wanted")
-    rows = non_finite_rows(x)
+    rows = non_finite_rows(x) if may_look_at(x) else []
     if rows:
         raise ValueError(f"{name} holds NaN or infinite values in {describe_rows(rows)}")
 

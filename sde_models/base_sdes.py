@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._shapes import Time
+from sde_models._shapes import Time, may_look_at
 from sde_models.base_systems import System
 from sde_models.priors import IsotropicGaussian
 
@@ -103,7 +103,7 @@ class SDE(System):
         Raises:
             ValueError: Naming the smallest and largest time given.
         """
-        if t.numel() == 0:
+        if t.numel() == 0 or not may_look_at(t):
             return
         # An end rounded to float32 may lie outside, also when it arrives as float64.
         slack = 4 * max(torch.finfo(t.dtype).eps, torch.finfo(torch.float32).eps)

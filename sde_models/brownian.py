@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sde_models._shapes import per_sample
 from sde_models.randomness import entropy_from, standard_normal_like
+from sde_models.split_batches import draw_rows
 
 
 class FreshBrownian(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde is untyped
@@ -57,7 +58,7 @@ class FreshBrownian(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde is
         return tuple(results)
 
     def _draw(self) -> Tensor:
-        return standard_normal_like(self._like, self._generator)
+        return draw_rows(standard_normal_like, self._like, self._generator)
 
     def __repr__(self) -> str:
         return f"FreshBrownian(shape={tuple(self.shape)})"

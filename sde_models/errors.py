@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -55,6 +55,31 @@ class StepLimitError(SolveError):
 
 class StepSizeError(SolveError):
     """An adaptive solver wanted a step too small for the precision of the state."""
+
+
+Named = TypeVar("Named")
+
+
+def find_named(kind: str, given: str | Named, known: Mapping[str, Named]) -> Named:
+    """Look up a name; an object is returned as it is.
+
+    Args:
+        kind: What it is the name of, said in the error.
+        given: Name or object.
+        known: Objects by name.
+
+    Raises:
+        ValueError: For an unknown name, with the nearest ones.
+
+    Example:
+        >>> find_named("fruit", "apple", {"apple": 1, "pear": 2}), find_named("fruit", 3, {})
+        (1, 3)
+    """
+    if not isinstance(given, str):
+        return given
+    if given not in known:
+        raise ValueError(f"unknown {kind} {given!r}; {nearest_names(given, known)}")
+    return known[given]
 
 
 def nearest_names(name: str, known: Iterable[str]) -> str:

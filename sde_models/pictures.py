@@ -36,6 +36,15 @@ def check_drawable(event_shape: Sequence[int]) -> int:
     )
 
 
+def is_drawable(event_shape: Sequence[int]) -> bool:
+    """Whether a picture can show samples of a shape."""
+    try:
+        check_drawable(event_shape)
+    except ValueError:
+        return False
+    return True
+
+
 def draw(x: Tensor, *, data_range: tuple[float, float] = (-1.0, 1.0)) -> bytes:
     """Draw samples.
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import socket
-import subprocess
-import sys
 import textwrap
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
+from two_processes import run_two
 
 import sde_models as sm
 from sde_models.randomness import make_generator
@@ -357,12 +354,6 @@ def test_what_cannot_be_evaluated(
 # Several processes.
 
 
-def free_port() -> int:
-    with closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes made of the same evaluation: ``whole``, then with wrapped networks."""
@@ -395,25 +386,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.distributed.destroy_process_group()
         """)
     )
-    common = {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", str(script)],
-            env=os.environ | common | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    try:
-        said = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            with process:
-                process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    run_two("-W", "error", str(script))
     return folder
 
 

@@ -57,6 +57,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "nn",
         "data",
         "base_divergence",
+        "split_batches",
         "brownian",
         "divergence",
         "low_rank_divergence",

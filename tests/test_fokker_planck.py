@@ -10,7 +10,12 @@ from gaussian_score import GaussianScore
 from torch import Tensor, nn
 
 import sde_models as sm
-from sde_models.losses import asymmetry, fokker_planck_penalty, fokker_planck_residual
+from sde_models.losses import (
+    asymmetry,
+    denoising_score_matching,
+    fokker_planck_penalty,
+    fokker_planck_residual,
+)
 
 SDES = [sm.VPSDE(), sm.SubVPSDE(), sm.VESDE(), sm.CosineSDE(), sm.FlowMatchingSDE()]
 every_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
@@ -112,6 +117,42 @@ def test_penalty_finds_the_variance_that_belongs_to_the_diffusion() -> None:
         fokker_planck_penalty(disturbed, x0).backward()
         optimiser.step()
     assert float(disturbed.log_variance.detach()) == pytest.approx(0, abs=1e-3)
+
+
+def trained(weight: float) -> sm.Model:
+    """A network after 150 steps of denoising, with a penalty of this weight."""
+
+    def loss(model: Any, x0: Tensor, *, generator: torch.Generator) -> Tensor:
+        found = denoising_score_matching(
+            model, x0, weighting="simple", times="log-snr", generator=generator
+        )
+        return found + weight * fokker_planck_penalty(model, x0, generator=generator)
+
+    torch.manual_seed(0)
+    model = sm.ScoreModel(sm.nn.ResidualNetwork((2,), width=32, depth=1), sm.VPSDE(t_min=1e-2))
+    data = mixture().sample(5000).float()
+    return sm.fit(
+        model, data, steps=150, batch_size=128, loss=loss, seed=0, averaging=0.95, warmup=10,
+        learning_rate=5e-3, progress=False,
+    ).model  # fmt: skip
+
+
+def test_the_regulariser_lowers_the_residual_of_a_trained_network() -> None:
+    """To less than 0.7 of what the same steps leave without it, where weight 1 reached 0.3 to 0.5
+    for three seeds; and the score is no worse for it."""
+    plain, regularised = trained(0.0), trained(1.0)
+    residuals, errors = [], []
+    for t in (0.3, 0.6, 1.0):
+        x = mixture().diffuse(plain.sde, t).sample(256)
+        truth = mixture().score_model(plain.sde).score(t, x)
+        with torch.no_grad():
+            found = [(fokker_planck_residual(model, t, x.float()).square().mean().sqrt(),
+                      (model.score(t, x.float()) - truth).square().mean().sqrt())
+                     for model in (plain, regularised)]  # fmt: skip
+        residuals.append(float(found[1][0] / found[0][0]))
+        errors.append(float(found[1][1] / found[0][1]))
+    assert max(residuals) < 0.7
+    assert sum(errors) / 3 < 1
 
 
 def test_no_graph_is_kept_where_none_is_wanted() -> None:

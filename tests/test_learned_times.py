@@ -116,6 +116,19 @@ def test_weightings_that_times_are_part_of_are_refused(weighting: str) -> None:
         )
 
 
+def test_what_was_learned_can_be_kept() -> None:
+    times, sde = LearnedTimes(bins=8), sm.VPSDE()
+    losses(sde, times, 5, torch.Generator().manual_seed(0))
+    kept, density = times.state_dict(), times.density
+    losses(sde, times, 5, torch.Generator().manual_seed(1))
+    other = LearnedTimes(bins=8)
+    other.load_state_dict(kept)
+    assert torch.equal(other.density, density)
+    assert not torch.equal(times.density, density)
+    with pytest.raises(ValueError, match="has 8 bins, these times have 4"):
+        LearnedTimes(bins=4).load_state_dict(kept)
+
+
 @pytest.mark.parametrize("settings", [{"bins": 1}, {"decay": 1.0}, {"uniform": 0.0}])
 def test_bad_settings_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):

@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import sde_models as sm
-from sde_models.losses import denoising_score_matching
+from sde_models.losses import LearnedTimes, denoising_score_matching
 from sde_models.training import Progress
 from sde_models.training.checkpoints import FILES, SUMS, CheckpointFolder, DamagedError
 
@@ -100,6 +101,26 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert torch.equal(resumed.losses, whole.losses)
     for name, value in CheckpointFolder(tmp_path / "whole").read(12).weights.items():
         assert torch.equal(value, resumed_model.state_dict()[name])
+
+
+@pytest.mark.parametrize("stop", [3, 9])
+def test_what_a_loss_has_learned_is_resumed_bit_for_bit(tmp_path: Path, stop: int) -> None:
+    def loss(**settings: float) -> Any:
+        return partial(denoising_score_matching, weighting="likelihood",
+                       times=LearnedTimes(bins=4, **settings))  # fmt: skip
+
+    first, last = loss(), loss()
+    whole = train(tmp_path / "whole", loss=first)
+    with pytest.raises(Stop):
+        train(tmp_path / "cut", loss=loss(), callback=stop_at(stop))
+    resumed = train(tmp_path / "cut", loss=last)
+    assert torch.equal(weights(resumed.model), weights(whole.model))
+    assert torch.equal(resumed.losses, whole.losses)
+    density = last.keywords["times"].density
+    assert torch.equal(density, first.keywords["times"].density)
+    assert float(density.std()) > 0.01
+    with pytest.raises(ValueError, match=r"decay=0\.99.* there, .*decay=0\.5.* now"):
+        train(tmp_path / "cut", loss=loss(decay=0.5))
 
 
 def test_a_finished_run_is_read_and_not_trained_again(tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Normal
 from torch.utils.data import Dataset, TensorDataset
 
 import sde_models as sm
+from sde_models._shapes import may_look_at, without_waiting
 from sde_models.losses import denoising_score_matching
+from sde_models.randomness import standard_normal_like
+from sde_models.split_batches import PartGenerator, draw_rows
 from sde_models.training import BitsPerDimCurve, Progress, SampleImages
+from sde_models.training.group import Group
 from sde_models.training.history import History
 from sde_models.training.learner import Learner
+from sde_models.training.seeds import generator_at
+from sde_models.training.settings import Settings
 from sde_models.training.sources import Order, make_source
-from sde_models.training.whole_batch import Denoising, OwnNumbers, for_whole_batch
 
 DATA = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
 
@@ -125,24 +130,85 @@ def test_conditioning_that_all_samples_share_is_not_cut() -> None:
 # Losses.
 
 
-def test_which_losses_draw_for_the_whole_batch() -> None:
-    assert for_whole_batch(denoising_score_matching) == Denoising()
-    likelihood = partial(denoising_score_matching, weighting="likelihood")
-    assert for_whole_batch(likelihood) == Denoising("likelihood")
-    fixed = partial(denoising_score_matching, t=0.5)
-    assert for_whole_batch(fixed) == OwnNumbers(fixed)
-    assert for_whole_batch(Denoising("simple")) == Denoising("simple")
+def test_a_loss_that_is_no_function_is_refused() -> None:
+    with pytest.raises(
+        TypeError, match=r"loss is 'sliced'; wanted a .* sm.losses.sliced_score_matching,"
+    ):
+        train(loss="sliced")
 
 
-@pytest.mark.parametrize("weighting", ["output", "simple", "likelihood"])
-def test_drawing_first_changes_no_loss(weighting: str) -> None:
-    model, loss = small_model(), Denoising(weighting)
-    generator = torch.Generator().manual_seed(1)
-    drawn = loss.draw(model, DATA, generator)
-    wanted = denoising_score_matching(
-        model, DATA, weighting=weighting, generator=torch.Generator().manual_seed(1)
-    )
-    assert torch.allclose(loss(model, DATA, generator=generator, **drawn), wanted)
+OBJECTIVES: dict[str, Any] = {
+    "output": denoising_score_matching,
+    "likelihood": partial(denoising_score_matching, weighting="likelihood", stratified=False),
+    "an object": partial(denoising_score_matching, weighting=sm.losses.min_snr(2.0)),
+    "one level": partial(denoising_score_matching, sigma=0.5),
+    "levels": partial(denoising_score_matching, times=sm.losses.level_times([1.0, 0.3])),
+    "hutch++": partial(sm.losses.implicit_score_matching, divergence=sm.HutchPlusPlus(3)),
+    "xtrace": partial(sm.losses.implicit_score_matching, divergence=sm.XTrace(2)),
+    "sliced": partial(sm.losses.sliced_score_matching, probes=3, distribution="sphere"),
+    "differences": sm.losses.finite_difference_sliced,
+    "simulated": partial(sm.losses.simulated_score_matching, steps=8),
+    "penalty": partial(sm.losses.fokker_planck_penalty, divergence="hutchinson"),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_parts_of_a_batch_draw_what_a_direct_call_draws(name: str) -> None:
+    """The numbers of the whole are those of the same generator, and parts have their rows."""
+    model, loss = small_model(), OBJECTIVES[name]
+    nn.init.normal_(model.network.write.weight)
+    wanted = loss(model, DATA, generator=torch.Generator().manual_seed(1)).detach()
+    generator = PartGenerator("cpu")
+    for cuts in ([0, 64], [0, 5, 40, 64]):
+        values = []
+        for rows in itertools.starmap(slice, itertools.pairwise(cuts)):
+            generator.begin(rows, 64, seed=1, seed_of_part=2)
+            part = loss(model, DATA[rows], generator=generator).detach()
+            values.append(part * (rows.stop - rows.start) / 64)
+        torch.testing.assert_close(sum(values), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_some_rows_of_a_part_draw_their_own_numbers() -> None:
+    generator, drawn = PartGenerator("cpu"), []
+    for first in (0, 4):
+        generator.begin(slice(first, first + 4), 8, seed=1, seed_of_part=first)
+        drawn.append(draw_rows(standard_normal_like, DATA[:3], generator))
+    assert drawn[0].shape == (3, 2)
+    assert not torch.equal(*drawn)
+
+
+@pytest.mark.parametrize(
+    "name", ["output", "likelihood", "an object", "one level", "sliced", "differences", "penalty"]
+)
+def test_no_objective_looks_at_numbers_on_an_accelerator(name: str) -> None:
+    """Tensors on the device "meta" have none, and raise where one looks."""
+    with torch.device("meta"):
+        model, x0 = small_model(), torch.empty(8, 2)
+    generator = PartGenerator("cpu")
+    generator.begin(slice(0, 8), 16, seed=1, seed_of_part=2)
+    with without_waiting():
+        OBJECTIVES[name](model, x0, generator=generator).backward()
+        with pytest.raises(ValueError, match="x0 holds NaN or infinite values in row 0"):
+            OBJECTIVES[name](model, torch.full((1, 2), torch.nan))  # the CPU's are at hand
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta tensor"):
+        OBJECTIVES[name](model, x0, generator=generator)
+
+
+def test_fit_lets_no_loss_look_at_an_accelerator_and_refuses_times_that_are_given() -> None:
+    seen = []
+
+    def loss(model: Any, x0: Tensor, *, generator: Any) -> Tensor:
+        seen.append(may_look_at(torch.empty(1, device="meta")))
+        return denoising_score_matching(model, x0, generator=generator)
+
+    train(steps=2, loss=loss)
+    assert seen == [False, False]
+    assert may_look_at(torch.empty(1, device="meta"))
+    with torch.device("meta"):
+        model, x0 = small_model(), torch.empty(8, 2)
+    with without_waiting(), pytest.raises(ValueError, match="t=7 outside"):
+        denoising_score_matching(model, x0, t=7.0)
 
 
 # Precision and compilation.
@@ -167,14 +233,6 @@ def test_unknown_precisions_are_refused() -> None:
         train(mixed_precision="h")
 
 
-@pytest.fixture
-def _checked_distributions() -> Iterator[None]:
-    """The first use of torch.compile turns off the checks of torch.distributions for good."""
-    yield
-    Distribution.set_default_validate_args(True)
-
-
-@pytest.mark.usefixtures("_checked_distributions")
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_compiled_network_gives_the_same_losses(inside: bool) -> None:
     model = small_model()
@@ -183,6 +241,11 @@ def test_a_compiled_network_gives_the_same_losses(inside: bool) -> None:
     else:
         model.network = torch.compile(model.network, backend="eager")
     assert torch.allclose(train(model=model).losses, train().losses, rtol=1e-5)
+
+
+def test_compilation_in_one_test_leaves_the_checks_of_distributions_on_in_the_next() -> None:
+    with pytest.raises(ValueError, match="scale"):
+        Normal(0.0, -1.0)
 
 
 # Accelerate.
@@ -197,18 +260,13 @@ def test_an_accelerator_of_the_caller_changes_nothing() -> None:
 
 def test_gradients_are_those_of_the_loss() -> None:
     """Against autograd by hand, with the numbers of the run."""
-    from sde_models.training.group import Group
-    from sde_models.training.settings import Settings
-
     settings = Settings(1, None, 8, 1e-3, 0.0, 0.9, 0, 1e9, None, 3, 10, 1)
     model, order = small_model(), Order(3, 8)
     nn.init.normal_(model.network.write.weight)
     by_hand = copy.deepcopy(model)
-    learner = Learner(model, Denoising(), settings, order, Group(None))
+    learner = Learner(model, denoising_score_matching, settings, order, Group(None))
     rows = next(make_source(DATA, order, model).stream(0))
     value, norm = learner.compute_gradients(rows, 0)
-    from sde_models.training.seeds import generator_at
-
     wanted = denoising_score_matching(by_hand, rows.x0, generator=generator_at(3, "loss", 0))
     wanted.backward()
     assert float(value) == pytest.approx(wanted.item(), rel=1e-5)

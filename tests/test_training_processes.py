@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +15,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from two_processes import run_two
 
 import sde_models as sm
-from sde_models.losses import denoising_score_matching
+from sde_models.losses import (
+    LearnedTimes,
+    denoising_score_matching,
+    finite_difference_sliced,
+    fokker_planck_penalty,
+    implicit_score_matching,
+    min_snr,
+    simulated_score_matching,
+    sliced_score_matching,
+)
+from sde_models.split_batches import draw_rows
 from sde_models.training.checkpoints import CheckpointFolder
 
 DATA = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)).double()
@@ -39,6 +49,41 @@ def labelled(batch_size: int, generator: torch.Generator | None) -> Any:
 
 SOURCES: dict[str, Any] = {"tensor": DATA, "dataset": Labelled(), "function": labelled}
 LIKELIHOOD = partial(denoising_score_matching, weighting="likelihood")
+
+
+def penalised(model: Any, x0: Tensor, *, generator: Any, **cond: Any) -> Tensor:
+    """A sum of two objectives, as a user writes it."""
+    fit = denoising_score_matching(model, x0, generator=generator, **cond)
+    penalty = partial(fokker_planck_penalty, divergence="hutchinson")
+    return fit + 0.01 * penalty(model, x0, generator=generator, **cond)
+
+
+def own(model: Any, x0: Tensor, *, generator: Any, **cond: Any) -> Tensor:
+    """A loss of a user's own, as docs/training.md has it."""
+
+    def draw(like: Tensor, generator: Any) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+    noise = draw_rows(draw, x0, generator)
+    return denoising_score_matching(model, x0, 0.5, noise, **cond)
+
+
+def learned() -> Any:
+    """Times that begin anew in each run."""
+    return partial(LIKELIHOOD, times=LearnedTimes(bins=4), stratified=False)
+
+
+LOSSES: dict[str, Callable[[], Any]] = {
+    "one level": lambda: partial(denoising_score_matching, sigma=0.5),
+    "an object": lambda: partial(denoising_score_matching, weighting=min_snr(2.0)),
+    "implicit": lambda: partial(implicit_score_matching, divergence=sm.Hutchinson(2, "gaussian")),
+    "sliced": lambda: sliced_score_matching,
+    "differences": lambda: finite_difference_sliced,
+    "simulated": lambda: partial(simulated_score_matching, steps=4),
+    "penalised": lambda: penalised,
+    "own": lambda: own,
+    "learned": learned,
+}
 
 
 def train(data: Any, **changes: Any) -> sm.Fit[Any]:
@@ -66,9 +111,15 @@ def test_accumulated_parts_are_the_whole_batch(name: str, loss: Any) -> None:
         assert_same(train(SOURCES[name], loss=loss, accumulate=parts), whole)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_accumulated_parts_are_the_whole_batch_for_every_objective(name: str) -> None:
+    assert_same(train(DATA, loss=LOSSES[name](), accumulate=2), train(DATA, loss=LOSSES[name]()))
+
+
 def test_other_losses_draw_for_each_part_anew() -> None:
     def loss(model: Any, x0: Tensor, *, generator: Any) -> Tensor:
-        return denoising_score_matching(model, x0, generator=generator)
+        noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+        return denoising_score_matching(model, x0, 0.5, noise)
 
     whole, parts = train(DATA, loss=loss), train(DATA, loss=loss, accumulate=2)
     assert not torch.allclose(whole.losses, parts.losses)
@@ -79,29 +130,7 @@ def test_other_losses_draw_for_each_part_anew() -> None:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes that talk over gloo leave."""
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    root = Path(__file__).resolve().parents[1]
-    common = {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root),
-    }  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, str(folder)],
-            env=os.environ | common | {"RANK": rank, "LOCAL_RANK": rank}, cwd=root,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    try:
-        said = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            with process:
-                process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    run_two("-W", "error", __file__, str(folder))
     return folder
 
 
@@ -128,6 +157,11 @@ def together(folder: Path) -> None:
         keep(name, train(data))
     keep("likelihood", train(DATA, loss=LIKELIHOOD))
     keep("accumulate", train(DATA, accumulate=2))
+    for name, loss in LOSSES.items():
+        keep(name, train(DATA, loss=loss()))
+    times = LearnedTimes(bins=4)
+    train(DATA, loss=partial(learned(), times=times), accumulate=2)
+    torch.save(times.density, folder / f"density-{rank}.pt")
     out = folder / "resumed"
     try:
         train(DATA, out=out, checkpoint_every=4, callback=stop)
@@ -153,6 +187,24 @@ def test_two_processes_train_to_the_weights_of_one(shared: Path, name: str, rank
     wanted = train(data, **({"loss": LIKELIHOOD} if name == "likelihood" else {}))
     assert torch.allclose(got["weights"], weights(wanted.model), rtol=0, atol=1e-9)
     assert torch.allclose(got["losses"], wanted.losses, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_processes_are_one_for_every_objective(shared: Path, name: str, rank: int) -> None:
+    got = torch.load(shared / f"{name}-{rank}.pt", weights_only=True)
+    wanted = train(DATA, loss=LOSSES[name]())
+    assert torch.allclose(got["weights"], weights(wanted.model), rtol=0, atol=1e-9)
+    assert torch.allclose(got["losses"], wanted.losses, rtol=1e-6)
+
+
+def test_times_learn_from_the_rows_of_all_processes(shared: Path) -> None:
+    times = LearnedTimes(bins=4)
+    train(DATA, loss=partial(learned(), times=times))
+    assert float(times.density.std()) > 0.01
+    for rank in (0, 1):
+        got = torch.load(shared / f"density-{rank}.pt", weights_only=True)
+        assert torch.allclose(got, times.density, rtol=1e-9)
 
 
 def test_processes_leave_together_when_one_is_told_to(shared: Path) -> None:

@@ -16,23 +16,26 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+MISTAKES = (OSError, ValueError, TypeError, ImportError)
+FAILURES = (RuntimeError, FloatingPointError)
+
 
 class Command(TyperCommand):
     """A command that tells what went wrong in one line, or with ``--debug`` in full.
 
-    What was asked wrongly ends with exit code 2, work that failed (a solve, a lack of memory)
-    with 1.
+    What was asked wrongly ends with exit code 2, work that failed (a solve, a lack of memory, a
+    loss that is no longer finite) with 1.
     """
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
+        except MISTAKES + FAILURES as error:
             if ctx.params.get("debug") or isinstance(error, typer.Exit | typer.Abort):
                 raise
             typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(1 if isinstance(error, RuntimeError) else 2) from error
+            raise typer.Exit(1 if isinstance(error, FAILURES) else 2) from error
 
 
 def examples(*lines: str) -> str:

@@ -38,13 +38,18 @@ def load_config(ctx: typer.Context, config: Path | None) -> Path | None:
     return config
 
 
-def write_config(path: Path, ctx: typer.Context) -> None:
+def write_config(path: Path, ctx: typer.Context, **settled: Any) -> None:
     """Write every option of a command as it was in the end, for ``--config``.
+
+    Args:
+        path: The file.
+        ctx: Context of the command.
+        **settled: Options that the command itself gave a value, by name.
 
     Raises:
         OSError: If the file cannot be written.
     """
-    options = {str(p.name): ctx.params.get(str(p.name)) for p in ctx.command.params}
+    options = {str(p.name): ctx.params.get(str(p.name)) for p in ctx.command.params} | settled
     kept = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in options.items()

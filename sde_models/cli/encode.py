@@ -6,7 +6,8 @@ import typer
 
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
-from sde_models.cli.inputs import read_data, read_model, shape_of
+from sde_models.cli.groups import Control, Running, spell_out
+from sde_models.cli.inputs import choose_label, read_data, read_model, shape_of
 from sde_models.cli.outputs import open_output
 from sde_models.to_folder import encode_to_folder
 
@@ -19,42 +20,39 @@ from sde_models.to_folder import encode_to_folder
         "sde-models encode model.safetensors shards --device cuda --out latents",
     ),
 )
+@spell_out
 def encode(
+    *,
     ctx: typer.Context,
     model: o.ModelFile,
     data: o.Data,
     out: o.Out,
     levels: o.Levels = None,
     array: o.ArrayName = None,
+    root: o.Root = None,
     n: o.First = None,
+    label: o.Label = None,
     solver: o.SolverName = "ode:dopri5",
-    steps: o.Steps = None,
-    grid: o.GridName = None,
-    rtol: o.Rtol = None,
-    atol: o.Atol = None,
-    max_steps: o.MaxSteps = None,
+    control: Control,
     chunk: o.Chunk = 1024,
     seed: o.Seed = 0,
-    device: o.Device = "cpu",
-    dtype: o.Dtype = None,
-    progress: o.Progress = True,
-    overwrite: o.Overwrite = False,
-    config: o.Config = None,
-    debug: o.Debug = False,
+    running: Running,
 ) -> None:
     """Carry data to their latents, along the probability flow.
 
     Whole numbers are dequantised to [-1, 1] first. The same command goes on where it was
     interrupted.
     """
-    with open_output(out, (".npz", ".png", ""), overwrite=overwrite) as output:
-        network = read_model(model, device, dtype)
-        x, levels = read_data(data, levels=levels, first=n, array=array, precision=dtype)
+    with open_output(out, (".npz", ".png", ""), overwrite=running.overwrite) as output:
+        network = read_model(model, running.device, running.dtype)
+        x, levels = read_data(
+            data, levels=levels, first=n, array=array, root=root, precision=running.dtype
+        )
         output.check_shape(shape_of(x))
         shards = encode_to_folder(
             network, x, output.shards, solver=solver, levels=levels, chunk=chunk, seed=seed,
-            progress=progress,
-            **o.given(steps=steps, grid=grid, rtol=rtol, atol=atol, max_steps=max_steps),
+            progress=running.progress,
+            **control.given(), **choose_label(network, label),
         )  # fmt: skip
         count, rows = len(shards), shards.costs()["rows"]
         output.gather(shards, ctx)

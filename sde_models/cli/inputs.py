@@ -2,33 +2,68 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from sde_models.checkpoints import load_model
 from sde_models.cli.options import Precision
-from sde_models.data import LevelImages, digits, image_folder, read_array
+from sde_models.data import DATA, TrainingData, find_data, image_folder, read_array
+from sde_models.errors import nearest_names
 from sde_models.models import ScoreModel
 from sde_models.shards import Shards
 
+MODEL_FILE = "model.safetensors"
+"""Name of the model in the folder of a training run."""
+
 
 def read_model(path: Path, device: str, precision: Precision | None) -> ScoreModel:
-    """Read a model onto a device.
+    """Read a model onto a device, from its file or the folder of a training run.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no model file, or there is no such device.
     """
-    model = load_model(path)
+    file = path / MODEL_FILE if path.is_dir() else path
+    return place(load_model(file), device, precision)
+
+
+def place(model: ScoreModel, device: str, precision: Precision | None) -> ScoreModel:
+    """Move a model to a device and a dtype.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
     try:
         return model.to(device, None if precision is None else precision.dtype)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"device {device!r} cannot be used: {reason}") from error
+
+
+def choose_label(model: ScoreModel, label: int | None) -> dict[str, Any]:
+    """The label as conditioning for a model, none for a model without classes.
+
+    Raises:
+        ValueError: If the model was trained with labels and none is given, or the reverse.
+
+    Example:
+        >>> network = sm.nn.ResidualNetwork((2,), width=16, depth=1, classes=10)
+        >>> choose_label(sm.ScoreModel(network, sm.VPSDE()), 3)
+        {'label': 3}
+    """
+    classes = getattr(model.network, "classes", None)
+    if classes is None and label is None:
+        return {}
+    if classes is None or label is None or not 0 <= label < classes:
+        wanted = "without labels" if classes is None else f"with labels from 0 to {classes - 1}"
+        given = "none was given" if label is None else f"got {label}"
+        raise ValueError(f"--label: the model was trained {wanted}, {given}")
+    return {"label": label}
 
 
 def read_data(
@@ -38,38 +73,77 @@ def read_data(
     first: int | None = None,
     array: str | None = None,
     names: tuple[str, str] = ("x", "z"),
+    root: Path | None = None,
     precision: Precision | None = None,
 ) -> tuple[Tensor | Dataset[Any], int | None]:
     """Data, and the number of their levels, None for floating data.
 
     Args:
-        where: "digits", a folder of shards or of folders with images, or a file of arrays.
+        where: A name in ``sm.data.DATA``, of which the part for testing is taken, a folder of
+            shards or of folders with images, or a file of arrays.
         levels: Number of levels that was told.
         first: Take so many only.
         array: Name of the array in the file.
         names: Its likely names, if it was not told.
+        root: Folder of the files of a data set.
         precision: Dtype of floating data.
 
     Raises:
         FileNotFoundError: If there is nothing of that name.
         ValueError: If it cannot be read, or holds whole numbers whose levels were not told.
     """
-    dtype = None if precision is None else precision.dtype
-    if where == "digits":
-        images = digits()
-        return images.test[:first], levels or images.levels
+    found = read_training_data(
+        where, levels=levels, array=array, names=names, root=root, precision=precision
+    )
+    samples: Any = found.train if found.test is None else found.test
+    if not isinstance(samples, Tensor):
+        return Subset(samples, range(len(samples))[:first]), found.levels
+    x = samples[:first]
+    keep = found.levels is not None or precision is None
+    return x if keep else x.to(precision.dtype), found.levels  # type: ignore[union-attr]
+
+
+def read_training_data(
+    where: str,
+    *,
+    levels: int | None = None,
+    array: str | None = None,
+    names: tuple[str, str] = ("x", "z"),
+    root: Path | None = None,
+    labels: bool = False,
+    precision: Precision | None = None,
+) -> TrainingData:
+    """All of the data; arguments and errors as for :func:`read_data`.
+
+    Args:
+        where: As there.
+        levels: As there.
+        array: As there.
+        names: As there.
+        root: As there.
+        labels: Whether to read the labels of a file too.
+        precision: As there.
+    """
+    if where in DATA:
+        found = find_data(where, root)
+        return found if levels is None else replace(found, levels=levels)
     if Path(where).is_dir():
-        found, levels = _read_folder(where, levels, dtype)
-        return Subset(found, range(len(found))[:first]), levels
+        return _read_folder(where, levels, None if precision is None else precision.dtype)
+    if not Path(where).exists() and not Path(where).suffix:
+        raise FileNotFoundError(
+            f"no file {where}, and no data set of that name; {nearest_names(where, DATA)}"
+        )
     x = read_array(where, names if array is None else (array,))
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(f"{where} holds an array of shape {tuple(x.shape)}, wanted (B, *event)")
-    x = x[:first]
     if levels is None and not x.is_floating_point():
         raise ValueError(
             f"{where} holds {x.dtype}: for images with whole levels give --levels, 256 for bytes"
         )
-    return (x if levels is not None or dtype is None else x.to(dtype)), levels
+    if not labels:
+        return TrainingData(x, levels=levels)
+    label = _read_labels(where, len(x))
+    return TrainingData(TensorDataset(x, label), levels=levels, classes=int(label.max()) + 1)
 
 
 def shape_of(dataset: Tensor | Dataset[Any]) -> tuple[int, ...]:
@@ -78,18 +152,26 @@ def shape_of(dataset: Tensor | Dataset[Any]) -> tuple[int, ...]:
     return tuple((sample[0] if isinstance(sample, tuple) else sample).shape)
 
 
-def _read_folder(
-    where: str, levels: int | None, dtype: torch.dtype | None
-) -> tuple[Shards | LevelImages, int | None]:
+def _read_labels(where: str, count: int) -> Tensor:
+    label = read_array(where, ("label", "labels"))
+    if label.shape != (count,) or label.is_floating_point() or int(label.min()) < 0:
+        raise ValueError(
+            f"--labels: {where} should hold, beside its {count} samples, an array 'label' of as "
+            f"many whole numbers from 0; got {label.dtype} of shape {tuple(label.shape)}"
+        )
+    return label.long()
+
+
+def _read_folder(where: str, levels: int | None, dtype: torch.dtype | None) -> TrainingData:
     """Shards if there are any, else images, and their levels."""
     try:
-        return Shards(where, dtype=dtype), levels
+        return TrainingData(Shards(where, dtype=dtype), levels=levels)
     except FileNotFoundError as no_shards:
         try:
             images = image_folder(where)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{no_shards}; and {error}") from error
-        return images, levels or images.levels
+        return TrainingData(images, levels=levels or images.levels, classes=len(images.classes))
 
 
 def read_shape(text: str | None, model: ScoreModel) -> tuple[int, ...]:

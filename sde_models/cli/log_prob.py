@@ -10,7 +10,8 @@ import typer
 
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
-from sde_models.cli.inputs import read_data, read_model
+from sde_models.cli.groups import Control, Running, spell_out
+from sde_models.cli.inputs import choose_label, read_data, read_model
 from sde_models.cli.outputs import open_output
 from sde_models.evaluation import evaluate
 from sde_models.shards import Shards
@@ -26,7 +27,9 @@ from sde_models.shards import Shards
         "--out result",
     ),
 )
+@spell_out
 def log_prob(
+    *,
     ctx: typer.Context,
     model: o.ModelFile,
     data: o.Data,
@@ -44,7 +47,9 @@ def log_prob(
     ] = None,
     levels: o.Levels = None,
     array: o.ArrayName = None,
+    root: o.Root = None,
     n: o.First = None,
+    label: o.Label = None,
     solver: o.SolverName = "adams-batch",
     divergence: Annotated[
         str | None, typer.Option(help="exact, hutchinson, hutch++, xtrace or auto.")
@@ -52,34 +57,25 @@ def log_prob(
     nodes: Annotated[
         int | None, typer.Option(help="Intervals of the quadrature, a multiple of 4.")
     ] = None,
-    steps: o.Steps = None,
-    grid: o.GridName = None,
-    rtol: o.Rtol = None,
-    atol: o.Atol = None,
-    max_steps: o.MaxSteps = None,
+    control: Control,
     chunk: o.Chunk = 256,
     seed: o.Seed = 0,
-    device: o.Device = "cpu",
-    dtype: o.Dtype = None,
-    progress: o.Progress = True,
-    overwrite: o.Overwrite = False,
-    config: o.Config = None,
-    debug: o.Debug = False,
+    running: Running,
 ) -> None:
     """Compute log-densities of data in nats, or with levels bits per dimension, and their errors.
 
     The same command goes on where it was interrupted.
     """
-    with open_output(out, (".npz", ".json", ""), overwrite=overwrite) as output:
-        network = read_model(model, device, dtype)
-        x, levels = read_data(data, levels=levels, first=n, array=array, precision=dtype)
+    with open_output(out, (".npz", ".json", ""), overwrite=running.overwrite) as output:
+        network = read_model(model, running.device, running.dtype)
+        x, levels = read_data(
+            data, levels=levels, first=n, array=array, root=root, precision=running.dtype
+        )
         found = evaluate(
-            network, x, output.shards, levels=levels, chunk=chunk, seed=seed, progress=progress,
-            solver=solver,
-            **o.given(
-                tol=tol, divergence=divergence, nodes=nodes, steps=steps, grid=grid, rtol=rtol,
-                atol=atol, max_steps=max_steps,
-            ),
+            network, x, output.shards, levels=levels, chunk=chunk, seed=seed, solver=solver,
+            progress=running.progress,
+            **control.given(), **choose_label(network, label),
+            **o.given(tol=tol, divergence=divergence, nodes=nodes),
         )  # fmt: skip
         if out.suffix == ".json":
             output.write(f"{json.dumps(found.summary(), indent=2)}\n".encode(), ctx)

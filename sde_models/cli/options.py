@@ -25,14 +25,17 @@ class Precision(StrEnum):
 
 
 ModelFile = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Model file, as sm.save_model writes it.")
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="Model file, as sm.save_model writes it, or the folder of 'train'."
+    ),
 ]
 Data = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
         help="An .npz or .npy file, a folder of shards, a folder that holds one of images for each "
-        "class, or 'digits' for the 360 test images of scikit-learn.",
+        "class, or a name that 'train' knows, such as digits, for the samples kept for testing.",
     ),
 ]
 Out = Annotated[
@@ -53,6 +56,12 @@ First = Annotated[
 Levels = Annotated[
     int | None,
     typer.Option(min=2, help="DATA are whole numbers below this, 256 for bytes; known for images."),
+]
+Root = Annotated[
+    Path | None, typer.Option(help="Folder of the files of mnist, fashion-mnist and cifar10.")
+]
+Label = Annotated[
+    int | None, typer.Option(min=0, help="Class, for a model that was trained with labels.")
 ]
 SolverName = Annotated[
     str, typer.Option("--solver", "-s", help="A name in the table of 'sde-models solvers'.")

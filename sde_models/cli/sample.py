@@ -8,7 +8,8 @@ import typer
 
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
-from sde_models.cli.inputs import read_model, read_shape
+from sde_models.cli.groups import Control, Running, spell_out
+from sde_models.cli.inputs import choose_label, read_model, read_shape
 from sde_models.cli.outputs import open_output
 from sde_models.to_folder import sample_to_folder
 
@@ -22,17 +23,16 @@ from sde_models.to_folder import sample_to_folder
         "sde-models sample --config samples.npz.config.json --seed 1 --out more.npz",
     ),
 )
+@spell_out
 def sample(
+    *,
     ctx: typer.Context,
     model: o.ModelFile,
     out: o.Out,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of samples.")] = 64,
+    label: o.Label = None,
     solver: o.SolverName = "ode:dopri5",
-    steps: o.Steps = None,
-    grid: o.GridName = None,
-    rtol: o.Rtol = None,
-    atol: o.Atol = None,
-    max_steps: o.MaxSteps = None,
+    control: Control,
     eta: Annotated[
         float | None, typer.Option(help="Stochasticity of an SDE solver, 0 for none.")
     ] = None,
@@ -44,27 +44,20 @@ def sample(
     ] = None,
     chunk: o.Chunk = 4096,
     seed: o.Seed = 0,
-    device: o.Device = "cpu",
-    dtype: o.Dtype = None,
-    progress: o.Progress = True,
-    overwrite: o.Overwrite = False,
-    config: o.Config = None,
-    debug: o.Debug = False,
+    running: Running,
 ) -> None:
     """Draw samples from a model.
 
     The same command goes on where it was interrupted.
     """
-    with open_output(out, (".npz", ".png", ""), overwrite=overwrite) as output:
-        network = read_model(model, device, dtype)
+    with open_output(out, (".npz", ".png", ""), overwrite=running.overwrite) as output:
+        network = read_model(model, running.device, running.dtype)
         event_shape = read_shape(shape, network)
         output.check_shape(event_shape)
         shards = sample_to_folder(
             network, n, output.shards, solver=solver, event_shape=event_shape, chunk=chunk,
-            seed=seed, progress=progress, denoise=denoise,
-            **o.given(
-                steps=steps, grid=grid, rtol=rtol, atol=atol, max_steps=max_steps, eta=eta,
-            ),
+            seed=seed, progress=running.progress, denoise=denoise,
+            **control.given(), **choose_label(network, label), **o.given(eta=eta),
         )  # fmt: skip
         rows = shards.costs()["rows"]
         output.gather(shards, ctx)

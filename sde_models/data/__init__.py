@@ -11,10 +11,13 @@ from sde_models.data.dequantized import Dequantized
 from sde_models.data.digits import Digits, digits
 from sde_models.data.images import LevelImages, cifar10, fashion_mnist, image_folder, mnist
 from sde_models.data.logit import LogitTransform
+from sde_models.data.named import DATA, find_data
 from sde_models.data.patches import Patches, patches
 from sde_models.data.toys import TOYS, MixtureParameters, toy, toy_mixture
+from sde_models.data.training_data import TrainingData
 
 __all__ = [
+    "DATA",
     "TOYS",
     "Dequantization",
     "Dequantized",
@@ -23,6 +26,7 @@ __all__ = [
     "LogitTransform",
     "MixtureParameters",
     "Patches",
+    "TrainingData",
     "TruncatedNormalDequantization",
     "UniformDequantization",
     "check_levels",
@@ -30,6 +34,7 @@ __all__ = [
     "dequantize",
     "digits",
     "fashion_mnist",
+    "find_data",
     "image_folder",
     "mnist",
     "patches",

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde_models.errors import nearest_names
+from sde_models.errors import find_named
 from sde_models.randomness import standard_normal
 
 Toy = Callable[[int, torch.Generator | None], Tensor]
@@ -141,11 +141,10 @@ def toy(name: str, n: int, *, generator: torch.Generator | None = None) -> Tenso
         >>> toy("two-moons", 100).shape
         torch.Size([100, 2])
     """
-    if name not in TOYS:
-        raise ValueError(f"unknown toy {name!r}; {nearest_names(name, TOYS)}")
+    draw = find_named("toy", name, TOYS)
     if n < 1:
         raise ValueError(f"at least one point is wanted, got n={n}")
-    return TOYS[name](n, generator)
+    return draw(n, generator)
 
 
 def toy_mixture(name: str) -> MixtureParameters:

@@ -244,13 +244,7 @@ def collect_metrics(
             }
             for run in runs
         ],
-        "training": {
-            "steps": trained.steps,
-            "seconds": trained.seconds,
-            "steps_per_second": trained.steps / trained.seconds,
-            "last_loss": float(trained.losses[-100:].mean()),
-            "parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
-        },
+        "training": trained.summary(),
     }
 
 

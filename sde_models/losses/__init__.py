@@ -10,6 +10,7 @@ from sde_models.losses.finite_difference import finite_difference_sliced
 from sde_models.losses.fokker_planck import fokker_planck_penalty, fokker_planck_residual
 from sde_models.losses.implicit import implicit_score_matching
 from sde_models.losses.learned_times import LearnedTimes
+from sde_models.losses.named import OBJECTIVES, find_objective
 from sde_models.losses.noising import NoisedBatch
 from sde_models.losses.simulated import simulated_score_matching
 from sde_models.losses.sliced import sliced_score_matching
@@ -26,6 +27,7 @@ from sde_models.losses.times import (
 from sde_models.losses.weightings import WEIGHTINGS, Weighting, min_snr, noise_weighting
 
 __all__ = [
+    "OBJECTIVES",
     "TIME_SAMPLERS",
     "WEIGHTINGS",
     "LearnedTimes",
@@ -35,6 +37,7 @@ __all__ = [
     "asymmetry",
     "denoising_score_matching",
     "draw_times",
+    "find_objective",
     "finite_difference_sliced",
     "fokker_planck_penalty",
     "fokker_planck_residual",

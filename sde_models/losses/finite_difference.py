@@ -16,6 +16,7 @@ from sde_models.losses.noising import NoisedBatch, NoiseLevels
 from sde_models.losses.times import TimeSampler
 from sde_models.losses.weightings import Weighting
 from sde_models.models import Model
+from sde_models.split_batches import draw_rows
 
 
 def finite_difference_sliced(
@@ -87,7 +88,7 @@ def finite_difference_sliced(
     def objective(score: Field, batch: NoisedBatch) -> Tensor:
         h = step * batch.sde.sigma(batch.t)
         values = []
-        for probe in drawer.draw(batch.xt, generator):
+        for probe in draw_rows(drawer.draw, batch.xt, generator, dim=1):
             shift = per_sample(h, batch.xt) * probe
             ahead, behind = score(batch.xt + shift), score(batch.xt - shift)
             slope = (probe * (ahead - behind)).flatten(1).sum(1) / (2 * h)

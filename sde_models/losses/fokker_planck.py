@@ -20,6 +20,7 @@ from sde_models.divergence import find_divergence
 from sde_models.losses.noising import NoiseLevels
 from sde_models.losses.times import TimeSampler, log_snr_rate
 from sde_models.models import Model
+from sde_models.split_batches import draw_rows
 
 
 def fokker_planck_residual(
@@ -62,6 +63,7 @@ def fokker_planck_residual(
         >>> bool(fokker_planck_residual(model, 0.5, x) < 1e-8)
         True
     """
+    check_batch(x, model.event_shape)
     residual = _residual(model, t, x, divergence, generator, cond)
     return torch.linalg.vector_norm(residual.flatten(1), dim=1)
 
@@ -135,7 +137,6 @@ def _residual(
     With the velocity u of the probability flow the right side is that of the continuity equation,
     minus the gradient of div u + u . s.
     """
-    check_batch(x, model.event_shape)
     estimator = find_divergence(divergence, x[0].numel(), along_a_path=False)
     sde = model.sde
     sde.check_reversible()
@@ -150,7 +151,8 @@ def _residual(
             scores.append(model.score(clock, y, **cond))
             return sde.f(time, y) - half_square * scores[0]
 
-        flow, trace = estimator(velocity, point, estimator.draw(point, generator))
+        probes = draw_rows(estimator.draw, point, generator, dim=1)
+        flow, trace = estimator(velocity, point, probes)
         score = scores[0]
         lost = trace.value + (flow * score).flatten(1).sum(1)
         record(vjps=2)

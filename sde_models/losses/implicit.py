@@ -15,6 +15,7 @@ from sde_models.losses.noising import NoisedBatch, NoiseLevels
 from sde_models.losses.times import TimeSampler
 from sde_models.losses.weightings import Weighting
 from sde_models.models import Model
+from sde_models.split_batches import draw_rows
 
 
 def implicit_score_matching(
@@ -36,7 +37,8 @@ def implicit_score_matching(
     .. math:: \frac1D E\,\lambda(t) \Big[ \nabla \cdot s(t, x_t) + \tfrac12 |s(t, x_t)|^2 \Big]
 
     Twice this has the gradient of denoising score matching with the same weighting, on average.
-    The exact trace takes D vector-Jacobian products for each step.
+    The exact trace takes D vector-Jacobian products for each step, and keeps the graphs of all of
+    them for the gradient: beyond some hundred numbers take :func:`sliced_score_matching`.
 
     Args:
         model: What is trained.
@@ -75,7 +77,8 @@ def implicit_score_matching(
 
     def objective(score: Field, batch: NoisedBatch) -> Tensor:
         estimator = find_divergence(divergence, batch.xt[0].numel(), along_a_path=False)
-        value, trace = estimator(score, batch.xt, estimator.draw(batch.xt, generator))
+        probes = draw_rows(estimator.draw, batch.xt, generator, dim=1)
+        value, trace = estimator(score, batch.xt, probes)
         return trace.value + 0.5 * value.flatten(1).square().sum(1)
 
     levels = NoiseLevels(t, noise, sigma, times, stratified, generator)

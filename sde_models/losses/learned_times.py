@@ -23,6 +23,9 @@ class LearnedTimes:
     less variance. That holds for weightings that divide by the density ("likelihood"); where times
     are part of the weighting, as for the others, these are refused.
 
+    In :func:`~sde_models.fit` they learn once a step, from the batch of all processes. Give them by
+    ``functools.partial(loss, times=...)``: there checkpoints find what they have learned.
+
     Args:
         bins: Bins of equal width in the log-SNR.
         decay: How much of the older squares is kept at each step.
@@ -57,6 +60,24 @@ class LearnedTimes:
         self.bins, self.decay, self.uniform = bins, decay, uniform
         self._squares = torch.zeros(bins, dtype=torch.float64)
         self._counts = torch.zeros(bins, dtype=torch.float64)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was learned."""
+        return {"squares": self._squares.clone(), "counts": self._counts.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Put back what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: If it was learned with another number of bins.
+        """
+        bins = len(state["squares"])
+        if bins != self.bins:
+            raise ValueError(f"what was learned has {bins} bins, these times have {self.bins}")
+        self._squares, self._counts = state["squares"].clone(), state["counts"].clone()
+
+    def __repr__(self) -> str:
+        return f"LearnedTimes(bins={self.bins}, decay={self.decay}, uniform={self.uniform})"
 
     @property
     def density(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from sde_models.grids import times_of_sigmas
 from sde_models.losses.times import TimeSampler, draw_times, find_times
 from sde_models.models import Model
 from sde_models.randomness import standard_normal_like
+from sde_models.split_batches import draw_rows, pool_rows
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class NoisedBatch:
         inverse_density: One over the density of ``t``, shape of ``t``.
         xt: Noised data, shape of ``x0``.
         times: What drew the times; None if they were given.
+        generator: Where all this was drawn from.
     """
 
     sde: GaussianSDE
@@ -36,6 +39,7 @@ class NoisedBatch:
     inverse_density: Tensor
     xt: Tensor
     times: TimeSampler | None = None
+    generator: torch.Generator | None = None
 
     def mean(self, errors: Tensor) -> Tensor:
         """The mean of the terms of a loss, shape ``(B, *event)`` or ``(B,)``, shown to the times.
@@ -45,7 +49,8 @@ class NoisedBatch:
         terms = errors.reshape(len(errors), -1).mean(1)
         observe = getattr(self.times, "observe", None)
         if observe is not None and torch.is_grad_enabled():
-            observe(self.sde, self.t.detach(), terms.detach())
+            shown = torch.stack((self.t.detach(), terms.detach().to(self.t)))
+            pool_rows(shown, self.generator, lambda rows: observe(self.sde, *rows))
         return terms.mean()
 
 
@@ -93,17 +98,30 @@ class NoiseLevels:
                     "times: use weighting='likelihood', since elsewhere the times are part of the "
                     "weighting"
                 )
-            t, inverse_density = draw_times(
-                sde, x0, sampler, stratified=self.stratified, generator=self.generator
-            )
+            draw = partial(_draw_both, sde, sampler, self.stratified)
+            t, inverse_density = draw_rows(draw, x0, self.generator, dim=1)
         else:
             at = time_of_sigma(sde, self.sigma) if self.sigma is not None else self.t
             assert at is not None
+            sde.check_times(as_time(at))
             t = as_time(at, x0)
             inverse_density = torch.full_like(t, sde.t_max - sde.t_min)
-        noise = standard_normal_like(x0, self.generator) if self.noise is None else self.noise
+        noise = self.noise
+        if noise is None:
+            noise = draw_rows(standard_normal_like, x0, self.generator)
         xt = sde.perturb(t, x0, noise)
-        return NoisedBatch(sde, x0, noise, t, inverse_density, xt, sampler)
+        return NoisedBatch(sde, x0, noise, t, inverse_density, xt, sampler, self.generator)
+
+
+def _draw_both(
+    sde: GaussianSDE,
+    times: TimeSampler,
+    stratified: bool,
+    like: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Times and their inverse densities, shape ``(2, B)``."""
+    return torch.stack(draw_times(sde, like, times, stratified=stratified, generator=generator))
 
 
 def time_of_sigma(sde: GaussianSDE, sigma: float) -> Tensor:

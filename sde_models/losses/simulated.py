@@ -19,8 +19,10 @@ from sde_models.base_sdes import SDE
 from sde_models.brownian import FreshBrownian
 from sde_models.divergence import Hutchinson
 from sde_models.losses.sliced import sliced_objective
+from sde_models.losses.times import draw_strata
 from sde_models.models import Model
 from sde_models.randomness import uniform_like
+from sde_models.split_batches import draw_rows
 
 
 def simulated_score_matching(
@@ -107,16 +109,19 @@ def simulate(
         Times ``(B,)``, and the samples there, shape of ``x0``.
     """
     length = (sde.t_max - sde.t_min) / steps
-    first = float(uniform_like(x0.new_empty(()), generator)) * length
+    first = float(draw_rows(_draw_once, x0, generator)[0]) * length
     nodes = sde.t_min + first + length * torch.arange(steps).to(x0)
     with torch.no_grad():
         start = _euler(sde, x0, torch.cat((nodes.new_tensor([sde.t_min]), nodes[:1])), generator)
         path = _euler(sde, start[-1], nodes, generator)
-    drawn_on = x0.device if generator is None else generator.device
-    stratum = torch.randperm(len(x0), generator=generator, device=drawn_on).to(x0)
-    u = (stratum + uniform_like(stratum, generator)) / len(x0)
+    u = draw_rows(draw_strata, x0, generator)
     which = (u * steps).long().clamp(max=steps - 1)
     return nodes[which], path[which, torch.arange(len(x0), device=x0.device)]
+
+
+def _draw_once(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One uniform number for all samples, shape ``(B,)``."""
+    return uniform_like(like.new_empty(()), generator).expand(len(like))
 
 
 def _euler(sde: SDE, x: Tensor, nodes: Tensor, generator: torch.Generator | None) -> Tensor:

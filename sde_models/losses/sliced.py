@@ -15,6 +15,7 @@ from sde_models.losses.noising import NoisedBatch, NoiseLevels
 from sde_models.losses.times import TimeSampler
 from sde_models.losses.weightings import Weighting
 from sde_models.models import Model
+from sde_models.split_batches import draw_rows
 
 
 def sliced_score_matching(
@@ -90,7 +91,7 @@ def sliced_objective(
     generator: torch.Generator | None,
 ) -> Tensor:
     r"""The values :math:`v^\top (\nabla s) v + \frac12 (v^\top s)^2`, shape ``(B,)``."""
-    probes = estimator.draw(x, generator)
+    probes = draw_rows(estimator.draw, x, generator, dim=1)
     value, trace = estimator(score, x, probes)
     if variance_reduced:
         squares = value.flatten(1).square().sum(1)

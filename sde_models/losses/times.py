@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sde_models.errors import nearest_names
+from sde_models.errors import find_named
 from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.grids import times_of_sigmas
 from sde_models.randomness import uniform_like
@@ -132,11 +132,7 @@ def find_times(times: str | TimeSampler) -> TimeSampler:
     Raises:
         ValueError: For an unknown name, with the nearest ones.
     """
-    if not isinstance(times, str):
-        return times
-    if times not in TIME_SAMPLERS:
-        raise ValueError(f"unknown times {times!r}; {nearest_names(times, TIME_SAMPLERS)}")
-    return TIME_SAMPLERS[times]
+    return find_named("times", times, TIME_SAMPLERS)
 
 
 def draw_times(
@@ -170,21 +166,28 @@ def draw_times(
         tensor([0., 1., 2., 3.])
     """
     times = find_times(times)
-    count = like.shape[0]
-    drawn_on = like.device if generator is None else generator.device
     if stratified:
-        # In random order, or the first sample of every batch would always get the least noise.
-        stratum = torch.randperm(count, generator=generator, device=drawn_on).to(like)
-        u = (stratum + uniform_like(stratum, generator)) / count
+        u = draw_strata(like, generator)
     else:
-        u = uniform_like(like.new_empty(count), generator)
+        u = uniform_like(like.new_empty(len(like)), generator)
     t, inverse_density = times(sde, u)
     return t.clamp(sde.t_min, sde.t_max), inverse_density
 
 
+def draw_strata(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Numbers uniform on [0, 1), one in each of B strata, shape ``(B,)``."""
+    count = len(like)
+    drawn_on = like.device if generator is None else generator.device
+    # In random order, or the first sample of every batch would always get the least noise.
+    stratum = torch.randperm(count, generator=generator, device=drawn_on).to(like)
+    return (stratum + uniform_like(stratum, generator)) / count
+
+
 def log_snr_range(sde: GaussianSDE, like: Tensor) -> tuple[Tensor, Tensor]:
     """The log-SNR at t_min and at t_max."""
-    clean, noisy = sde.log_snr(like.new_tensor([sde.t_min, sde.t_max]))
+    # Made there: numbers that are copied to an accelerator make the host wait for it.
+    ends = torch.linspace(sde.t_min, sde.t_max, 2, dtype=like.dtype, device=like.device)
+    clean, noisy = sde.log_snr(ends)
     return clean, noisy
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sde_models._shapes import per_sample
-from sde_models.errors import nearest_names
+from sde_models.errors import find_named
 from sde_models.losses.noising import NoisedBatch
 from sde_models.losses.times import log_snr_rate
 from sde_models.models import Model, ScoreModel
@@ -140,8 +140,4 @@ def find_weighting(weighting: str | Weighting) -> Weighting:
     Raises:
         ValueError: For an unknown name, with the nearest ones.
     """
-    if not isinstance(weighting, str):
-        return weighting
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"unknown weighting {weighting!r}; {nearest_names(weighting, WEIGHTINGS)}")
-    return WEIGHTINGS[weighting]
+    return find_named("weighting", weighting, WEIGHTINGS)

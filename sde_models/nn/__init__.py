@@ -2,7 +2,16 @@
 
 from sde_models.nn.clocked import FourierFeatures
 from sde_models.nn.mixing import MixingNetwork
+from sde_models.nn.named import NETWORKS, find_network, usual_network
 from sde_models.nn.residual import ResidualNetwork
 from sde_models.nn.unet import UNet
 
-__all__ = ["FourierFeatures", "MixingNetwork", "ResidualNetwork", "UNet"]
+__all__ = [
+    "NETWORKS",
+    "FourierFeatures",
+    "MixingNetwork",
+    "ResidualNetwork",
+    "UNet",
+    "find_network",
+    "usual_network",
+]

@@ -9,14 +9,17 @@ from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.sdes.cosine import CosineSDE
 from sde_models.sdes.flow_matching import FlowMatchingSDE
 from sde_models.sdes.linear_beta import VPSDE, SubVPSDE
+from sde_models.sdes.named import SDES, find_sde
 from sde_models.sdes.variance_exploding import VESDE
 
 __all__ = [
     "SDE",
+    "SDES",
     "VESDE",
     "VPSDE",
     "CosineSDE",
     "FlowMatchingSDE",
     "GaussianSDE",
     "SubVPSDE",
+    "find_sde",
 ]

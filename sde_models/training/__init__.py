@@ -1,10 +1,10 @@
 """Training: one call on a laptop, on many GPUs, and over a week with interruptions."""
 
 from sde_models.training.callbacks import BitsPerDimCurve, SampleImages
+from sde_models.training.objective import Loss
 from sde_models.training.progress import Callback, Fit, Progress
 from sde_models.training.sources import Batch, BatchSource
 from sde_models.training.verb import fit
-from sde_models.training.whole_batch import Loss, WholeBatchLoss
 
 __all__ = [
     "Batch",
@@ -15,6 +15,5 @@ __all__ = [
     "Loss",
     "Progress",
     "SampleImages",
-    "WholeBatchLoss",
     "fit",
 ]

@@ -27,6 +27,9 @@ class SampleImages:
         seed: Fixes the noise.
         **arguments: Handed to :func:`~sde_models.sample`.
 
+    Raises:
+        ValueError: If samples of that shape are no images.
+
     Example:
         >>> network = sm.nn.ResidualNetwork((1, 4, 4), width=16, depth=1)
         >>> model = sm.ScoreModel(network, sm.VPSDE())
@@ -46,6 +49,10 @@ class SampleImages:
         **arguments: Any,
     ) -> None:
         _check_every(every)
+        if len(event_shape) != 3 or event_shape[0] not in (1, 3):
+            raise ValueError(
+                f"images have shape (1, H, W) or (3, H, W), and these samples {event_shape}"
+            )
         self.every, self.event_shape, self.count, self.seed = every, event_shape, count, seed
         self.folder = None if folder is None else Path(folder)
         self.data_range = data_range

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from torch import Tensor
@@ -26,8 +26,8 @@ def describe_run(
         settings: Those of the run.
         seed: Seed of the run.
         model: What is trained.
-        data: As given to :func:`~sde_models.fit`. A tensor is told by its contents, a dataset by
-            class and length, a function by its name.
+        data: As given to :func:`~sde_models.fit`. A tensor is told by its contents, a dataclass
+            by its fields, another dataset by class and length, a function by its name.
         loss: What is minimised.
 
     Returns:
@@ -84,6 +84,8 @@ def describe_layout(model: Model) -> str:
 def _describe_data(data: Any) -> str:
     if isinstance(data, Tensor):
         return describe(data)
+    if is_dataclass(data):
+        return f"{type(data).__name__} {describe(vars(data))}"
     if hasattr(data, "__len__"):
         return f"{type(data).__name__} of length {len(data)}"
     return getattr(data, "__qualname__", type(data).__name__)

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from sde_models._shapes import without_waiting
+from sde_models.split_batches import PartGenerator
 from sde_models.training.averaging import MovingAverage
 from sde_models.training.group import Group
+from sde_models.training.objective import Loss, find_states
 from sde_models.training.progress import AnyModel
 from sde_models.training.seeds import seed_at
 from sde_models.training.settings import PRECISIONS, Settings
 from sde_models.training.sources import Order, Rows
-from sde_models.training.whole_batch import WholeBatchLoss
 
 FUSED = ("cpu", "cuda")
 """Devices on which all of AdamW is one kernel."""
@@ -24,7 +26,7 @@ FUSED = ("cpu", "cuda")
 class LossOfModel(nn.Module):
     """The loss as a module, so that gradients are exchanged whichever method of the model runs."""
 
-    def __init__(self, model: nn.Module, loss: WholeBatchLoss) -> None:
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
@@ -47,17 +49,18 @@ class Learner(Generic[AnyModel]):
     def __init__(
         self,
         model: AnyModel,
-        loss: WholeBatchLoss,
+        loss: Loss,
         settings: Settings,
         order: Order,
         group: Group,
     ) -> None:
-        self.settings, self.order, self.group, self.loss = settings, order, group, loss
+        self.settings, self.order, self.group = settings, order, group
+        self.states = find_states(loss)
         self.model = model
         self.module = group.wrap(LossOfModel(model, loss))
         self.average = MovingAverage(model, settings.averaging)
         self.device = model.device
-        self.generator = torch.Generator(self.device)
+        self.generator = PartGenerator(self.device)
         self.parameters = list(model.parameters())
         self.optimiser = torch.optim.AdamW(
             self.parameters,
@@ -83,25 +86,26 @@ class Learner(Generic[AnyModel]):
         """
         x0 = rows.x0.to(self.device, non_blocking=True)
         size, first = self.order.batch_size, self.order.own.start
-        self.generator.manual_seed(seed_at(self.order.seed, "loss", step))
-        drawn = self.loss.draw(self.model, x0[:1].expand(size, *x0.shape[1:]), self.generator)
         per_sample = _to_device(rows.cond, self.device)
-        per_sample |= {name: value[self.order.own] for name, value in drawn.items()}
         shared = _to_device(rows.shared, self.device)
         total = torch.zeros((), device=self.device)
         self.optimiser.zero_grad()
         for part in range(parts := self.settings.accumulate):
             begin, end = (len(x0) * k // parts for k in (part, part + 1))
-            if not drawn:
-                self.generator.manual_seed(seed_at(self.order.seed, "part", step, first + begin))
+            self.generator.begin(
+                slice(first + begin, first + end), size,
+                seed=seed_at(self.order.seed, "loss", step),
+                seed_of_part=seed_at(self.order.seed, "part", step, first + begin),
+            )  # fmt: skip
             own = {name: value[begin:end] for name, value in per_sample.items()}
             with self.group.no_sync(self.module) if part < parts - 1 else nullcontext():
-                with self._autocast():
+                with self._autocast(), without_waiting():
                     value = self.module(x0[begin:end], generator=self.generator, **own, **shared)
                 value = value * ((end - begin) / size)
                 # Gradients are averaged over the processes, and wanted is their sum.
                 self.scaler.scale(value * self.group.count).backward()
             total = total + value.detach()
+        self.generator.finish(self.group.sum)
         self.scaler.unscale_(self.optimiser)
         norm = clip_grad_norm_(self.parameters, self.settings.clip_norm)
         return torch.stack((total, norm.to(total)))
@@ -116,12 +120,18 @@ class Learner(Generic[AnyModel]):
 
     def state(self) -> dict[str, Any]:
         """What has to be kept, beside the weights, to go on as if nothing had happened."""
-        return {"optimiser": self.optimiser.state_dict(), "scaler": self.scaler.state_dict()}
+        return {
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "loss": [part.state_dict() for part in self.states],
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state` gave."""
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
+        for part, kept in zip(self.states, state["loss"], strict=True):
+            part.load_state_dict(kept)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = PRECISIONS[self.settings.mixed_precision]

@@ -72,3 +72,13 @@ class Fit(Generic[AnyModel]):
     def steps(self) -> int:
         """Number of steps taken."""
         return len(self.losses)
+
+    def summary(self) -> dict[str, float]:
+        """The run in numbers, for a file of JSON; its last loss is the mean of the last 100."""
+        return {
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "steps_per_second": self.steps / self.seconds,
+            "last_loss": float(self.losses[-100:].mean()),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+        }

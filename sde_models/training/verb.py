@@ -4,7 +4,7 @@ The optimiser moves the weights of the model it is given. Their exponential movi
 a model of its own from the first step to the last, so the two are never mixed up.
 
 Reference:
-    Song et al. 2021, appendix G, arXiv:2011.13456, and Karras et al. 2022, arXiv:2206.00364, on
+    Song et al. 2021, arXiv:2011.13456, and Karras et al. 2022, arXiv:2206.00364, on
     sampling with averaged weights.
 """
 
@@ -27,10 +27,10 @@ from sde_models.training.identity import check_same_run, describe_run
 from sde_models.training.learner import Learner
 from sde_models.training.logs import open_log
 from sde_models.training.loop import Loop
+from sde_models.training.objective import Loss, check_loss
 from sde_models.training.progress import AnyModel, Callback, Fit
 from sde_models.training.settings import Settings
 from sde_models.training.sources import BatchSource, Order, make_source
-from sde_models.training.whole_batch import Loss, for_whole_batch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -86,8 +86,8 @@ def fit(
         averaging: Decay d of the moving average, for each step.
         warmup: Steps until the highest learning rate.
         clip_norm: Largest norm of the gradient; a longer one is shortened to it.
-        loss: What is minimised, called as ``loss(model, x0, generator=generator, **cond)``; it may
-            be a :class:`~sde_models.training.WholeBatchLoss`.
+        loss: What is minimised, called as ``loss(model, x0, generator=generator, **cond)``; see
+            :class:`~sde_models.training.Loss`.
         seed: What data order, times and noise follow from; drawn from ``generator`` if None, or
             that of the run that is resumed.
         generator: Where the seed is drawn from; torch's global one if None.
@@ -107,7 +107,7 @@ def fit(
     Raises:
         ValueError: If not exactly one of ``steps`` and ``seconds`` is given, a setting is out of
             range, the data are NaN or far out of range, or the folder holds another run.
-        TypeError: If the data are not floating.
+        TypeError: If the data are not floating, or ``loss`` is no function.
         FloatingPointError: If the loss is no longer finite, naming the step.
         KeyboardInterrupt: After Ctrl-C; with ``out``, once a checkpoint is written.
         SystemExit: The same after SIGTERM.
@@ -119,6 +119,7 @@ def fit(
         >>> result.losses.shape
         torch.Size([5])
     """
+    check_loss(loss)
     group = Group(accelerator)
     settings = Settings(
         steps=steps, seconds=seconds, batch_size=batch_size, learning_rate=learning_rate,
@@ -134,7 +135,7 @@ def fit(
     description = {} if folder is None else describe_run(settings, order.seed, model, data, loss)
     if found is not None:
         check_same_run(found.settings, description, out)
-    learner = Learner(model, for_whole_batch(loss), settings, order, group)
+    learner = Learner(model, loss, settings, order, group)
     loop = Loop(
         settings, description, learner, source, group, folder,
         callbacks=_as_sequence(callback),

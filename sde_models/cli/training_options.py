@@ -1,0 +1,136 @@
+"""The options of ``sde-models train``: what is trained, on which loss, and how."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sde_models.data import TrainingData
+from sde_models.losses import WEIGHTINGS, find_objective
+from sde_models.losses.named import OBJECTIVES
+from sde_models.losses.times import TIME_SAMPLERS
+from sde_models.models import ScoreModel
+from sde_models.nn import NETWORKS, find_network, usual_network
+from sde_models.predictions import PREDICTIONS
+from sde_models.sdes import SDES, find_sde
+from sde_models.training import Loss
+
+STEPS = 2000
+"""Steps where neither steps nor seconds are given: a minute or two for 8 x 8 pixels on a CPU."""
+
+
+def _one_of(names: Any) -> str:
+    return ", ".join(names)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Options of the model."""
+
+    sde: Annotated[str, typer.Option(help=f"Forward SDE: {_one_of(SDES)}.")] = "vp"
+    t_min: Annotated[
+        float | None, typer.Option(help="Truncation time; that of the SDE if not given.")
+    ] = None
+    data_std: Annotated[
+        float | None,
+        typer.Option(help="Standard deviation of the data; 0.5 for levels, else measured."),
+    ] = None
+    network: Annotated[
+        str | None,
+        typer.Option(help=f"Network: {_one_of(NETWORKS)}; what suits the data if not given."),
+    ] = None
+    width: Annotated[
+        int | None, typer.Option(min=1, help="Size of its hidden state, or its channels.")
+    ] = None
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="Its blocks, in a U-Net those of each level.")
+    ] = None
+    prediction: Annotated[
+        str | None,
+        typer.Option(help=f"What it predicts, without preconditioning: {_one_of(PREDICTIONS)}."),
+    ] = None
+    preconditioning: Annotated[
+        str | None, typer.Option(help="edm; the default unless --prediction is given.")
+    ] = None
+
+    def settled(self, data: TrainingData) -> dict[str, Any]:
+        """The options, with those that the data or others decide."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        chosen: dict[str, Any] = {"network": usual_network(data.event_shape)}
+        if self.data_std is None:
+            chosen["data_std"] = data.data_std
+        if self.prediction is None:
+            chosen["preconditioning"] = "edm"
+        return chosen | given
+
+    def make(self, data: TrainingData, labels: bool) -> ScoreModel:
+        """The model, with fresh weights."""
+        options = self.settled(data)
+        numbers = {name: options[name] for name in ("t_min", "data_std") if name in options}
+        network = find_network(
+            options["network"], data.event_shape, width=self.width, depth=self.depth,
+            classes=data.classes if labels else None,
+        )  # fmt: skip
+        return ScoreModel(
+            network, find_sde(self.sde, **numbers), self.prediction,
+            preconditioning=options.get("preconditioning"), event_shape=data.event_shape,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Minimised:
+    """Options of the loss."""
+
+    objective: Annotated[str, typer.Option(help=f"Loss: {_one_of(OBJECTIVES)}.")] = "denoising"
+    weighting: Annotated[
+        str | None,
+        typer.Option(help=f"Weight of each time: {_one_of(WEIGHTINGS)}; what is usual if none."),
+    ] = None
+    times: Annotated[
+        str | None,
+        typer.Option(help=f"Times: {_one_of(TIME_SAMPLERS)}; what is usual if none."),
+    ] = None
+
+    def make(self) -> Loss:
+        """The loss."""
+        return find_objective(self.objective, weighting=self.weighting, times=self.times)
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Options of ``sm.fit``, under its own names."""
+
+    steps: Annotated[
+        int | None, typer.Option(min=1, help=f"Steps of training; {STEPS} if no --seconds.")
+    ] = None
+    seconds: Annotated[
+        float | None, typer.Option(help="Time to train for, in place of --steps.")
+    ] = None
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples in each step.")] = 128
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 3e-3
+    weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay.")] = 0.01
+    averaging: Annotated[float, typer.Option(help="Decay of the average of the weights.")] = 0.995
+    warmup: Annotated[int, typer.Option(min=0, help="Steps until the highest learning rate.")] = 100
+    clip_norm: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0
+    mixed_precision: Annotated[str | None, typer.Option(help="bf16 or fp16 for the network.")] = (
+        None
+    )
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Parts that a batch is cut into, to save memory.")
+    ] = 1
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that read images of a folder or a data set.")
+    ] = 0
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 1000
+    keep: Annotated[int, typer.Option(min=1, help="How many checkpoints are kept.")] = 3
+    log_dir: Annotated[Path | None, typer.Option(help="Folder for TensorBoard.")] = None
+
+    def settled(self) -> dict[str, Any]:
+        """Keyword arguments of ``sm.fit``, with as many steps as are usual if nothing is said."""
+        options = asdict(self)
+        if self.steps is None and self.seconds is None:
+            options["steps"] = STEPS
+        return options

@@ -1,0 +1,68 @@
+"""What is minimised, and what it keeps from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Loss(Protocol):
+    """A scalar to be minimised, such as :func:`~sde_models.losses.denoising_score_matching`.
+
+    The generator is a :class:`~sde_models.split_batches.PartGenerator`. All losses of the library
+    draw from it by :func:`~sde_models.split_batches.draw_rows`, for the whole batch, and so may
+    sums of them and losses of a user's own. What is drawn from it directly is drawn for each part
+    of the batch anew.
+    """
+
+    def __call__(
+        self, model: Any, x0: Tensor, *, generator: torch.Generator | None, **cond: Any
+    ) -> Tensor:
+        """Mean loss over the samples of a batch."""
+
+
+class Stateful(Protocol):
+    """Something that learns as it is used, such as :class:`~sde_models.losses.LearnedTimes`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it knows, made of numbers, tensors, lists and dictionaries."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
+        """Put that back."""
+
+
+def check_loss(loss: Any) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        TypeError: Saying what is wanted.
+    """
+    if not callable(loss):
+        raise TypeError(
+            f"loss is {loss!r}; wanted a function called as loss(model, x0, generator=generator, "
+            "**cond), such as sm.losses.sliced_score_matching, or functools.partial of one"
+        )
+
+
+def find_states(loss: Any) -> list[Stateful]:
+    """What of a loss has a state: the loss itself, or what ``functools.partial`` gave it.
+
+    Example:
+        >>> times = sm.losses.LearnedTimes()
+        >>> loss = partial(sm.losses.denoising_score_matching, times=times)
+        >>> find_states(loss) == [times]
+        True
+    """
+    return list(dict.fromkeys(_walk(loss)))
+
+
+def _walk(value: Any) -> Iterator[Stateful]:
+    if isinstance(value, partial):
+        for inner in (value.func, *value.args, *value.keywords.values()):
+            yield from _walk(inner)
+    elif not isinstance(value, type) and hasattr(value, "load_state_dict"):
+        yield value
