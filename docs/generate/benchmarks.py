@@ -13,6 +13,7 @@ TITLES = {
     "calibration": "Calibration of the errors",
     "density": "Densities of real images",
     "score_matching": "Score matching",
+    "fokker_planck": "The Fokker-Planck residual",
     "training_overhead": "Overhead of training",
 }
 """What is shown, in this order, by the name of its files."""
