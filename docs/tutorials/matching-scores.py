@@ -215,6 +215,8 @@ for panel, values, title, label in (
     (panels[1], distance, "Error of the samples", "transport distance"),
 ):
     panel.semilogx(sigmas, values, "o-")
+    panel.set_xticks(sigmas, [str(sigma) for sigma in sigmas])
+    panel.minorticks_off()
     panel.set(title=title, xlabel=r"noise $\sigma$", ylabel=label, ylim=(0, None))
 plt.show()
 

@@ -1,0 +1,192 @@
+# %% [markdown]
+# # Noise-conditional score networks
+#
+# One level of noise is always the wrong one, as the [last page](matching-scores.md) found: little
+# noise leaves holes between the modes, much noise blurs them. So take many levels, from one that
+# drowns the data to one that is barely seen, and let a single network learn the scores of all. This
+# page trains one, samples with it, and counts what the levels cost, in training and in sampling.
+#
+# ## Many levels, one network
+#
+# Take levels $\sigma_1 > \sigma_2 > \dots > \sigma_L$ in a geometric sequence, as what matters is
+# their ratio. The noised densities $q_{\sigma_i}$ each have a score; the network
+# $s(x, \sigma)$ is told the level and learns all of them:
+#
+# $$
+# J = \frac1L \sum_{i=1}^L \lambda_i\,
+#     E \Big\| s(x + \sigma_i z, \sigma_i) + \frac{z}{\sigma_i} \Big\|^2 .
+# $$
+#
+# This is a **noise-conditional score network** (Song and Ermon 2019). Each term has its minimum at
+# the score of its own level whatever the others do, so for a network that can be anything the
+# weights $\lambda_i > 0$ do not matter. For a real one they do.
+#
+# ## Weighting the losses
+#
+# A score at level $\sigma$ is of size $1/\sigma$, and so is its error: without weights the smallest
+# level would rule. With $\lambda = \sigma^2$ each term becomes the error of the *noise*
+# $\hat z = -\sigma s$, which is of size 1 at every level. Here with the exact score of two bumps,
+# whose denoising loss cannot be lowered any further:
+
+# %%
+import matplotlib.pyplot as plt
+import torch
+
+import sde_models as sm
+
+bumps = sm.GaussianMixture([[-4.0], [4.0]], 0.5, weights=[0.8, 0.2])
+data = bumps.sample(20_000, generator=torch.Generator().manual_seed(0)).float()
+sde = sm.VESDE(0.01, 20.0, data_std=3.2)
+exact = bumps.score_model(sde)
+generator = torch.Generator().manual_seed(1)
+
+print("sigma   loss without weight   with sigma^2")
+for sigma in (10.0, 1.0, 0.1, 0.01):
+    (t,) = sm.times_of_sigmas(sde, [sigma])
+    noise = torch.randn(data.shape, generator=generator)
+    error = exact.score(t, sde.perturb(t, data, noise)) + noise / sigma
+    plain = float(error.square().mean())
+    print(f"{sigma:<7} {plain:19.4g} {sigma**2 * plain:14.4f}")
+
+# %% [markdown]
+# The unweighted terms differ by many orders of magnitude; with $\sigma^2$ all lie between 0 and 1.
+# `weighting="simple"` is this one. (That the loss is *not* zero at the exact score is right: the
+# noise cannot be guessed completely. Only its minimiser is known, not its minimum.)
+#
+# ## Training sees the levels in any order
+#
+# A step draws a level for each sample of the batch, at random. So a thousand levels cost no more
+# than ten: the number of passes of the network in a step is one, whatever $L$ is.
+
+
+# %%
+def levels(count):
+    return 20.0 * (0.01 / 20.0) ** torch.linspace(0, 1, count)
+
+
+network = sm.nn.ResidualNetwork((1,), width=48, depth=2)
+model = sm.ScoreModel(network, sde, preconditioning="edm")
+for count in (10, 1000):
+    times = sm.losses.level_times(levels(count))
+    with sm.count_evaluations() as cost:
+        sm.losses.denoising_score_matching(
+            model, data[:256], weighting="simple", times=times
+        )
+    print(f"{count:4d} levels: {cost.nfe} pass of the network in a step")
+
+# %% [markdown]
+# Train it on twenty levels, and look at what it has learned at three of them:
+
+# %% alt="Learned scores at three noise levels lie on the exact ones"
+from functools import partial
+
+SIGMAS = levels(20)
+loss = partial(
+    sm.losses.denoising_score_matching,
+    weighting="simple",
+    times=sm.losses.level_times(SIGMAS),
+)
+torch.manual_seed(0)
+trained = sm.fit(
+    model, data, steps=800, loss=loss, learning_rate=5e-3, averaging=0.99, seed=0,
+    progress=False,
+).model  # fmt: skip
+
+figure, panels = plt.subplots(1, 3, figsize=(8, 2.6))
+for panel, sigma in zip(panels, (SIGMAS[4], SIGMAS[9], SIGMAS[12]), strict=True):
+    (t,) = sm.times_of_sigmas(sde, [float(sigma)])
+    x = torch.linspace(-8, 8, 200)[:, None]
+    with torch.no_grad():
+        panel.plot(x, sigma * exact.score(t, x), label="exact", lw=3, alpha=0.5)
+        panel.plot(x, sigma * trained.score(t, x), label="learned")
+    panel.set(title=rf"$\sigma = {sigma:.2g}$", xlabel="$x$")
+panels[0].set_ylabel(r"$\sigma \nabla \log q_\sigma$")
+panels[0].legend()
+plt.show()
+
+# %% [markdown]
+# ## Sampling visits them in order
+#
+# **Annealed Langevin dynamics** starts from the largest noise, where the two bumps are one, takes a
+# few Langevin steps at each level, and goes down: each level starts where the one before has ended.
+# The solver's name is `ald`. Beside it the experiment of
+# [two pages ago](scores-and-langevin.md): Langevin dynamics with the *exact* score of the clean
+# data, started from the same wide noise.
+
+# %%
+x0 = 20.0 * torch.randn(2000, 1, generator=torch.Generator().manual_seed(2))
+grid = sm.times_of_sigmas(sde, SIGMAS.tolist())
+solver = sm.solver("ald", steps_per_level=10)
+annealed = sm.sample(
+    trained, (2000, 1), solver=solver, grid=grid,
+    generator=torch.Generator().manual_seed(3),
+)  # fmt: skip
+
+
+def clean_score(x):
+    return torch.func.grad(lambda x: bumps.log_prob(x).sum())(x)
+
+
+plain = x0
+for _ in range(annealed.nfe):
+    noise = torch.randn(plain.shape, generator=generator)
+    plain = plain + 0.5 * 0.05 * clean_score(plain) + 0.05**0.5 * noise
+
+shares = {}
+for name, x in (
+    ("annealed, learned scores", annealed.x),
+    ("one level, exact score", plain),
+):
+    shares[name] = float((x < 0).float().mean())
+    left = x[x < 0]
+    print(
+        f"{name:<26} {shares[name]:.2f} on the left (0.80 is right), "
+        f"left bump at {left.mean():.2f} ± {left.std():.2f} (-4.00 ± 0.50)"
+    )
+
+assert abs(shares["annealed, learned scores"] - 0.8) < 0.06
+assert abs(shares["one level, exact score"] - 0.5) < 0.06
+
+# %% [markdown]
+# With many levels a *learned* score comes near the weights of the modes; the exact score of the
+# clean data cannot, however long it runs.
+#
+# ## What is expensive
+#
+# In training a level is a number that is drawn. In sampling it is a stop: at each of $L$ levels
+# there are $T$ steps, each a pass of the network, one after the other.
+
+# %%
+for count, steps_per_level in ((20, 10), (20, 5), (40, 5), (80, 5)):
+    grid = sm.times_of_sigmas(sde, levels(count).tolist())
+    solver = sm.solver("ald", steps_per_level=steps_per_level)
+    drawn = sm.sample(trained, (10, 1), solver=solver, grid=grid)
+    print(
+        f"{count:3d} levels x {steps_per_level:2d} steps: {drawn.nfe:4d} evaluations"
+    )
+
+# %% [markdown]
+# That product is what the rest of this book works down: between neighbouring levels there is not a
+# jump but a *path*, a differential equation, and good solvers need few steps along it. The
+# [next page](forward-sdes.md) takes the levels to a continuum.
+#
+# ## Exercises
+#
+# 1. The largest level should be about as large as the largest distance between data points. Take
+#    20.0 down to 2.0 in `levels` (with `VESDE(0.01, 2.0)`). What happens to the weights?
+# 2. Neighbouring levels should overlap. With five levels and ten steps each, which part of the
+#    result is wrong: the weights or the widths?
+# 3. Train with `weighting=sm.losses.noise_weighting(...)` of your own that is constant in the
+#    score, and plot the learned scores again. Which level suffers?
+# 4. Why can training not be shortened in the same way as sampling, by starting each level from the
+#    one before? (Hint: what would be gained?)
+#
+# ## Further reading
+#
+# - Song and Ermon 2019, [arXiv:1907.05600](https://arxiv.org/abs/1907.05600): the model of this page.
+# - Song and Ermon 2020, *Improved techniques for training score-based generative models*,
+#   [arXiv:2006.09011](https://arxiv.org/abs/2006.09011): how to choose levels and steps;
+#   [`langevin_epsilon`][sde_models.solvers.langevin_levels.langevin_epsilon] and
+#   [`level_ratio`][sde_models.solvers.langevin_levels.level_ratio] are its rules.
+#
+# Next: [from noise levels to a forward SDE](forward-sdes.md).
