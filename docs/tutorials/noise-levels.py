@@ -77,7 +77,7 @@ for count in (10, 1000):
 # %% [markdown]
 # Train it on twenty levels, and look at what it has learned at three of them:
 
-# %% alt="Learned scores at three noise levels lie on the exact ones"
+# %% alt="Learned scores lie on the exact ones where the noised data are, and leave them elsewhere"
 from functools import partial
 
 SIGMAS = levels(20)
@@ -105,6 +105,10 @@ panels[0].legend()
 plt.show()
 
 # %% [markdown]
+# With much noise the learned score is right everywhere. With little it is right where the noised
+# data are, around $\pm 4$, and not between the bumps or beyond them, where it saw nothing. That
+# does no harm: samples come from the level above, and are where the data of this level are.
+#
 # ## Sampling visits them in order
 #
 # **Annealed Langevin dynamics** starts from the largest noise, where the two bumps are one, takes a

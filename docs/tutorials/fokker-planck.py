@@ -1,0 +1,195 @@
+# %% [markdown]
+# # Scores of all times are tied together
+#
+# A score model learns the score of every time as if the times had nothing to do with each other.
+# But they are densities of one process, and obey its Fokker-Planck equation; so do their scores.
+# This page derives the equation, measures how far a learned score is from obeying it, and lowers
+# that by a penalty. Then it says why one usually trains without.
+#
+# ## The equation of the score
+#
+# For a forward SDE $dx = a(t)\, x\, dt + g(t)\, dB$ the density obeys
+# $\partial_t p = -\nabla \cdot (a x p) + \tfrac12 g^2 \Delta p$, as
+# [derived before](ornstein-uhlenbeck.md). Divide by $p$, and use
+# $\Delta p / p = \nabla \cdot s + \|s\|^2$ with $s = \nabla \log p$:
+#
+# $$
+# \partial_t \log p = -a D - a\, x \cdot s
+#   + \tfrac12 g^2 \big( \nabla \cdot s + \|s\|^2 \big) .
+# $$
+#
+# The gradient of both sides is an equation for the score alone, the **score Fokker-Planck
+# equation** (Lai et al. 2023):
+#
+# $$
+# \partial_t s = \nabla \Big[ \tfrac12 g^2 \big( \nabla \cdot s + \|s\|^2 \big)
+#   - a\, x \cdot s \Big] .
+# $$
+#
+# If $s$ is right at one time, it tells what it is at all others. What is left over when a model is
+# put in is its **residual**.
+#
+# ## The exact score has none
+
+# %%
+import matplotlib.pyplot as plt
+import torch
+
+import sde_models as sm
+from sde_models.losses import (
+    asymmetry,
+    denoising_score_matching,
+    fokker_planck_penalty,
+    fokker_planck_residual,
+)
+
+means = torch.tensor([[-1.5, -0.5], [1.5, -0.8], [0.2, 1.4]])
+mixture = sm.GaussianMixture(means, 0.4, weights=[0.5, 0.3, 0.2])
+sde = sm.VPSDE(t_min=1e-2)
+exact = mixture.score_model(sde)
+times = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+
+
+def points(t, count=256):
+    generator = torch.Generator().manual_seed(5)
+    return mixture.diffuse(sde, t).sample(count, generator=generator)
+
+
+def rms(values):
+    return float(values.square().mean().sqrt())
+
+
+largest = max(
+    rms(fokker_planck_residual(exact, t, points(t).double()).detach())
+    for t in times
+)
+print(f"largest residual of the exact score: {largest:.1e}")
+
+assert largest < 1e-9
+
+# %% [markdown]
+# Zero to rounding, in double precision: two derivatives by automatic differentiation and the time
+# derivative agree.
+#
+# ## A learned score has one
+#
+# Now a small network, trained by denoising score matching in the usual way, and another with the
+# mean square of the residual added as a penalty, in the same number of steps.
+
+
+# %%
+def train(weight):
+    def loss(model, x0, *, generator=None):
+        value = denoising_score_matching(
+            model, x0, weighting="simple", times="log-snr", generator=generator
+        )
+        if weight:
+            penalty = fokker_planck_penalty(
+                model, x0, divergence="hutchinson", generator=generator
+            )
+            value = value + weight * penalty
+        return value
+
+    torch.manual_seed(0)
+    model = sm.ScoreModel(sm.nn.ResidualNetwork((2,), width=32, depth=1), sde)
+    data = mixture.sample(
+        5000, generator=torch.Generator().manual_seed(0)
+    ).float()
+    return sm.fit(
+        model, data, steps=250, batch_size=128, loss=loss, seed=0, averaging=0.97,
+        warmup=10, learning_rate=5e-3, progress=False,
+    ).model  # fmt: skip
+
+
+models = {"plain": train(0.0), "with the penalty": train(1.0)}
+
+# %% alt="The residual is lower with the penalty, the error of the score about the same"
+figure, panels = plt.subplots(1, 2, figsize=(7.8, 3))
+residuals, errors = {}, {}
+for name, model in models.items():
+    residuals[name], errors[name] = [], []
+    for t in times:
+        x = points(t).float()
+        with torch.no_grad():
+            # In units of the noise and of the log-SNR, in which all times are alike.
+            unit = float(sde.sigma(t) ** 3 / sde.diffusion(t) ** 2)
+            residuals[name].append(
+                unit * rms(fokker_planck_residual(model, t, x))
+            )
+            off = model.score(t, x) - exact.score(t, x)
+            errors[name].append(float(sde.sigma(t)) * rms(off))
+    panels[0].plot(times, residuals[name], "o-", label=name)
+    panels[1].plot(times, errors[name], "o-", label=name)
+panels[0].set(
+    title="Residual", xlabel="time $t$", ylabel="residual", ylim=(0, None)
+)
+panels[1].set(title="Error of the score", xlabel="time $t$", ylim=(0, None))
+panels[1].set_ylabel(r"error times $\sigma$")
+panels[0].legend()
+plt.show()
+
+ratio = sum(residuals["with the penalty"]) / sum(residuals["plain"])
+print(f"the penalty multiplies the mean residual by {ratio:.2f}")
+
+assert ratio < 0.9
+
+# %% [markdown]
+# ## Is a learned score a gradient?
+#
+# The right side of the equation is a gradient, so a score that starts as one stays one. A network
+# is free not to be. [`asymmetry`][sde_models.losses.symmetry.asymmetry] compares the Jacobian with
+# its transpose: 0 for a gradient, 2 for a rotation.
+
+# %%
+x = points(0.2).float()
+for name, model in (("exact", exact), *models.items()):
+    print(f"{name:<17} asymmetry {float(asymmetry(model, 0.2, x).mean()):.3f}")
+
+assert float(asymmetry(exact, 0.2, x).mean()) < 1e-4
+
+# %% [markdown]
+# ## Why train the levels as if they were independent?
+#
+# Because nothing is lost by it, where it counts. Each denoising loss has its minimum at the exact
+# score of its own time, and these obey the equation of themselves; the penalty is zero there too.
+# So it adds no information about the data. What it can do is share errors: where the network is
+# wrong at one time and right at another, it draws the two together. And it has a price.
+
+# %%
+batch = mixture.sample(128, generator=torch.Generator().manual_seed(1)).float()
+for name, objective, settings in (
+    ("denoising", denoising_score_matching, {"weighting": "simple"}),
+    (
+        "penalty, estimated trace",
+        fokker_planck_penalty,
+        {"divergence": "hutchinson"},
+    ),
+    ("penalty, exact trace", fokker_planck_penalty, {"divergence": "exact"}),
+):
+    with sm.count_evaluations() as cost:
+        objective(models["plain"], batch, **settings)
+    print(f"{name:<25} {cost.nfe} pass, {cost.vjps} products")
+
+# %% [markdown]
+# Each product is differentiated again for the gradient, so a step with the penalty costs several
+# times a plain one; the [benchmark](../reference/benchmarks.md#score-matching) has the ratio, and
+# [another](../reference/benchmarks.md#fokker-planck) what longer training makes of it. In the same
+# *time* plain denoising usually comes closer. The residual is best used as a diagnosis: it needs no
+# known score, and says at which times a model contradicts itself.
+#
+# ## Exercises
+#
+# 1. Check the equation by hand for $p_t = N(0, v_t)$ with $\dot v = 2 a v + g^2$.
+# 2. Add a constant vector to the exact score. At which times is the residual largest, and why?
+# 3. Train the plain network for as long as the other took. Which is nearer to the exact score?
+# 4. A score that is wrong can have no residual at all: find one. (Hint: another data distribution.)
+#
+# ## Further reading
+#
+# - Lai et al. 2023, *FP-Diffusion*, [arXiv:2210.04296](https://arxiv.org/abs/2210.04296): the
+#   equation, the penalty, and experiments with images.
+# - Song et al. 2021, *Maximum likelihood training of score-based diffusion models*,
+#   [arXiv:2101.09258](https://arxiv.org/abs/2101.09258): what the errors of all times together mean
+#   for the likelihood.
+#
+# Next: [the probability-flow ODE](probability-flow.md).
