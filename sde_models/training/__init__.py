@@ -1,5 +1,6 @@
 """Training: one call on a laptop, on many GPUs, and over a week with interruptions."""
 
+from sde_models.split_batches import PartGenerator, draw_rows
 from sde_models.training.callbacks import BitsPerDimCurve, SampleImages
 from sde_models.training.objective import Loss
 from sde_models.training.progress import Callback, Fit, Progress
@@ -13,7 +14,9 @@ __all__ = [
     "Callback",
     "Fit",
     "Loss",
+    "PartGenerator",
     "Progress",
     "SampleImages",
+    "draw_rows",
     "fit",
 ]
