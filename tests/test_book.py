@@ -11,6 +11,7 @@ import pytest
 from generate import formulas
 from generate.benchmarks import TITLES, benchmark_files
 from generate.docstrings import as_markdown, where_defined
+from generate.messages import message_page, messages
 from generate.reference import public_names
 from generate.tutorials import Page, TutorialError, check_cell, execute, execute_all, key_of
 from nbformat.v4 import new_code_cell, new_output
@@ -158,3 +159,24 @@ def test_every_benchmark_is_shown(tmp_path: Path) -> None:
     (tmp_path / "new.md").touch()
     with pytest.raises(ValueError, match="without a title"):
         list(benchmark_files(tmp_path))
+
+
+def test_every_message_is_listed(tmp_path: Path) -> None:
+    source = """
+def f(x):
+    if x > 1:
+        raise ValueError(f"x must be at most 1, got {x!r}: " "divide it by x_max")
+    raise errors.StepLimitError("too many steps were tried here", t=0)
+"""
+    assert list(messages(source)) == [
+        ("ValueError", r"x must be at most 1, got …: divide it by x\_max"),
+        ("StepLimitError", "too many steps were tried here"),
+    ]
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "room.py").write_text(source)
+    path, text = message_page(tmp_path)
+    assert path == "reference/messages.md"
+    assert "## part.room\n\n- `ValueError`: x must be at most 1" in text
+    told = message_page(ROOT / "sde_models")[1]
+    assert told.count("\n- `") > 250
+    assert "is below the rounding of …, …: no step would be small enough" in told

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import sde_models  # noqa: F401
 from generate import formulas
 from generate.benchmarks import benchmark_files
+from generate.messages import message_page
 from generate.reference import reference_pages
 from generate.tutorials import TutorialError, execute_all
 
@@ -52,6 +53,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             _add(files, config, f"tutorials/{page.name}/{picture.name}", picture.read_bytes())
     for _, path, text in reference_pages():
         _add(files, config, path, text)
+    _add(files, config, *message_page(ROOT / "sde_models"))
     for path, content in benchmark_files(ROOT / "benchmarks" / "results"):
         _add(files, config, path, content)
     _add(files, config, "changelog.md", CHANGELOG.read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 LONGEST_CELL = 300
 """Seconds after which a cell counts as hung."""
+COLOURS = re.compile("\x1b\\[[0-9;]*m")
+"""What a terminal is told to colour a traceback by."""
 
 
 class TutorialError(Exception):
@@ -102,7 +105,8 @@ def execute(source: Path, page: Page) -> None:
         env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         asyncio.run(client.async_execute(env=env))
     except CellExecutionError as error:
-        raise TutorialError(f"{source.name} does not run: {error}") from error
+        told = COLOURS.sub("", str(error))
+        raise TutorialError(f"{source.name} does not run: {told}") from None
     del notebook.cells[0]
     for cell in notebook.cells:
         check_cell(cell, source)
