@@ -1,8 +1,8 @@
 """Execute tutorials, ``py:percent`` scripts, into Markdown pages with what they print and draw.
 
 A tutorial stops the build if a cell fails, writes to the error stream, or draws a picture without
-a description (``# %% alt="..."``). Executed pages are kept under a hash of the page, of the
-library's sources and of everything here, and used again while none of these changes.
+a description (``# %% alt="..."``). Executed pages are kept under a hash of the page and of all that
+it is made of, and used again while none of these changes.
 """
 
 from __future__ import annotations
@@ -149,11 +149,17 @@ def key_of(source: Path, library: str) -> str:
 
 
 def hash_of_library() -> str:
-    """Hash of the library's sources, of what executes the pages, and of the versions below."""
+    """Hash of what pages are made of: the library, the benchmarks' results, what executes them."""
     import torch
 
     digest = hashlib.sha256(json.dumps([torch.__version__, nbformat.__version__]).encode())
-    files = [*ROOT.glob("sde_models/**/*.py"), *HERE.glob("*.py"), *HERE.glob("template/**/*")]
+    files = [
+        *ROOT.glob("sde_models/**/*.py"),
+        *ROOT.glob("benchmarks/results/*.json"),
+        *HERE.glob("template/**/*"),
+        HERE / "setup_cell.py",
+        Path(__file__),
+    ]
     for path in sorted(files):
         if path.is_file():
             digest.update(str(path.relative_to(ROOT)).encode())
