@@ -12,6 +12,7 @@ PAGES = [
     "README.md",
     "docs/index.md",
     "docs/solvers.md",
+    "docs/likelihood.md",
     "docs/score-matching.md",
     "docs/data-and-networks.md",
 ]
@@ -40,4 +41,5 @@ import torch
 import sde_models as sm
 model = sm.GaussianMixture(torch.zeros(2, 2), 1.0).score_model(sm.VPSDE())
 x = x0 = data = torch.randn(4, 2)
+images = test_set = torch.randint(0, 256, (4, 2))
 """
