@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
+import sde_models as sm
 from sde_models.checkpoints import load_model
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -16,6 +19,16 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 def run_example(name: str, *words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [name, *words])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def numbers(shown: str, line: str) -> list[float]:
+    """The numbers that follow a word at the beginning of the one line that has it."""
+    (found,) = re.findall(rf"^ *{re.escape(line)}(.*)$", shown, re.MULTILINE)
+    return [float(number) for number in re.findall(r"[-+]?\d[\d.]*(?:e[-+]\d+)?", found)]
+
+
+def assert_picture(path: Path) -> None:
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_mixture(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +54,23 @@ def test_digits(
     run_example("digits.py", *words, monkeypatch=monkeypatch)
     assert "test bits/dim" in capsys.readouterr().out
     assert load_model(tmp_path / "model").event_shape == (1, 8, 8)
+
+
+def test_train_toy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Better than one Gaussian of the same spread, and no better than the truth."""
+    words = ("--toy", "eight-gaussians", "--steps", "300", "--width", "32", "--held-out", "200")
+    run_example(
+        "train_toy.py", *words, "--tol", "0.2", "--out", str(tmp_path), monkeypatch=monkeypatch
+    )
+    mean, stderr, *_ = numbers(capsys.readouterr().out, "held-out log-density")
+    std = sm.data.toy_mixture("eight-gaussians").std
+    truth = -math.log(8) - math.log(2 * math.pi * math.e * std**2)
+    gaussian = -math.log(2 * math.pi * math.e)
+    assert gaussian + 5 * stderr < mean < truth + 3 * stderr
+    assert load_model(tmp_path / "model.safetensors").event_shape == (2,)
+    assert_picture(tmp_path / "samples.png")
 
 
 @pytest.mark.parametrize("name", [path.name for path in sorted(EXAMPLES.glob("*.py"))])
