@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 import runpy
@@ -71,6 +72,31 @@ def test_train_toy(
     assert gaussian + 5 * stderr < mean < truth + 3 * stderr
     assert load_model(tmp_path / "model.safetensors").event_shape == (2,)
     assert_picture(tmp_path / "samples.png")
+
+
+def test_likelihood_of_dataset(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What was lost is made again, to the same values, and no more than that."""
+    words = ("--steps", "20", "--width", "4", "--images", "12", "--chunk", "4", "--tol", "20")
+    found = []
+    for _ in range(2):
+        run_example(
+            "likelihood_of_dataset.py", *words, "--out", str(tmp_path), monkeypatch=monkeypatch
+        )
+        found.append((capsys.readouterr().out, (tmp_path / "bits.csv").read_text()))
+        (tmp_path / "evaluation" / "chunk-000001.safetensors").unlink()
+    (first, table), (second, again) = found
+    assert first.startswith("0 of 12 images were found done")
+    assert second.startswith("8 of 12 images were found done")
+    assert table == again
+    rows = list(csv.DictReader(table.splitlines()))
+    assert len(rows) == 12
+    for column, line in (("bits", "bits per dimension"), ("gaussian_bits", "a Gaussian has")):
+        mean = sum(float(row[column]) for row in rows) / len(rows)
+        assert numbers(first, line)[0] == pytest.approx(mean, abs=1e-4)
+    # 17 levels that are all alike have log2(17) bits, and the digits of the training set 2.9.
+    assert 2.5 < numbers(first, "a Gaussian has")[0] < math.log2(17) - 0.5
 
 
 @pytest.mark.parametrize("name", [path.name for path in sorted(EXAMPLES.glob("*.py"))])
