@@ -99,6 +99,38 @@ def test_likelihood_of_dataset(
     assert 2.5 < numbers(first, "a Gaussian has")[0] < math.log2(17) - 0.5
 
 
+def test_compare_solvers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Errors fall with the cost, and faster with the order, within the evaluations allowed."""
+    words = ("--solvers", "ddim", "flow-abm-4", "--nfe", "10", "40", "--samples", "40")
+    words = (*words, "--plot", str(tmp_path / "plot.png"))
+    run_example("compare_solvers.py", *words, monkeypatch=monkeypatch)
+    shown = capsys.readouterr().out
+    ddim, flow = (numbers(shown, f"{name} ") for name in ("ddim", "flow-abm-4"))
+    assert all(low <= 10 and 35 <= high <= 40 for _, low, _, high in (ddim, flow))
+    assert ddim[0] / ddim[2] > 2
+    assert flow[0] / flow[2] > 2 * ddim[0] / ddim[2]
+    assert numbers(shown, "reference: ")[1] < 0.01 * flow[2]
+    assert "best for 40 evaluations: flow-abm-4" in shown
+    assert_picture(tmp_path / "plot.png")
+
+
+def test_compare_solvers_on_a_saved_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path, network = tmp_path / "model", sm.nn.ResidualNetwork((3,), width=8, depth=1)
+    words = ("--model", str(path), "--solvers", "dpmpp-2m", "--nfe", "10", "--samples", "4")
+    sm.save_model(path, sm.ScoreModel(network, sm.VPSDE(), preconditioning="edm"))
+    with pytest.raises(SystemExit, match="2"):
+        run_example("compare_solvers.py", *words, monkeypatch=monkeypatch)
+    assert "event_shape" in capsys.readouterr().err
+    model = sm.ScoreModel(network, sm.VPSDE(), preconditioning="edm", event_shape=(3,))
+    sm.save_model(path, model)
+    run_example("compare_solvers.py", *words, monkeypatch=monkeypatch)
+    assert "best for 10 evaluations: dpmpp-2m" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", [path.name for path in sorted(EXAMPLES.glob("*.py"))])
 def test_help(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
