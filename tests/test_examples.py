@@ -131,6 +131,22 @@ def test_compare_solvers_on_a_saved_model(
     assert "best for 10 evaluations: dpmpp-2m" in capsys.readouterr().out
 
 
+def test_edit_latents(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Images come back, their spread goes with the temperature, and the edit does what it says."""
+    words = ("--steps", "150", "--width", "48", "--tol", "1e-2", "--strengths", "2")
+    words = (*words, "--temperatures", "0.6", "1.2", "--out", str(tmp_path / "out.png"))
+    run_example("edit_latents.py", *words, monkeypatch=monkeypatch)
+    shown = capsys.readouterr().out
+    assert numbers(shown, "round trip of ")[1] < 0.1
+    assert numbers(shown, "temperature 0.6: ")[0] < 0.9
+    assert numbers(shown, "temperature 1.2: ")[0] > 1.05
+    assert numbers(shown, "edited by 0: ")[0] < 10
+    assert numbers(shown, "edited by 2: ")[0] > 70
+    assert_picture(tmp_path / "out.png")
+
+
 @pytest.mark.parametrize("name", [path.name for path in sorted(EXAMPLES.glob("*.py"))])
 def test_help(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
