@@ -147,6 +147,22 @@ def test_edit_latents(
     assert_picture(tmp_path / "out.png")
 
 
+def test_fine_tune_likelihood(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Fine-tuning gains more than the errors of the measurement, and more than its control."""
+    words = ("--steps", "200", "--width", "24", "--fine-tuning", "60", "--held-out", "400")
+    words = (*words, "--tol", "0.05", "--out", str(tmp_path / "model"))
+    run_example("fine_tune_likelihood.py", *words, monkeypatch=monkeypatch)
+    shown = capsys.readouterr().out
+    gain, stderr, numerical = numbers(shown, "gain by fine-tuning ")
+    assert gain > 3 * stderr + numerical
+    assert gain > numbers(shown, "gain by more denoising ")[0]
+    before, after = (numbers(shown, f"{name} ")[0] for name in ("before", "fine-tuned"))
+    assert after - before == pytest.approx(gain, abs=2e-4)
+    assert load_model(tmp_path / "model").event_shape == (2,)
+
+
 @pytest.mark.parametrize("name", [path.name for path in sorted(EXAMPLES.glob("*.py"))])
 def test_help(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
