@@ -216,8 +216,8 @@ assert peaks["adjoint"][-1] < 1.5 * peaks["adjoint"][0]
 # a good proxy for the likelihood and not the likelihood itself. With the gradient at hand, the
 # latter can be trained directly, at the price of a solve for each step. So train with denoising, and
 # fine-tune at the end. [`fit`][sde_models.training.verb.fit] takes the loss as it is. For
-# a fair comparison the same number of steps goes on with denoising, and eight times as many. The gain is measured on new
-# points, to 0.3 nats for each.
+# a fair comparison the same number of steps goes on with denoising, and eight times as many. The gain is
+# measured on new points, to 0.3 nats for each.
 
 
 # %%
@@ -267,9 +267,13 @@ assert mean > 3 * stderr
 # %% [markdown]
 # The steps are not of equal price: one of likelihood is a whole solve with its traces, and the way back
 # through them, where one of denoising is a single evaluation and its gradient. As long as denoising still
-# improves a model it may well be the cheaper way; when it has stopped is the time for the other. For large events the trace is estimated,
-# `divergence=sm.Hutchinson(1)`; the gradient stays unbiased. And the flow's likelihood says nothing
-# of the reverse SDE, whose samples may get worse while it rises. Look at both.
+# improves a model it may well be the cheaper way; when it has stopped is the time for the other. For large
+# events the trace is estimated, `divergence=sm.Hutchinson(1)`; the gradient stays unbiased. And the flow's
+# likelihood says nothing of the reverse SDE, whose samples may get worse while it rises. Look at both.
+#
+# One thing to watch: with few `nodes` and many steps the optimiser learns to deceive the rule that it is
+# differentiated through. The loss then falls below what `log_prob(tol=)` gives on new points. The script
+# `examples/fine_tune_likelihood.py` prints the two beside each other; where they part, take more nodes.
 #
 # ## Samples that a reward prefers
 #
