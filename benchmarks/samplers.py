@@ -38,7 +38,7 @@ STOCHASTIC_GRIDS = ("log-snr", "uniform", "quadratic", "adapted")
 PLOTTED = (8, 10, 12, 15, 20, 30, 50, 80, 120)
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 Row = dict[str, Any]
-Run = Callable[[Problem, Tensor, int, str, torch.Generator], Tensor]
+Run = Callable[[Problem, Tensor, int, str, torch.Generator], tuple[Tensor, int]]
 
 
 def native_solvers(*, stochastic: bool) -> dict[str, sm.Solver]:
@@ -61,7 +61,7 @@ def run_native(solver: sm.Solver) -> Run:
 
     def run(
         problem: Problem, x: Tensor, evaluations: int, grid: str, generator: torch.Generator
-    ) -> Tensor:
+    ) -> tuple[Tensor, int]:
         system: sm.System = sm.ProbabilityFlow(problem.model)
         if not solver.deterministic:
             system = sm.ReverseSDE(problem.model, x.shape[1:])
@@ -72,7 +72,7 @@ def run_native(solver: sm.Solver) -> Run:
             with torch.no_grad():
                 solution = sm.solve(system, x, span, solver, steps=steps, grid=GRIDS[grid], **noise)
             if solution.nfe <= evaluations or steps == 1:
-                return solution.x
+                return solution.x, solution.nfe
             steps -= 1
 
     return run
@@ -83,9 +83,11 @@ def run_peer(peer: Peer) -> Run:
 
     def run(
         problem: Problem, x: Tensor, evaluations: int, variant: str, generator: torch.Generator
-    ) -> Tensor:
+    ) -> tuple[Tensor, int]:
         source = {"generator": generator} if peer.stochastic else {}
-        return peer.run(problem.model, x, evaluations, variant, **source)
+        with sm.count_evaluations() as cost:
+            end = peer.run(problem.model, x, evaluations, variant, **source)
+        return end, cost.nfe
 
     return run
 
@@ -111,17 +113,17 @@ def measure(
             for budget in budgets:
                 x = start(problem, stochastic)
                 generator = torch.Generator().manual_seed(7)
-                with sm.count_evaluations() as cost, warnings.catch_warnings():
+                with warnings.catch_warnings():
                     warnings.simplefilter("ignore", RuntimeWarning)  # peers that diverge
                     try:
-                        end = run(problem, x, budget, variant, generator).detach()
-                    except sm.NonFiniteError:
-                        end = torch.full_like(x, math.nan)
+                        end, spent = run(problem, x, budget, variant, generator)
+                    except sm.NonFiniteError as error:
+                        end, spent = torch.full_like(x, math.nan), error.nfe
                 row: Row = {
                     "problem": problem.name, "solver": name, "library": library,
-                    "variant": variant, "budget": budget, "evaluations": cost.nfe,
+                    "variant": variant, "budget": budget, "evaluations": spent,
                 }  # fmt: skip
-                yield row | judge(problem, end, stochastic)
+                yield row | judge(problem, end.detach(), stochastic)
 
 
 def start(problem: Problem, stochastic: bool) -> Tensor:
