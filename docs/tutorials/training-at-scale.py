@@ -346,8 +346,8 @@ assert count == 2 * sum(p.numel() for p in two.parameters())
 #
 # `accumulate=4` works on a quarter of the batch at a time, to the same gradient.
 # `mixed_precision="bf16"` runs the network in half precision and leaves weights,
-# average and optimiser as they are; it is fast on GPUs made for it, and halves
-# what the backward pass keeps. Counted on a small U-Net:
+# average and optimiser as they are; it halves what the backward pass keeps.
+# Counted on a small U-Net:
 
 # %%
 parts = train(images_at, None, accumulate=4)
