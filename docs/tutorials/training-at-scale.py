@@ -1,0 +1,583 @@
+# %% [markdown]
+# # Training at scale
+#
+# From a folder of image files to weights, on one computer or on many. After this
+# page you know how to feed images to [`fit`][sde_models.training.verb.fit], that
+# a run which is killed ends at the same bits, that several processes train to the
+# weights of one, and how to plan memory before you rent it.
+#
+# ## In short
+#
+# | you want | you do |
+# |---|---|
+# | your own images | `sm.data.image_folder(root)` in `sm.data.TrainingData` |
+# | a run that survives a crash | `out="runs/a"`, then start the script again |
+# | all GPUs of a machine | `accelerate launch train.py`, with the same script |
+# | a batch that fits into memory | `accumulate=4`, `mixed_precision="bf16"` |
+# | classes, and guidance | `classes=` in the network, `label` with the data |
+# | none of this in Python | `sde-models train`, with the same words as options |
+#
+# ## Images from files
+#
+# `mnist`, `fashion_mnist` and `cifar10` read the published files in their own
+# formats, and `image_folder` reads any tree of pictures with one folder for each
+# class. Nothing is downloaded unless you say `download=True`. For a tree we write
+# scikit-learn's digits 0, 1 and 2 as PNG files.
+
+# %% alt="Eight handwritten digits of 8 by 8 pixels, read from files"
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from torchvision.transforms import Grayscale
+from torchvision.utils import make_grid, save_image
+
+import sde_models as sm
+
+work = Path(tempfile.mkdtemp())
+digits = sm.data.digits()
+few = digits.train_labels < 3
+pairs = zip(digits.train[few], digits.train_labels[few].tolist(), strict=True)
+for number, (image, label) in enumerate(pairs):
+    folder = work / "images" / f"digit {label}"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_image(image / 16, folder / f"{number:04}.png")
+
+files = sm.data.image_folder(work / "images", Grayscale())
+image, label = files[0]
+print(files.classes, tuple(image.shape), image.dtype, f"{len(files)} files")
+
+
+def show(images, title, columns=8):
+    """Numbers on [-1, 1] as a grid of pictures."""
+    grid = make_grid((images + 1) / 2, nrow=columns, padding=1, pad_value=0.5)
+    plt.figure(figsize=(columns * 0.6, 0.6 * len(images) / columns + 0.4))
+    plt.imshow(grid.permute(1, 2, 0).clamp(0, 1), interpolation="nearest")
+    plt.gca().set(title=title, xticks=[], yticks=[])
+    plt.grid(visible=False)
+    plt.show()
+
+
+chosen = torch.linspace(0, len(files) - 1, 8).long().tolist()
+show(torch.stack([files[i][0] / 127.5 - 1 for i in chosen]), "From files")
+first = digits.train[digits.train_labels == 0][0]
+assert torch.equal(files[0][0], (first / 16 * 255 + 0.5).byte())
+
+# %% [markdown]
+# A file of MNIST is no mystery either: two zeros, the code of the type, the
+# number of dimensions, the sizes as four bytes each, then bytes. The cell writes
+# such files, and the loader reads them back.
+
+
+# %%
+def idx(array):
+    """Bytes of a file of the MNIST kind."""
+    sizes = b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.numpy().tobytes()
+
+
+raw = work / "MNIST" / "raw"
+raw.mkdir(parents=True)
+pixels = torch.randint(256, (5, 28, 28), dtype=torch.uint8)
+for part in ("train", "t10k"):
+    (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(pixels))
+    (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(torch.arange(5).byte()))
+
+read = sm.data.mnist(work)
+assert all(torch.equal(read[i][0][0], pixels[i]) for i in range(5))
+assert [label for _, label in read] == [0, 1, 2, 3, 4]
+print(f"{read}, labels {[label for _, label in read]}")
+
+# %% [markdown]
+# ## Levels become numbers
+#
+# A file holds whole levels, a density needs real numbers. Level $k$ of $K$ fills
+# the cell from $-1 + 2k/K$ to $-1 + 2(k+1)/K$, and *dequantising* draws a point
+# of it, so that the data lie on $[-1, 1]$ and a likelihood can be told in bits.
+# Draw it anew each time an image is seen, or the network learns the noise:
+# [`TrainingData`][sde_models.data.training_data.TrainingData] does that.
+
+# %%
+data = sm.data.TrainingData(files, levels=files.levels, classes=3)
+items = data.batches(labels=True)
+once, again = items[0][0], items[0][0]
+apart = float((once - again).abs().max()) * 128
+print(f"one image read twice: at most {apart:.2f} levels apart")
+print(f"conditioning {items[0][1]}, data_std for the SDE {data.data_std}")
+
+assert not torch.equal(once, again)
+for x in (once, again):
+    assert torch.equal(sm.data.quantize(x, 256), files[0][0].long())
+
+# %% [markdown]
+# `items` reads a file when it is wanted, by `workers=` processes if you say so;
+# the noise follows from the seed of the run and the place in it. Numbers that are
+# no levels should be centred and scaled to a standard deviation near 1, and
+# `data_std=` of the SDE says what it is. Bytes that nobody scaled are refused:
+
+# %%
+import textwrap
+
+small = sm.nn.MixingNetwork((1, 8, 8), width=8, depth=1)
+model = sm.ScoreModel(small, sm.VPSDE(data_std=0.5), preconditioning="edm")
+try:
+    sm.fit(model, torch.stack([files[i][0] for i in chosen]).float(), steps=1)
+except ValueError as error:
+    print(textwrap.fill(str(error), 80))
+else:
+    raise AssertionError("bytes were let through")
+
+# %% [markdown]
+# ## Network, and its memory
+#
+# `sm.nn.MixingNetwork` is for images of up to 32 pixels a side on modest
+# hardware. `sm.nn.UNet` is the published DDPM++ or NCSN++, made of the blocks of
+# diffusers. How to use another one, such as diffusers' `UNet2DModel`: [your own
+# network](your-own-network.md).
+#
+# What has to fit? For each parameter five numbers: weight, gradient, two moments
+# of AdamW, and the average. And whatever the backward pass needs, which grows
+# with the batch. On torch's `meta` device both can be counted for any network in
+# a second, without the memory. Here the U-Net for CIFAR-10:
+
+# %%
+from torch.autograd.graph import saved_tensors_hooks
+
+
+def kept_bytes(network, x, **cond):
+    """Bytes that the backward pass wants kept, beside the weights."""
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = (storage, storage.nbytes())
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(torch.ones(len(x), device=x.device), x, **cond)
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+    return sum(size for key, (_, size) in kept.items() if key not in weights)
+
+
+with torch.device("meta"):
+    unet = sm.nn.UNet((3, 32, 32), "ddpm++")
+    kept = {
+        batch: kept_bytes(unet, torch.empty(batch, 3, 32, 32))
+        for batch in (32, 64)
+    }
+parameters = sum(p.numel() for p in unet.parameters())
+image = (kept[64] - kept[32]) / 32
+print(f"{parameters / 1e6:.2f} million parameters, 20 bytes each")
+print(f"{image / 1e6:.1f} MB more for each image of the batch")
+for batch, parts in ((128, 1), (128, 4)):
+    total = 20 * parameters + image * batch / parts
+    print(f"batch of {batch} in {parts} parts: {total / 1e9:.2f} GB")
+
+assert 61.7e6 < parameters < 61.9e6  # 61.80 million are published
+
+# %% [markdown]
+# To this come some buffers of kernels, and, with several GPUs, one more number
+# for each parameter. What a likelihood costs is counted in [evaluating a data
+# set](evaluating-a-data-set.md).
+#
+# ## A script that may be killed
+#
+# Here is all of a training script. `out=` is what makes it safe: every
+# `checkpoint_every=` steps a folder is written aside and renamed, so that it is
+# there whole or not at all.
+
+# %%
+script = work / "train.py"
+_ = script.write_text(
+    """
+import os, signal, sys
+import torch
+from torchvision.transforms import Grayscale
+import sde_models as sm
+
+
+def train(images, out, killed_at=None, **changes):
+    files = sm.data.image_folder(images, Grayscale())
+    data = sm.data.TrainingData(files, levels=256, classes=3)
+    torch.manual_seed(0)  # for the first weights
+    network = sm.nn.MixingNetwork((1, 8, 8), width=8, depth=1, classes=3)
+    model = sm.ScoreModel(network, sm.VPSDE(data_std=0.5), preconditioning="edm")
+
+    def kill(progress):
+        if progress.step == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return sm.fit(
+        model.double(), data.batches(labels=True, dtype=torch.float64), out=out,
+        steps=40, batch_size=32, seed=1, checkpoint_every=10, callback=kill,
+        progress=False, **changes,
+    )
+
+
+if __name__ == "__main__":
+    train(sys.argv[1], sys.argv[2])
+"""
+)
+
+# %% [markdown]
+# Double precision is only there so that rounding cannot hide anything below. We
+# start it as a process that kills itself at step 25, as `kill -9` or a power cut
+# would; and as two processes on the CPU, with the variables that
+# `torchrun --nproc_per_node 2` sets.
+
+# %%
+import multiprocessing
+import os
+import socket
+import sys
+
+sys.path.insert(0, str(work))
+from train import train
+
+images_at = work / "images"
+
+
+def train_as(variables, *arguments):
+    """Train in this process, which is one of several."""
+    os.environ |= variables
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # leave out warnings of gloo
+    train(*arguments)
+
+
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = str(free.getsockname()[1])
+shared = {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2"}
+shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+fork = multiprocessing.get_context("fork").Process
+doomed = fork(target=train, args=(images_at, work / "killed", 25))
+both = [
+    fork(
+        target=train_as,
+        args=(
+            shared | {"RANK": rank, "LOCAL_RANK": rank},
+            images_at,
+            work / "two",
+        ),
+    )
+    for rank in "01"
+]
+for process in (*both, doomed):
+    process.start()
+
+doomed.join(120)
+left = sorted(path.name for path in (work / "killed").iterdir())
+print(f"ended with {doomed.exitcode}, left {', '.join(left)}")
+assert doomed.exitcode == -9  # by SIGKILL: no handler ran
+assert left == ["step-00000000", "step-00000010", "step-00000020"]
+
+# %% [markdown]
+# The same call goes on from step 20 to 40. Beside it a run that nothing happened
+# to.
+
+# %%
+whole = train(images_at, work / "whole")
+resumed = train(images_at, work / "killed")
+for got, wanted in zip(
+    resumed.model.parameters(), whole.model.parameters(), strict=True
+):
+    assert torch.equal(got, wanted)
+assert torch.equal(resumed.losses, whole.losses)
+print(f"{resumed.steps} losses and all weights are equal, bit for bit")
+
+refused = ""
+try:
+    train(images_at, work / "killed", learning_rate=1e-3)
+except ValueError as error:
+    refused = str(error)
+assert "learning_rate: 0.002 there, 0.001 now" in refused
+
+# %% [markdown]
+# That holds on the same machine with the same number of processes. Ctrl-C and
+# SIGTERM, which clusters send before they take a machine away, finish the step
+# and write a checkpoint first. Other settings, data or networks in the same
+# folder are refused, as the cell tried, with a list of what differs.
+#
+# ## Many GPUs, many machines
+#
+# ```sh
+# accelerate launch --num_processes 8 train.py                   # eight GPUs
+# accelerate launch --num_machines 2 --num_processes 16 \
+#     --main_process_ip 10.0.0.1 --main_process_port 29500 \
+#     --machine_rank 0 train.py             # two machines; on the other, rank 1
+# ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 train.py   # without a GPU
+# ```
+#
+# `batch_size` counts the samples of *all* processes. The batch of a step, its
+# times and its noise are those of one process, and each takes its part. So
+# nothing has to be tuned anew, and the two processes that we started have found
+# the weights of one, within rounding:
+
+# %%
+for process in both:
+    process.join(120)
+    assert process.exitcode == 0
+two = sm.load_model(work / "two" / "step-00000040" / "averaged.safetensors")
+
+
+def farthest(a, b):
+    """Largest difference of two models' weights."""
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    return max(float((p - q).detach().abs().max()) for p, q in pairs)
+
+
+print(f"two processes and one: {farthest(two, whole.model):.1e}")
+assert farthest(two, whole.model) < 1e-10  # sums in another order, no more
+
+state = torch.load(work / "two" / "step-00000040" / "state.pt", weights_only=True)
+assert len(state["generators"]["cpu"]) == 2  # one for each that took part
+moments = state["learner"]["optimiser"]["state"].values()
+count = sum(
+    m[name].numel() for m in moments for name in ("exp_avg", "exp_avg_sq")
+)
+assert count == 2 * sum(p.numel() for p in two.parameters())
+
+# %% [markdown]
+# All machines must see the folder `out`. Without a GPU use `torchrun`, since
+# `accelerate launch --cpu` starts a single process.
+#
+# ## Less memory
+#
+# `accumulate=4` works on a quarter of the batch at a time, to the same gradient.
+# `mixed_precision="bf16"` runs the network in half precision and leaves weights,
+# average and optimiser as they are; it halves what the backward pass keeps.
+# Counted on a small U-Net:
+
+# %%
+parts = train(images_at, None, accumulate=4)
+print(f"four parts and one: {farthest(parts.model, whole.model):.1e}")
+assert farthest(parts.model, whole.model) < 1e-10
+
+losses = {}
+for precision in (None, "bf16"):
+    torch.manual_seed(0)
+    small = sm.nn.MixingNetwork((1, 8, 8), width=8, depth=1)
+    model = sm.ScoreModel(small, sm.VPSDE(data_std=0.5), preconditioning="edm")
+    settings = {"steps": 20, "batch_size": 32, "seed": 0, "progress": False}
+    fitted = sm.fit(model, data.batches(), mixed_precision=precision, **settings)
+    losses[precision] = fitted.losses
+    assert fitted.model.dtype == torch.float32
+off = float((losses["bf16"] / losses[None] - 1).abs().max())
+print(f"bf16: the losses of 20 steps differ by {off:.1%} at most")
+assert 0 < off < 0.02  # bfloat16 keeps eight bits, one part in 256
+
+tiny = sm.nn.UNet((1, 16, 16), channels=32, multipliers=(1, 2), blocks=1)
+x = torch.randn(32, 1, 16, 16)
+counted = {"float32": kept_bytes(tiny, x), "a quarter": kept_bytes(tiny, x[:8])}
+with torch.autocast("cpu", torch.bfloat16):
+    counted["bfloat16"] = kept_bytes(tiny, x)
+for name, size in counted.items():
+    print(
+        f"{name:10} {size / 1e6:6.1f} MB, {size / counted['float32']:.2f} of it"
+    )
+assert counted["a quarter"] < 0.3 * counted["float32"]
+assert counted["bfloat16"] < 0.6 * counted["float32"]
+
+# %% [markdown]
+# ## Labels and guidance
+#
+# With `classes=` a network takes `label=`. For *classifier-free guidance* it has
+# to know the data without labels too, so a function hands it "no label", which is
+# the number `classes`, for one image in eight. Data that fit into memory are best
+# read once.
+
+# %%
+images = torch.stack([files[i][0] for i in range(len(files))])
+labels = torch.tensor([files[i][1] for i in range(len(files))])
+
+
+def draw(batch_size, generator):
+    rows = torch.randint(len(images), (batch_size,), generator=generator)
+    x0 = sm.data.dequantize(images[rows], 256, generator=generator)
+    hidden = torch.rand(batch_size, generator=generator) < 1 / 8
+    return x0, {"label": labels[rows].masked_fill(hidden, 3)}
+
+
+torch.manual_seed(0)
+network = sm.nn.MixingNetwork((1, 8, 8), width=16, depth=2, classes=3)
+model = sm.ScoreModel(network, sm.VPSDE(data_std=0.5), preconditioning="edm")
+curve = {}
+
+
+def watch(progress):
+    if progress.step % 50 == 0:
+        curve[progress.step] = progress.loss
+
+
+result = sm.fit(
+    model,
+    draw,
+    steps=300,
+    batch_size=64,
+    learning_rate=6e-3,
+    averaging=0.99,
+    warmup=30,
+    seed=0,
+    callback=watch,
+    progress=False,
+)
+for step, loss in curve.items():
+    print(f"step {step}: loss {loss:.3f}")
+told = result.summary()
+print({name: told[name] for name in ("steps", "last_loss", "parameters")})
+assert told["last_loss"] < 0.5 * float(result.losses[:10].mean())
+
+# %% [markdown]
+# Guidance is a network around the network: what it predicts is affine in its
+# output, so the scores are mixed as the outputs are,
+# $s = s_{\text{none}} + w\, (s_{\text{label}} - s_{\text{none}})$. One row each
+# for a label by itself, $w = 1$, and for $w = 4$.
+
+
+# %% alt="Samples of 0, 1 and 2 in two rows each; the guided ones are more alike"
+class Guided(torch.nn.Module):
+    """Classifier-free guidance: Ho and Salimans 2022, arXiv:2207.12598."""
+
+    def __init__(self, network, weight):
+        super().__init__()
+        self.network, self.weight = network, weight
+
+    def forward(self, t, x, *, label):
+        free = self.network(t, x)
+        return free + self.weight * (self.network(t, x, label=label) - free)
+
+
+def guided(weight):
+    network = Guided(result.model.network, weight).eval()
+    return sm.ScoreModel(
+        network, result.model.sde, preconditioning="edm", event_shape=(1, 8, 8)
+    )
+
+
+wanted = torch.arange(3).repeat_interleave(60)
+drawn = {
+    weight: sm.sample(
+        guided(weight),
+        (180, 1, 8, 8),
+        solver="dpmpp-2m",
+        steps=12,
+        label=wanted,
+        generator=torch.Generator().manual_seed(0),
+    ).x
+    for weight in (1.0, 4.0)
+}
+rows = [drawn[w][60 * k : 60 * k + 12] for k in range(3) for w in drawn]
+show(torch.cat(rows), "Labels 0, 1, 2: by themselves, and guided", columns=12)
+
+spread = {
+    w: float(x.unflatten(0, (3, 60)).var(1).mean().sqrt())
+    for w, x in drawn.items()
+}
+print(", ".join(f"w = {w:g}: spread {s:.3f}" for w, s in spread.items()))
+assert spread[4.0] < 0.9 * spread[1.0]
+
+x, at = drawn[1.0], {"label": wanted}
+score = [m.score(0.3, x, **at) for m in (guided(0.0), guided(1.0), guided(4.0))]
+mixed = score[0] + 4 * (score[1] - score[0])
+assert torch.allclose(score[2], mixed, atol=1e-4)
+
+# %% [markdown]
+# The price of guidance is variety: the images of one label are closer together. A
+# guided score is that of no diffused density, so do not ask it for likelihoods.
+#
+# ## Which noise levels, and how often
+#
+# The loss is an average over times, and a batch sees few of them. What you get
+# with the `"edm"` preconditioning, log-normal times, is a good choice for
+# samples. For likelihoods take `weighting="likelihood"`, whose mean is the same
+# whatever the times, so times can be chosen for little noise in the gradient.
+# Look at the spread of that loss from batch to batch:
+
+# %%
+from functools import partial
+
+from sde_models.losses import LearnedTimes, denoising_score_matching
+
+learned = LearnedTimes()
+choices = {
+    "uniform": {"times": "uniform"},
+    "log-SNR, independent": {"times": "log-snr", "stratified": False},
+    "log-SNR": {"times": "log-snr"},
+    "learned": {"times": learned},
+}
+found = {}
+generator = torch.Generator().manual_seed(0)
+for name, choice in choices.items():
+    loss = partial(denoising_score_matching, weighting="likelihood", **choice)
+    values = []
+    for _ in range(60):
+        x0, cond = draw(64, generator)
+        value = loss(result.model, x0, generator=generator, **cond)
+        values.append(float(value.detach()))
+    late = torch.tensor(values[20:])
+    mean, spread = float(late.mean()), float(late.std())
+    found[name] = mean, spread, spread / len(late) ** 0.5
+    print(f"{name:21}{mean:5.2f} ± {found[name][2]:.2f}, spread {spread:5.2f}")
+
+means, spreads, errors = zip(*found.values(), strict=True)
+assert list(spreads) == sorted(spreads, reverse=True)
+for mean, error in zip(means, errors, strict=True):
+    assert abs(mean - means[-1]) < 5 * (error**2 + errors[-1] ** 2) ** 0.5
+
+# %% [markdown]
+# `fit(..., loss=loss)` takes such a function. More on weightings: [score
+# matching](../score-matching.md).
+#
+# ## Averaging
+#
+# `result.model` has the moving average of the weights, and `model` ends with the
+# raw ones. An average with decay $d$ forgets half in $\log \tfrac12 / \log d$
+# steps, which should be a small part of the run.
+
+# %%
+import math
+
+for decay in (0.99, 0.995, 0.999, 0.9999):
+    print(f"averaging={decay}: {math.log(0.5) / math.log(decay):6.0f} steps")
+
+# %% [markdown]
+# ## Watching
+#
+# `log_dir="runs/a/log"` writes loss, gradient norm and learning rate for
+# TensorBoard. [`SampleImages`][sde_models.training.callbacks.SampleImages] draws
+# pictures on the way, from the same noise each time, and
+# [`BitsPerDimCurve`][sde_models.training.callbacks.BitsPerDimCurve] follows the
+# bits of held-out images. A loss that is not finite stops the run, and never gets
+# into a checkpoint.
+#
+# ## From the command line
+#
+# ```sh
+# sde-models train images --labels --network ddpm++ --device cuda --out runs/a
+# accelerate launch --num_processes 8 -m sde_models.cli train cifar10 \
+#     --root data --workers 4 --mixed-precision bf16 --out runs/cifar
+# sde-models sample runs/a --label 1 --out ones.png
+# ```
+#
+# The same command goes on after a crash. What stands in the folder: [command
+# line](../command-line.md).
+
+# %%
+import shutil
+
+shutil.rmtree(work)
+
+# %% [markdown]
+# ## Further reading
+#
+# - Song et al. 2021, [arXiv:2011.13456](https://arxiv.org/abs/2011.13456), and
+#   Karras et al. 2022, [arXiv:2206.00364](https://arxiv.org/abs/2206.00364): the
+#   networks, the times, and averaging.
+# - Ho and Salimans 2022, *Classifier-free diffusion guidance*,
+#   [arXiv:2207.12598](https://arxiv.org/abs/2207.12598).
+# - Kingma et al. 2021, *Variational diffusion models*,
+#   [arXiv:2107.00630](https://arxiv.org/abs/2107.00630): times of least variance.
+# - The guide on [training](../training.md), for all arguments.
+#
+# Next: [Evaluating a data set](evaluating-a-data-set.md)
