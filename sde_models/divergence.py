@@ -89,8 +89,9 @@ class Hutchinson(Divergence):
     With S the symmetric part of J its variance is :math:`2 \|S\|^2` for Gaussian probes, that less
     the diagonal for Rademacher probes, and about that less the trace for probes on the sphere. The
     products themselves tell this, :math:`E \|J^\top e\|^2 = \|J\|^2 \ge \|S\|^2`, far better than
-    the spread of a few estimates does: the error is exact on average where J is symmetric, as that
-    of a score is, and on the safe side elsewhere, and a single probe has one.
+    the spread of a few estimates does, so that a single probe has an error too. Where J is
+    symmetric, as that of a score is, it is exact on average but for Rademacher probes, from few of
+    which the diagonal is not known; there, and for other J, it is on the safe side.
 
     Args:
         probes: Number of independent probes.

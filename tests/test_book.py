@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jupytext
 import pytest
 from generate import formulas
 from generate.benchmarks import TITLES, benchmark_files
@@ -122,6 +124,20 @@ def test_bad_formulas_are_found(tmp_path: Path) -> None:
     page.write_text('<span class="arithmatex">\\(\\label{a}\\)</span>')
     with pytest.raises(formulas.FormulaError, match="label"):
         formulas.check(tmp_path)
+
+
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_the_cells_of_a_tutorial_can_be_copied_into_a_file(path: Path) -> None:
+    """No magic, and every name is defined by a cell before; the build runs them, in order."""
+    cells = jupytext.read(path).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    compile(code, path, "exec")
+    assert not re.search(r"^\s*[%!]|get_ipython|display\(", code, re.MULTILINE)
+    assert "import sde_models as sm" in code
+    assert cells[0].source.startswith("# ")
 
 
 def test_roles_and_directives_become_markdown() -> None:

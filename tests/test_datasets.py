@@ -131,7 +131,7 @@ def test_dequantised_images_keep_their_levels_and_labels(images: Tensor) -> None
 
 def test_noise_depends_on_seed_epoch_and_index_alone(images: Tensor) -> None:
     images = images[:1].expand(6, -1, -1, -1)
-    data = Dequantized(TensorDataset(images))
+    data = Dequantized(TensorDataset(images), seed=0)
     first = [data[i][0] for i in range(6)]
     torch.manual_seed(99)
     for i in reversed(range(6)):
@@ -143,8 +143,32 @@ def test_noise_depends_on_seed_epoch_and_index_alone(images: Tensor) -> None:
     assert float(torch.pdist(torch.stack(draws).flatten(1)).min()) > 0
 
 
+def test_without_a_seed_the_noise_is_new_each_time(images: Tensor) -> None:
+    data = Dequantized(images)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    first, second = data[0], data[0]
+    torch.manual_seed(0)
+    assert torch.equal(data[0], first)
+    assert not torch.equal(second, first)
+
+
+def test_fit_draws_the_noise_of_images_anew_and_can_be_repeated(images: Tensor) -> None:
+    data = Dequantized(images)  # type: ignore[arg-type]
+    seen: list[Tensor] = []
+
+    def loss(model: sm.ScoreModel, x0: Tensor, *, generator: object = None) -> Tensor:
+        seen.append(x0)
+        return sum(p.sum() for p in model.parameters())  # type: ignore[return-value]
+
+    for _ in range(2):
+        model = sm.ScoreModel(sm.nn.ResidualNetwork((1, 2, 3), width=4, depth=1), sm.VPSDE())
+        sm.fit(model, data, steps=3, batch_size=8, loss=loss, seed=0, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(seen[:3], seen[3:], strict=True))
+    assert float(torch.pdist(torch.cat(seen[:3]).flatten(1)).min()) > 0
+
+
 def test_workers_read_the_same(images: Tensor) -> None:
-    data = Dequantized(TensorDataset(images))
+    data = Dequantized(TensorDataset(images), seed=0)
     alone, shared = (
         torch.cat([batch[0] for batch in DataLoader(data, batch_size=2, num_workers=workers)])
         for workers in (0, 2)

@@ -36,5 +36,7 @@ plt.rcParams.update(
     }
 )
 torch.set_num_threads(1)
-torch.manual_seed(0)
 torch.set_printoptions(precision=4, sci_mode=False)
+
+# A page imports and seeds what it needs, so that its cells run from a file as they do here.
+del warnings, plt, torch, GREY, COLOURED

@@ -30,6 +30,7 @@ plt.show()
 # [denoising score matching](../score-matching.md), and hands back the averaged weights.
 
 # %%
+torch.manual_seed(0)  # the weights that training starts from
 network = sm.nn.ResidualNetwork((2,), width=96, depth=2)
 model = sm.ScoreModel(network, sm.VPSDE(), preconditioning="edm")
 result = sm.fit(

@@ -64,6 +64,7 @@ def levels(count):
     return 20.0 * (0.01 / 20.0) ** torch.linspace(0, 1, count)
 
 
+torch.manual_seed(0)
 network = sm.nn.ResidualNetwork((1,), width=48, depth=2)
 model = sm.ScoreModel(network, sde, preconditioning="edm")
 for count in (10, 1000):

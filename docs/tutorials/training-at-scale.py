@@ -35,6 +35,7 @@ from torchvision.utils import make_grid, save_image
 
 import sde_models as sm
 
+torch.manual_seed(0)
 work = Path(tempfile.mkdtemp())
 digits = sm.data.digits()
 few = digits.train_labels < 3

@@ -16,8 +16,9 @@ from sde_models.data.dequantization import check_levels, dequantize
 class Dequantized(Dataset[Any]):
     r"""Another data set whose images are dequantised when they are read.
 
-    The noise of an image depends on the seed, the epoch and the index alone, and neither on the
-    order of reading nor on the number of workers.
+    With a seed the noise of an image depends on the seed, the epoch and the index alone, and
+    neither on the order of reading nor on the number of workers. Without one it is new each time
+    the image is read; in :func:`~sde_models.fit` it then follows from the place in the run.
 
     Args:
         dataset: A map-style data set of levels, each a tensor of shape ``event``, or a tuple that
@@ -26,7 +27,7 @@ class Dequantized(Dataset[Any]):
         data_range: Lowest and highest number that the levels are spread over.
         transform: From there to the space of the model, such as ``sm.data.LogitTransform()`` for
             ``data_range=(0.0, 1.0)``; called with one image.
-        seed: Seed of the noise.
+        seed: Seed of the noise; None takes it from torch's global generator.
         dtype: Floating dtype of the numbers.
 
     Raises:
@@ -46,7 +47,7 @@ class Dequantized(Dataset[Any]):
         data_range: tuple[float, float] = (-1.0, 1.0),
         transform: Callable[[Tensor], Tensor] | None = None,
         *,
-        seed: int = 0,
+        seed: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
@@ -59,7 +60,10 @@ class Dequantized(Dataset[Any]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the noise of an epoch; call it before the workers of a data loader start."""
+        """Choose the noise of an epoch; call it before the workers of a data loader start.
+
+        Without a seed it changes nothing.
+        """
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -99,6 +103,8 @@ class Dequantized(Dataset[Any]):
                 )
         return (x, *rest) if isinstance(item, tuple | list) else x
 
-    def _generator(self, index: int) -> torch.Generator:
+    def _generator(self, index: int) -> torch.Generator | None:
+        if self.seed is None:
+            return None
         words = np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(2, np.uint32)
         return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
