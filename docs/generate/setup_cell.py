@@ -32,6 +32,7 @@ plt.rcParams.update(
         "grid.alpha": 0.25,
         "lines.linewidth": 1.8,
         "font.size": 10,
+        "image.cmap": "cool",
         **dict.fromkeys(COLOURED, GREY),
     }
 )

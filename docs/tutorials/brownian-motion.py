@@ -20,6 +20,21 @@
 # $E[B_s B_t] = E[B_s^2] + E[B_s (B_t - B_s)] = s$, that is $\min(s, t)$.
 #
 # To simulate it on a grid nothing is needed but sums of Gaussian numbers.
+#
+# !!! note "PyTorch for those who know NumPy"
+#     These pages use PyTorch as if it were NumPy, and six things of it that NumPy does not have:
+#
+#     - An array is a *tensor*, `torch.tensor([1.0, 2.0])`. `dim=` is NumPy's `axis=`, `cat` is
+#       `concatenate`, and `float(x)` or `x.item()` makes a number of a tensor with one entry.
+#     - Numbers have 32 bits (`float32`, seven digits) unless you ask for 64: `x.double()`, or
+#       `dtype=torch.float64`.
+#     - Random numbers come from a `torch.Generator`. `manual_seed(0)` starts it, and each draw with
+#       `generator=` moves it on.
+#     - A tensor remembers how it was computed, so that it can be differentiated.
+#       `torch.func.grad(f)` is the function that gives the gradient of `f`.
+#     - Inside `with torch.no_grad():` nothing is remembered, which is faster.
+#     - A network is a `torch.nn.Module`: an object that holds its weights, and that is called like a
+#       function.
 
 # %% alt="Five Brownian paths inside a parabola of two standard deviations"
 import matplotlib.pyplot as plt
@@ -207,7 +222,9 @@ assert abs(slope(weak) - 1.0) < 0.1
 # ## The same by a library
 #
 # torchsde takes an object with methods `f` and `g`, and the two attributes that say how they are
-# meant. It wants states of shape `(batch, size)`. An [`SDE`][sde_models.base_sdes.SDE] of this
+# meant: the Itô integral, and a diffusion that shakes each coordinate by itself. It wants states of
+# shape `(batch, size)`, here 2,000 paths of one number, and a `BrownianInterval`, an object that makes
+# up a Brownian path as it is asked for it, and remembers what it said. An [`SDE`][sde_models.base_sdes.SDE] of this
 # library is such an object.
 
 

@@ -135,9 +135,10 @@ plt.show()
 #
 # ## From alpha and sigma to drift and diffusion
 #
-# Both limits are linear: $dx = a(t)\, x\, dt + g(t)\, dB$. By the moment equations of
-# [the Ornstein-Uhlenbeck page](ornstein-uhlenbeck.md), a solution that starts at a fixed $x_0$ is
-# Gaussian, with a mean $m$ and a variance $v$ that obey
+# Both limits are linear: $dx = a(t)\, x\, dt + g(t)\, dB$. As in
+# [the Ornstein-Uhlenbeck process](ornstein-uhlenbeck.md), a solution that starts at a fixed $x_0$ is
+# Gaussian, a sum of Gaussian numbers. Itô's formula for $x$ and for $x^2$, with the mean taken on both
+# sides, gives what its mean $m$ and its variance $v$ obey:
 #
 # $$
 # \frac{dm}{dt} = a\, m, \qquad \frac{dv}{dt} = 2 a\, v + g^2 .

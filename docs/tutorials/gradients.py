@@ -357,7 +357,7 @@ for panel, title, samples, law in (
     (panels[1], "Samples of $q$", x, shifted),
 ):
     density = law.log_prob(plane).exp().reshape(100, 80).T
-    panel.contour(*ticks, density, levels=5, cmap="viridis", linewidths=1)
+    panel.contour(*ticks, density, levels=5, linewidths=1)
     panel.scatter(*samples.T, s=5, color="C1")
     panel.set(title=title, xlabel="$x_1$")
 panels[0].set_ylabel("$x_2$")

@@ -66,7 +66,9 @@ assert abs(k[implicit.argmin()] - 1 / VARIANCE) < 0.1
 
 # %% [markdown]
 # The trouble is the divergence $\nabla \cdot s = \sum_i \partial s_i / \partial x_i$: each of its
-# $D$ terms takes a vector-Jacobian product of its own, so a step costs $D$ backward passes.
+# $D$ terms takes a *vector-Jacobian product* of its own, $v^\top \partial s / \partial x$ with $v$ a unit
+# vector. Automatic differentiation gives one for the price of about two evaluations of the network, by
+# going through it backwards; so a step costs $D$ backward passes.
 #
 # ## Sliced score matching
 #
@@ -105,6 +107,12 @@ assert abs(k[implicit.argmin()] - 1 / VARIANCE) < 0.1
 #
 # Three bumps in the plane, noised to $\sigma = 0.5$, so that all of them estimate the same score,
 # which is known. The same network and the same number of steps for each.
+#
+# [`VESDE`][sde_models.sdes.variance_exploding.VESDE] is the process that adds noise and nothing else; its
+# time stands for $\sigma$, and `times_of_sigmas` says which time a $\sigma$ has. A
+# [`ScoreModel`][sde_models.models.ScoreModel] is a network together with such a process, and
+# [`fit`][sde_models.training.verb.fit] trains it: it draws a batch of the data, takes the gradient of the
+# loss in the weights, and moves them a little downhill, a few hundred times.
 
 # %%
 means = torch.tensor([[-1.5, -0.5], [1.5, -0.8], [0.2, 1.4]])
@@ -157,8 +165,8 @@ assert max(errors.values()) < 0.3
 # Errors are relative to the size of the score, times to that of denoising. All of them arrive at
 # the same score; denoising does it with the least work. Sliced score matching pays for the product
 # *and* for differentiating through it, and its random vectors add noise to the gradient besides. In
-# two dimensions the exact trace is only two products; in 64 it is 64. The table of [benchmarks](../reference/benchmarks.md#score-matching) has
-# both, with the variance of each gradient.
+# two dimensions the exact trace is only two products; in 64 it is 64. The table of
+# [benchmarks](../reference/benchmarks.md#score-matching) has both, with the variance of each gradient.
 #
 # Sliced and implicit score matching have their place: they need no noise, and no formula for the
 # noised data. An SDE whose kernel is not known can be learned by

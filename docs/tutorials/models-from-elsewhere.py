@@ -55,7 +55,7 @@ unet = diffusers.UNet2DModel(
     up_block_types=("UpBlock2D", "UpBlock2D"),
 )
 optimizer = torch.optim.Adam(unet.parameters(), 3e-3)
-for _ in range(120):
+for _ in range(80):
     rows = torch.randint(len(digits.train), (48,), generator=source)
     x0 = sm.data.dequantize(digits.train[rows], digits.levels, generator=source)
     k = torch.randint(1000, (48,), generator=source)
@@ -159,7 +159,7 @@ for solver in ("ddim", "dpmpp-2m", "flow-abm-3"):
     off = float((out.x - reference.x).square().mean().sqrt())
     print(f"{solver:11} {out.nfe} evaluations, off by {off:.3f}")
 
-images = digits.test[:8]
+images = digits.test[:4]
 bits = sm.bits_per_dim(model, images, digits.levels, tol=4.0, generator=source)
 uniform = torch.tensor(float(digits.levels)).log2()
 print(

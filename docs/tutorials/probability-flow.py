@@ -9,7 +9,7 @@
 # ## Noise rewritten as transport
 #
 # The densities $p_t$ of $dx = f(t, x)\,dt + g(t)\,dB$ obey the [Fokker-Planck
-# equation](fokker-planck.md). With $\nabla p = p\, \nabla \log p$ its noise term can be written as
+# equation](ornstein-uhlenbeck.md#the-fokker-planck-equation). With $\nabla p = p\, \nabla \log p$ its noise term can be written as
 # a divergence of something times $p$:
 #
 # $$

@@ -10,7 +10,7 @@
 # ## Anderson's theorem
 #
 # Let $dx = f(t, x)\,dt + g(t)\,dB$ have densities $p_t$. These obey the [Fokker-Planck
-# equation](fokker-planck.md), which says that density is carried along by the drift and spread by
+# equation](ornstein-uhlenbeck.md#the-fokker-planck-equation), which says that density is carried along by the drift and spread by
 # the noise:
 #
 # $$

@@ -64,7 +64,8 @@ plt.show()
 # $$
 #
 # $Z$ does not depend on $x$, and the score never sees it. To check, multiply the density by any
-# number, that is, shift the energy.
+# number, that is, shift the energy. (A model of this library belongs to a process that adds noise to
+# the data, here `VESDE`, and takes a time; later pages say why. At time 0 there is next to no noise.)
 
 # %%
 x = mixture.sample(5, generator=torch.Generator().manual_seed(0))
