@@ -1,319 +1,533 @@
 # %% [markdown]
 # # Choosing a solver
 #
-# A solver is one word, and there are more than fifty. First the answer in a table, then the
-# measurements behind it: those of the [benchmarks](../reference/benchmarks.md), read from their files
-# when this page was built, and a few that are made here. A cell fails, and with it the page, when the
-# advice is no longer the best.
+# A solver is one word, and there are dozens of them. First the answer in a table,
+# then the measurements behind it. Its figures come from the
+# [benchmarks](../reference/benchmarks.md) in the repository, read when this page
+# was built, or from the cells below, and a row whose solver is no longer the
+# right one stops the build. Why there is anything to solve: [the probability
+# flow](probability-flow.md) and [reversing time](reversing-time.md).
 #
 # ## In short
 #
-# | you want | say | because |
-# |---|---|---|
-# | samples, at most about 12 evaluations | `solver="flow-abm-3"` on an adapted grid | [least error](#samples) |
-# | samples, 15 to 40 evaluations | `solver="flow-abm-4"`, the same grid | [least error](#samples) |
-# | the same without preparing a grid | `grid="quadratic"` | [grids](#the-grid-matters-as-much) |
-# | samples by the SDE, few evaluations | `solver="dpmpp-2m-sde"` | [with noise](#samples-with-noise) |
-# | the sampler of Song et al. 2021 | `solver="pc"` | it is that one |
-# | an accuracy instead of a number of steps | `solver="rk-batch"`, `rtol=`, `atol=` | [adaptive solvers](#steps-or-tolerances) |
-# | latents | `encode` and `decode` with `solver="adams-batch"` | [densities](#densities-and-latents) |
-# | likelihoods | `log_prob(..., tol=)`, which takes `"adams-batch"` | [densities](#densities-and-latents) |
-# | gradients with little memory | `solver="ode:dopri5"`, `gradient="adjoint"` | [gradients](gradients.md) |
-# | an equation of your own | `"rk-batch"`, any `ode:`, or `sde:heun` | the table's column *of* |
-# | to use an idle accelerator | `solver="picard"` | many steps in one batch |
-# | to compare with a paper | its own: `"ddim"`, `"heun-edm"`, `"dpmpp-2m"`, `"unipc-2"`, `"ald"`, ... | |
-#
-# ## Samples
-#
-# The benchmark solves the probability flow of three mixtures in the plane, three in 64 dimensions, and
-# a trained model of digits, from the same noise by every solver, and compares the end points with
-# those of a solve to many digits. Each solver may use its best grid, those of diffusers and azula
-# too. The error is the root mean square for a coordinate, and the geometric mean over the models of a
-# kind.
+# *Error* is the root-mean-square distance, per coordinate, to where the exact
+# flow ends. It is the geometric mean over seven models: six mixtures in 2 and 64
+# dimensions, and a network trained on digits. Everyone was tried on every grid.
+# The first cell reads the files, the second makes the table.
 
 # %%
 import json
-from math import exp, log
+import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
+from IPython.display import Markdown
 
 import sde_models as sm
 
-results = Path(
-    "../../benchmarks/results"
-)  # of the repository, seen from docs/tutorials
-runs = [
-    row
-    for row in json.loads((results / "samplers.json").read_text())
-    if "budget" in row and row["error"] == row["error"]
-]
-flows = [row for row in runs if "stochastic" not in row]
-kinds = {"mixture-2d": "2-D", "mixture-64d": "64-D", "digits": "digits"}
+
+def read(name):
+    """One of the benchmarks' results, as kept in the repository."""
+    return json.loads(Path(f"../../benchmarks/results/{name}.json").read_text())
 
 
-index = {}
-for row in flows:
-    key = row["library"], row["solver"], row["budget"]
-    index.setdefault(key, []).append(row)
+samplers, control = read("samplers"), read("step_control")
+timed, densities = read("overhead"), read("likelihood")
+flows = [r for r in samplers if "budget" in r and "stochastic" not in r]
+noisy = [r for r in samplers if "stochastic" in r]
 
 
-def mean_error(kind, budget, solver, library="sde_models", grid=None):
-    """Geometric mean over the models of a kind, of the error on the best grid or on one."""
-    best = {}
-    for row in index.get((library, solver, budget), []):
-        if row["problem"].startswith(kind) and grid in (None, row["variant"]):
-            known = best.get(row["problem"], float("inf"))
-            best[row["problem"]] = min(known, row["error"])
-    logs = [log(value) for value in best.values()]
-    return exp(sum(logs) / len(logs)) if logs else float("inf")
-
-
-names = sorted({(row["library"], row["solver"]) for row in flows})
-shown = ["ddim", "heun-edm", "dpmpp-2m", "unipc-3", "exp-abm-4"]
-shown += ["flow-abm-3", "flow-abm-4", "flow-abm-5"]
-columns = [(kind, budget) for budget in (10, 20, 50) for kind in kinds]
-print(f"{'evaluations':22}" + "".join(f"{budget:9}" for _, budget in columns))
-print(f"{'model':22}" + "".join(f"{kinds[kind]:>9}" for kind, _ in columns))
-for solver in shown:
-    cells = [mean_error(kind, budget, solver) for kind, budget in columns]
-    print(f"{solver:22}" + "".join(f"{cell:9.1e}" for cell in cells))
-cells, errors = [], {}
-for kind, budget in columns:
-    errors[kind, budget] = {
-        name: mean_error(kind, budget, name[1], name[0]) for name in names
+def errors(solver, grid, evaluations):
+    """What a solver of the flow reaches on each model."""
+    wanted = (solver, grid, evaluations)
+    return {
+        r["problem"]: r["error"]
+        for r in flows
+        if (r["solver"], r["variant"], r["budget"]) == wanted
     }
-    others = [v for k, v in errors[kind, budget].items() if k[0] != "sde_models"]
-    cells.append(min(others))
-print(f"{'best of the others':22}" + "".join(f"{cell:9.1e}" for cell in cells))
 
-advice = {10: "flow-abm-3", 20: "flow-abm-4", 50: "flow-abm-5"}
-for (kind, budget), of_others in zip(columns, cells, strict=True):
-    ours = errors[kind, budget]["sde_models", advice[budget]]
-    assert ours < 1.5 * min(errors[kind, budget].values())
-    assert ours < 1.1 * of_others
+
+def typical(solver, grid, evaluations):
+    """Geometric mean of these errors."""
+    return math.exp(np.log([*errors(solver, grid, evaluations).values()]).mean())
+
+
+def worst_distance(solver, grid, evaluations):
+    """Largest energy distance of a solver of the SDE, over the models."""
+    wanted = (solver, grid, evaluations)
+    return max(
+        abs(r["error"])
+        for r in noisy
+        if (r["solver"], r["variant"], r["budget"]) == wanted
+    )
+
+
+few = {10: "flow-abm-3", 20: "flow-abm-4", 50: "flow-abm-5"}
+for evaluations, solver in few.items():
+    for model, error in errors(solver, "adapted", evaluations).items():
+        everyone = [
+            r["error"]
+            for r in flows
+            if (r["problem"], r["budget"]) == (model, evaluations)
+        ]
+        assert error <= 1.5 * np.nanmin(everyone)  # of all libraries
+
+ours = {
+    (r["solver"], r["variant"]) for r in noisy if r["library"] == "sde_models"
+}
+assert min(ours, key=lambda s: worst_distance(*s, 20)) == (
+    "dpmpp-3m-sde",
+    "log-snr",
+)
+
+# %%
+each, adaptive = control["rk-batch"], control["adaptive-sde"]
+shares = [r["ratio"] for r in each]
+prices = [r["ratio"] for r in adaptive]
+assert max(shares) < 1
+
+
+def way(model, name):
+    """Error in nats and cost of a way to a log-density."""
+    return next(
+        (r["error"], r["cost"])
+        for r in densities
+        if (r["problem"], r["name"]) == (model, name)
+    )
+
+
+told, recipe = (
+    way("digits", name) for name in ("tol = 0.3 nats", "RK45 recipe, 16 fixed")
+)
+assert told[0] < recipe[0]  # error
+assert told[1] < recipe[1]  # cost
+call, small = min(timed["sizes"].items())
+times = {r["solver"]: r["over_bare_network"]["median"] for r in small}
+
+
+def measured(name):
+    return f"[benchmark](../reference/benchmarks.md#{name})"
+
+
+rows = [
+    (
+        f"samples, {n} evaluations",
+        f"`{solver}`",
+        "adapted",
+        f"error {typical(solver, 'adapted', n):.1g}; `dpmpp-2m`, default grid: "
+        f"{typical('dpmpp-2m', 'log-snr', n):.1g}",
+        measured("samplers"),
+    )
+    for n, solver in few.items()
+] + [
+    (
+        "the same, and no grid adapted",
+        "`flow-abm-4`",
+        '`"quadratic"`',
+        f"error {typical('flow-abm-4', 'quadratic', 20):.1g} at 20",
+        measured("samplers"),
+    ),
+    (
+        "samples by the SDE",
+        "`dpmpp-3m-sde`",
+        '`"log-snr"`',
+        f"energy distance {worst_distance('dpmpp-3m-sde', 'log-snr', 20):.1g} or "
+        "less at 20",
+        measured("samplers"),
+    ),
+    (
+        "the SDE, and no grid to choose",
+        "`adaptive-sde`",
+        "`rtol=`, `atol=`",
+        f"{min(prices):.1f} to {max(prices):.1f} times Euler-Maruyama's "
+        "evaluations on its best grid",
+        measured("step-control"),
+    ),
+    (
+        "an accuracy for each sample",
+        "`rk-batch`",
+        "`rtol=`, `atol=`",
+        f"{np.mean(shares):.2f} of the passes of `ode:dopri5`",
+        measured("step-control"),
+    ),
+    (
+        "latents",
+        "`adams-batch`",
+        "`rtol=`, `atol=`",
+        "errors small in noise units",
+        "[below](#densities-and-latents-noise-units)",
+    ),
+    (
+        "likelihoods",
+        "nothing: it is `adams-batch`",
+        "`tol=` in nats",
+        f"{told[0]:.2f} nats for {told[1]:.0f} passes; a usual recipe {recipe[0]:.1f} "
+        f"for {recipe[1]:.0f}",
+        measured("likelihood"),
+    ),
+    (
+        "gradients",
+        "any of ours; `ode:dopri5` with `gradient='adjoint'` to save memory",
+        "",
+        "as the column *gradients* of the [table](../solvers.md#all-of-them) says",
+        "[gradients](gradients.md)",
+    ),
+    (
+        "your own ODE",
+        "`rk-batch`, `ode:dopri5`",
+        "`rtol=`, `atol=`",
+        "any equation",
+        "[your own SDE](your-own-sde.md)",
+    ),
+    (
+        "your own SDE",
+        "`euler-maruyama`, `sde:srk`",
+        '`"uniform"`',
+        "any equation; order 1.5 for additive noise",
+        "[swapping](swapping-solvers.md#solvers-with-noise)",
+    ),
+    (
+        f"little overhead: a network of {call}",
+        "`flow-abm-4`, fixed steps",
+        "",
+        f"{times['flow-abm-4']:.2f} times the network's time; `rk-batch` "
+        f"{times['rk-batch']:.2f}, `adams-batch` {times['adams-batch']:.2f}",
+        measured("overhead"),
+    ),
+    (
+        "fewer rounds, on an idle GPU",
+        "`picard`",
+        "that of the method",
+        "fewer passes, of larger batches",
+        "[below](#an-idle-gpu)",
+    ),
+    (
+        "a comparison with a paper",
+        "its own: `ddim`, `heun-edm`, `pc`, or `diffusers:` and a scheduler",
+        "the paper's",
+        f"{len({r['solver'] for r in samplers if r['library'] == 'diffusers'})} of "
+        "diffusers' methods were measured",
+        measured("samplers"),
+    ),
+]
+heading = [("you want", "take", "grid or tolerance", "what it gives", "measured")]
+table = [*heading, ("---",) * 5, *rows]
+Markdown("\n".join("| " + " | ".join(row) + " |" for row in table))
 
 # %% [markdown]
-# The whole curves, from the same file. A straight line is an order of convergence; the dotted one is the
-# best that diffusers and azula have for each number.
+# The second row in code, where an adapted grid takes one line:
+#
+# ```python
+# grid = sm.adapt_grid(model)
+# sm.sample(model, (64, 2), "flow-abm-4", steps=19, grid=grid)  # 20 evaluations
+# ```
+#
+# ## Error against evaluations
+#
+# The same in small, live: a mixture in the plane with its exact score, so that
+# only solvers err. The reference is [`decode`][sde_models.latents.decode] at a
+# tolerance far below all else. On logarithmic axes a solver of order $k$ becomes
+# a line of slope $-k$. Look at the slopes at the right, and at the order of the
+# curves at the left, where samplers work.
 
-# %% alt="Error against evaluations in three panels: flow-abm-4 lowest from 15 evaluations on"
-figure, panels = plt.subplots(1, 3, figsize=(8.6, 3.6), sharey=True)
-budgets = sorted({row["budget"] for row in flows})
-for panel, (kind, title) in zip(panels, kinds.items(), strict=True):
-    for solver in ("ddim", "heun-edm", "dpmpp-2m", "unipc-3", "flow-abm-4"):
-        curve = {n: mean_error(kind, n, solver) for n in budgets}
-        measured = [n for n in budgets if curve[n] < float("inf")]
-        heights = [curve[n] for n in measured]
-        panel.loglog(measured, heights, "o-", ms=3, label=solver)
-    others = [name for name in names if name[0] != "sde_models"]
-    best = []
-    for n in budgets:
-        found = [
-            mean_error(kind, n, solver, library) for library, solver in others
-        ]
-        best.append(min((v for v in found if v == v), default=float("nan")))
-    panel.loglog(budgets, best, ":", color="C7", label="best of the others")
-    panel.set(title=title, xlabel="evaluations")
-    panel.set_xticks([10, 20, 50, 100], [10, 20, 50, 100])
-    panel.minorticks_off()
-panels[0].set_ylabel("error (root mean square)")
-figure.legend(
-    *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3
+# %% alt="Error falls with evaluations at slopes one, two, three and four; flow-abm-3 is lowest at ten, flow-abm-4 from twenty to forty, rk-batch beyond"
+sde = sm.VPSDE()
+source = torch.Generator().manual_seed(0)
+modes = torch.randn(8, 2, generator=source, dtype=torch.float64)
+stds = 0.05 + 0.35 * torch.rand(8, generator=source, dtype=torch.float64)
+mixture = sm.GaussianMixture(modes, stds)
+model = mixture.score_model(sde)
+z = sde.prior((2,)).sample((200,), generator=source, dtype=torch.float64)
+exact = sm.decode(model, z, "ode:dopri8", rtol=1e-10, atol=1e-10).x
+
+
+def off(got):
+    return float((got.x - exact).square().mean().sqrt())
+
+
+budgets = np.array([10, 20, 40, 80, 160, 320])
+curves = {}
+plt.figure(figsize=(6.4, 4))
+for name in ("ddim", "dpmpp-2m", "flow-abm-3", "flow-abm-4"):
+    solver = sm.solver(name)
+    found = [
+        sm.decode(model, z, solver, steps=n, grid="quadratic")
+        for n in (budgets // solver.evaluations).tolist()
+    ]
+    cost, error = [got.nfe for got in found], [off(got) for got in found]
+    slope = -np.polyfit(np.log(cost[-3:]), np.log(error[-3:]), 1)[0]
+    plt.loglog(cost, error, "o-", ms=4, label=f"{name}, slope -{slope:.1f}")
+    curves[name] = error
+    assert abs(slope - solver.order) < 0.5  # not yet the limit of short steps
+
+found = [
+    sm.decode(model, z, "rk-batch", rtol=tol, atol=tol)
+    for tol in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+]
+passes = [got.rows / len(z) for got in found]
+plt.loglog(passes, [off(got) for got in found], "x--", label="rk-batch")
+plt.gca().set(
+    title='Mixture in the plane, grid "quadratic"',
+    xlabel="evaluations of the network for a sample",
+    ylabel="error of a coordinate",
 )
+plt.legend(fontsize=9)
 plt.show()
 
+assert curves["flow-abm-4"][1] < curves["dpmpp-2m"][1] / 3
+assert curves["dpmpp-2m"][1] < curves["ddim"][1] / 3
+
 # %% [markdown]
-# The methods that win treat the flow as what it is for every Gaussian kernel after scaling, a nearly
-# straight path from noise to data, and spend one evaluation a step on a high order. At 50
-# evaluations the digits network is no longer smooth between nodes, and all good solvers are close.
+# At ten evaluations the steps are so long that order three is as good as four;
+# order pays from twenty on, which is why the table changes its mind between 10
+# and 50. The dashes are `rk-batch` at tolerances from 0.1 to one in a million. It
+# is a poor choice for twenty evaluations, and beyond some forty it is the best in
+# the picture, since it puts its steps where each sample wants them.
 #
 # ## The grid matters as much
 #
-# Two solvers with 20 evaluations on each grid. On the one that suits it the second is more than ten times
-# as accurate as on another.
+# A grid says where the steps are. This figure is from the benchmark's file: two
+# solvers, twenty evaluations, and a dot for each of the seven models. Compare the
+# way from one column to another with the way from one colour to the other.
 
-# %%
-grids = ("uniform", "log-snr", "karras", "quadratic", "adapted")
-print(f"{'20 evaluations':22}" + "".join(f"{grid:>11}" for grid in grids))
-for kind, title in kinds.items():
-    for solver in ("dpmpp-2m", "flow-abm-4"):
-        cells = [mean_error(kind, 20, solver, grid=grid) for grid in grids]
-        print(
-            f"{solver + ', ' + title:22}" + "".join(f"{c:11.1e}" for c in cells)
-        )
-    assert cells[-1] == min(cells) < 0.1 * max(cells)  # those of flow-abm-4
-
-# %% [markdown]
-# An adapted grid is made once for a model, by watching where an adaptive solver has to work, and is kept
-# beside the weights. On a model that no benchmark has seen:
-
-# %%
-source = torch.Generator().manual_seed(3)
-mixture = sm.GaussianMixture(
-    torch.randn(6, 8, generator=source), torch.rand(6, generator=source) / 2 + 0.1
-).double()
-model = mixture.score_model(sm.VPSDE())
-noise = torch.randn(200, 8, generator=source, dtype=torch.float64)
-exact = sm.decode(model, noise, solver="rk-batch", rtol=1e-8, atol=1e-8).x
-
-adapted = sm.adapt_grid(model, generator=source)
-own = {}
-for solver in ("ddim", "dpmpp-2m", "flow-abm-4"):
-    for name, grid in (
-        ("log-snr", None),
-        ("quadratic", "quadratic"),
-        ("adapted", adapted),
-    ):
-        out = sm.decode(model, noise, solver=solver, steps=18, grid=grid)
-        own[solver, name] = float((out.x - exact).square().mean().sqrt())
-    row = "".join(
-        f"   {name} {own[solver, name]:.1e}"
-        for name in ("log-snr", "quadratic", "adapted")
+# %% alt="Errors at 20 evaluations on five grids: uniform is worst, quadratic best for dpmpp-2m, adapted best for flow-abm-4"
+grids = ["uniform", "karras", "log-snr", "quadratic", "adapted"]
+plt.figure(figsize=(6.4, 3.6))
+for shift, solver in ((-0.1, "dpmpp-2m"), (0.1, "flow-abm-4")):
+    dots = np.array([[*errors(solver, grid, 20).values()] for grid in grids])
+    plt.semilogy(np.arange(5) + shift, dots, "o", ms=4, color=f"C{shift > 0:d}")
+    plt.semilogy(
+        np.arange(5) + shift,
+        [typical(solver, grid, 20) for grid in grids],
+        "_-",
+        ms=16,
+        lw=1,
+        color=f"C{shift > 0:d}",
+        label=solver,
     )
-    print(f"{solver:11}{row}")
+plt.xticks(range(5), grids)
+plt.gca().set(
+    title="20 evaluations: seven models (dots), their mean (line)",
+    xlabel="grid",
+    ylabel="error of a coordinate",
+)
+plt.legend()
+plt.show()
 
-assert own["flow-abm-4", "adapted"] < own["flow-abm-4", "log-snr"]
-assert own["flow-abm-4", "adapted"] == min(own.values())
+with sm.count_evaluations() as cost:
+    sm.adapt_grid(model, (2,), generator=source)
+print(f"adapt_grid: passes of {cost.rows / 20:.0f} samples at 20 evaluations")
+for solver in ("dpmpp-2m", "flow-abm-4"):
+    means = {grid: typical(solver, grid, 20) for grid in grids}
+    best = min(means, key=means.get)
+    print(f"{solver:10} best on {best!r}: {means[best]:.1e}, ", end="")
+    print(f"on 'uniform' {means['uniform'] / means[best]:.0f} times as much")
+assert typical("flow-abm-4", "adapted", 20) == min(
+    typical("flow-abm-4", grid, 20) for grid in grids
+)
+assert typical("dpmpp-2m", "quadratic", 20) < typical("dpmpp-2m", "adapted", 20)
 
 # %% [markdown]
-# ## Samples with noise
+# [`adapt_grid`][sde_models.adapted_grids.adapt_grid] watches an accurate solver
+# at work, once, and puts nodes where that needed many: a price paid once for a
+# model, and said in the first line above. It suits methods of high order. For
+# `dpmpp-2m`, which works in another variable, `"quadratic"` or `"karras"` is the
+# better choice; if nothing is said you get `"log-snr"`.
 #
-# The reverse SDE forgives errors of the score that the flow would carry along
-# ([reversing time](reversing-time.md)), and needs more evaluations for it. Here the *law* of the samples
-# is compared, by the energy distance to exact ones, each solver on its default grid. What is below about
-# 0.002 is lost in the noise of the measurement.
+# ## Steps or a tolerance
+#
+# Fixed steps have a known price and an unknown error, a tolerance the reverse.
+# How well does a tolerance say what the error will be? From the benchmark's file,
+# error divided by tolerance:
 
 # %%
-columns = [
-    ("mixture-2d-0", "2-D"),
-    ("mixture-64d-0", "64-D"),
-    ("digits", "digits"),
-]
-columns = [(*column, budget) for column in columns for budget in (20, 50)]
-distance = {
-    (row["solver"], row["problem"], row["budget"]): row["error"]
-    for row in runs
-    if "stochastic" in row
-    and row["library"] == "sde_models"
-    and row["variant"] == "log-snr"
+for solver in ("rk-batch", "ode:dopri5", "scipy:DOP853"):
+    own = [r for r in samplers if r.get("adaptive") and r["solver"] == solver]
+    ratios = [
+        r["error"] / float(r["variant"].removeprefix("tolerance ")) for r in own
+    ]
+    cost = [r["evaluations"] for r in own if r["variant"].endswith(" 0.001")]
+    print(
+        f"{solver:13} error / tolerance {min(ratios):5.2f} to {max(ratios):5.1f}, "
+        f"at 0.001 for {np.mean(cost):3.0f} evaluations"
+    )
+
+# %% [markdown]
+# A tolerance bounds the error of a step, not that of the end, and the output
+# shows how far the two may be apart. Divide it by ten and see what changes.
+# `rk-batch` gives each sample its own time and its own steps: easy samples leave
+# early, and an answer does not depend on the rest of the batch.
+
+# %%
+for name in ("ode:dopri5", "rk-batch"):
+    together = sm.decode(model, z, name, rtol=1e-3, atol=1e-3)
+    alone = sm.decode(model, z[:1], name, rtol=1e-3, atol=1e-3)
+    moved = float((together.x[:1] - alone.x).abs().max())
+    print(f"{name:10} first sample: {moved:.0e} between the batch and alone")
+assert moved < 1e-9  # rounding, for rk-batch
+
+# %% [markdown]
+# For samples alone fixed steps are simpler: their price is known beforehand, and
+# the error in the table's second row is small beside data whose spread is about
+# one.
+#
+# ## SDE or ODE
+#
+# Both have the same marginals when the score is exact and steps are short. With
+# long steps they differ: energy distance to exact samples of the mixture, beside
+# that of other exact samples, where noise begins.
+
+# %%
+count = 2000
+target = mixture.diffuse(sde, sde.t_min)
+draw = torch.Generator().manual_seed(1)
+one, other = (target.sample(count, generator=draw) for _ in range(2))
+
+
+def spread(x):
+    return torch.nn.functional.pdist(x).mean()  # over pairs of different points
+
+
+def distance(x):
+    """Energy distance to exact samples; without bias, so it may be negative."""
+    return float(2 * torch.cdist(x, one).mean() - (spread(x) + spread(one)))
+
+
+choices = {
+    "flow-abm-3": "quadratic",
+    "euler-maruyama": "quadratic",
+    "ancestral": "log-snr",
+    "dpmpp-3m-sde": "log-snr",
 }
-print(
-    f"{'energy distance':20}"
-    + "".join(f"{t + ', ' + str(n):>12}" for _, t, n in columns)
-)
-for solver in sorted({key[0] for key in distance}):
-    cells = [distance[solver, problem, n] for problem, _, n in columns]
-    print(f"{solver:20}" + "".join(f"{cell:12.4f}" for cell in cells))
+print(f"other exact samples {distance(other):+.4f}")
+print(f"{'evaluations':15}" + "".join(f"{n:9}" for n in (10, 20, 50, 100)))
+law = {}
+for name, grid in choices.items():
+    for n in (10, 20, 50, 100):
+        again = torch.Generator().manual_seed(3)
+        got = sm.sample(
+            model, (count, 2), name, steps=n, grid=grid, generator=again
+        )
+        law[name, n] = distance(got.x)
+    print(
+        f"{name:15}" + "".join(f"{law[name, n]:9.4f}" for n in (10, 20, 50, 100))
+    )
 
-for problem in ("mixture-2d-0", "mixture-64d-0", "digits"):
-    few = distance["dpmpp-2m-sde", problem, 20]
-    assert few < 0.5 * distance["euler-maruyama", problem, 20]
+assert abs(law["flow-abm-3", 10]) < 5e-3 < law["dpmpp-3m-sde", 10]
+assert max(abs(law[name, 100]) for name in choices) < 5e-3
+for grid in ("uniform", "log-snr", "quadratic", "adapted"):  # see below
+    euler = worst_distance("euler-maruyama", grid, 20)
+    assert worst_distance("dpmpp-3m-sde", "log-snr", 20) < euler / 2
 
 # %% [markdown]
-# `dpmpp-3m-sde` is as good here, and the first to fail on other grids
-# ([all grids](../reference/benchmarks.md#samplers)). `ald` spends its evaluations at a list of noise
-# levels and wants hundreds: it is there to compare with.
+# The flow is down at the noise with ten evaluations, and the SDE solvers get
+# there later. Which of these is best depends on the model. On this one
+# Euler-Maruyama on a good grid needs no better. On 64 numbers and on the digits
+# of the benchmark it is worse than `dpmpp-3m-sde` at twenty, on any grid, by more
+# than a factor of two; the table names the solver whose worst model is best.
 #
-# ## Steps or tolerances
+# What an SDE has that a flow has not is noise that [forgives
+# errors](reversing-time.md#what-the-corrector-is-for) made earlier, such as those
+# of a learned score. Whether yours has such errors only a comparison on your data
+# tells: take the flow first, and an SDE with 50 or more evaluations beside it.
 #
-# Fixed steps are for a budget, tolerances for an accuracy. torchdiffeq's adaptive solvers step with the
-# whole batch, as fast as its most difficult sample allows; `rk-batch` gives each sample steps of its own.
-# The benchmark takes batches of mixed difficulty and counts network rows to the same worst error:
+# ## Densities and latents: noise units
+#
+# At $t_\text{min}$ the density varies over lengths of $\sigma(t_\text{min})$. A
+# step that is off by a thousandth of the data may be off by several of those. So
+# for three solvers: encode, decode the latents accurately, and see how far from
+# the data that is, in units of $\sigma(t_\text{min})$; beside it the error of
+# log-densities by the same solver and tolerance. The data lie within thin clumps
+# in 8 dimensions.
 
 # %%
-control = json.loads((results / "step_control.json").read_text())
-ratios = [row["ratio"] for row in control["rk-batch"]]
-geometric = exp(sum(map(log, ratios)) / len(ratios))
-print(f"rows of rk-batch over those of ode:dopri5: {geometric:.2f}, ", end="")
-print(f"from {min(ratios):.2f} to {max(ratios):.2f}")
-ratios = [row["ratio"] for row in control["adaptive-sde"]]
-geometric = exp(sum(map(log, ratios)) / len(ratios))
-print(
-    f"adaptive-sde over euler-maruyama on its best grid: {geometric:.2f}, ",
-    end="",
+source = torch.Generator().manual_seed(6)
+clumps = sm.GaussianMixture(
+    torch.randn(3, 8, generator=source, dtype=torch.float64), 0.003
 )
-print(f"from {min(ratios):.2f} to {max(ratios):.2f}")
-
-assert max(row["ratio"] for row in control["rk-batch"]) < 1
-
-# %% [markdown]
-# So `adaptive-sde` saves the choice of a grid, and usually no evaluations
-# ([benchmark](../reference/benchmarks.md#step-control)).
-#
-# ## Densities and latents
-#
-# Near the data everything happens on the scale of the noise that is left, and a density is sensitive there:
-# its trace is evaluated along the path. `adams-batch` measures its errors in units of $\sigma(t)$, gives
-# each sample its own steps, and spends one evaluation on a step. Both solvers at the same tolerances, on
-# the mixture above, whose densities are known:
-
-# %%
-sde = model.sde
-x = mixture.sample(100, generator=source)
-truth = mixture.diffuse(sde, sde.t_min).log_prob(x)
-prior = mixture.diffuse(sde, sde.t_max)
-print(f"{'tolerance':>9}  {'solver':12} evaluations   error of log p (nats)")
-off, cost = {}, {}
-for tolerance in (1e-2, 1e-3, 1e-4):
-    for solver in ("ode:dopri5", "adams-batch"):
-        found = sm.log_prob(
-            model,
-            x,
-            solver,
-            rtol=tolerance,
-            atol=tolerance,
-            divergence="exact",
-            prior=prior,
+sharp = clumps.score_model(sde)
+x = clumps.diffuse(sde, sde.t_min).sample(16, generator=source)
+truth = clumps.diffuse(sde, sde.t_min).log_prob(x)
+prior = clumps.diffuse(sde, sde.t_max)
+sigma = float(sde.sigma(torch.tensor(sde.t_min)))
+print(f"sigma at t_min: {sigma:.4f}")
+print("tolerance  solver       nfe  noise units   nats  told")
+units, nats, code = {}, {}, {}
+for tol in (1e-2, 1e-3):
+    for key in ((n, tol) for n in ("ode:dopri5", "rk-batch", "adams-batch")):
+        same = {"rtol": tol, "atol": tol}
+        code[key] = sm.encode(sharp, x, key[0], **same)
+        back = sm.decode(
+            sharp, code[key].z, "ode:dopri8", rtol=1e-10, atol=1e-10
+        ).x
+        units[key] = float((back - x).square().mean(1).sqrt().max()) / sigma
+        lp = sm.log_prob(
+            sharp, x, key[0], divergence="exact", prior=prior, **same
         )
-        off[solver, tolerance] = float(
-            (found.value - truth).square().mean().sqrt()
-        )
-        cost[solver, tolerance] = found.nfe
+        nats[key] = float((lp.value - truth).abs().max())
         print(
-            f"{tolerance:9.0e}  {solver:12} {found.nfe:7}        {off[solver, tolerance]:.1e}"
+            f"{tol:9}  {key[0]:11}{code[key].nfe:5}{units[key]:13.3f}"
+            f"{nats[key]:7.3f}{float(lp.error.max()):6.2f}"
         )
 
-for tolerance in (1e-3, 1e-4):
-    ours, theirs = ("adams-batch", tolerance), ("ode:dopri5", tolerance)
-    assert off[ours] < off[theirs]
-    assert cost[ours] < 0.7 * cost[theirs]
+for tol in (1e-2, 1e-3):
+    assert units["adams-batch", tol] < units["rk-batch", tol] / 3
+assert units["adams-batch", 1e-2] < units["rk-batch", 1e-3] / 3
+assert nats["adams-batch", 1e-2] < nats["ode:dopri5", 1e-2] / 2
 
 # %% [markdown]
-# With `tol=` there is no tolerance to choose: you name the nats, and every sample gets the steps it takes.
-# The same holds for latents, which are the other end of that path.
+# Where a line says hundreds or thousands, a point came to another clump.
+# `adams-batch` measures its errors in units of $\sigma(t)$ along the way: at 0.01
+# its latents are several times better than those of the others at 0.001. In the
+# log-density such errors partly cancel, and our two are alike. What `log_prob`
+# gains by `adams-batch` is that the last column, the error as it is told, needs
+# no second and coarser solve, and that `tol=` can be asked for. With any other
+# solver choose `atol` well below $\sigma(t_\text{min})$.
 #
-# ## What a solver costs besides the network
+# [Choosing a trace estimator](choosing-a-trace.md) has the other half of a
+# likelihood.
 #
-# On a network of about a millisecond, the [benchmark](../reference/benchmarks.md#overhead) times 50 evaluations
-# of each solver against the bare network, called as often:
+# ## An idle GPU
+#
+# `picard` runs a multistep method on many steps at once, and repeats until they
+# agree: fewer rounds, each with a batch that is larger by the window. It is for a
+# batch too small to fill the device, as with one image at a time.
 
 # %%
-overhead = json.loads((results / "overhead.json").read_text())
-rows = next(iter(overhead["sizes"].values()))
-median = {row["solver"]: row["over_bare_network"]["median"] for row in rows}
-for solver in (
-    "euler-maruyama",
-    "dpmpp-2m",
-    "flow-abm-4",
-    "ode:rk4",
-    "ode:dopri5",
-    "sde:euler",
-    "scipy:RK45",
-):
-    if solver in median:
-        print(f"{solver:16}{median[solver]:.2f} times the bare network")
+print("steps  window  rounds  rows / sample    error  one after another")
+for steps in (50, 200):
+    method = {"steps": steps, "grid": "quadratic"}
+    plain = sm.decode(model, z, "flow-abm-3", **method)
+    for window in (16, steps):
+        at_once = sm.solver("picard", method="flow-abm-3", window=window)
+        got = sm.decode(model, z, at_once, **method)
+        print(
+            f"{steps:5}{window:8}{got.nfe:8}{got.rows / got.nfe / len(z):15.1f}"
+            f"{off(got):9.1e}{off(plain):19.1e}"
+        )
+        assert got.nfe < plain.nfe / 2
+        assert off(got) < 1.5 * off(plain)
 
 # %% [markdown]
+# *Rows* are what the network sees for each sample in a round. The rounds are
+# fewer and the rows of all rounds more than one after another, so where the
+# device is busy already `picard` loses.
+#
 # ## Further reading
 #
-# - Hairer, Nørsett and Wanner 1993, *Solving Ordinary Differential Equations I*: multistep methods,
-#   orders, and step control.
-# - Karras, Aittala, Aila and Laine 2022, *Elucidating the design space of diffusion-based generative
-#   models*, [arXiv:2206.00364](https://arxiv.org/abs/2206.00364): solvers, grids and noise, one by one.
-# - Lu et al. 2022, *DPM-Solver++*, [arXiv:2211.01095](https://arxiv.org/abs/2211.01095): why the linear part
-#   should be integrated exactly.
-# - The guide on [solvers](../solvers.md): all of them, with order, options and library.
+# - The guide on [solvers](../solvers.md): all names, options and papers.
+# - Karras et al. 2022, *Elucidating the design space of diffusion-based
+#   generative models*, [arXiv:2206.00364](https://arxiv.org/abs/2206.00364):
+#   grids and solvers as choices of their own.
+# - Lu et al. 2022, *DPM-Solver++*,
+#   [arXiv:2211.01095](https://arxiv.org/abs/2211.01095), and Zhao et al. 2023,
+#   *UniPC*, [arXiv:2302.04867](https://arxiv.org/abs/2302.04867): few
+#   evaluations.
+# - Hairer, Nørsett and Wanner, *Solving Ordinary Differential Equations I*:
+#   orders, tolerances and multistep methods.
+# - Shih et al. 2023, *Parallel sampling of diffusion models*,
+#   [arXiv:2305.16317](https://arxiv.org/abs/2305.16317): the method of `picard`.
 #
 # Next: [Choosing a trace estimator](choosing-a-trace.md)
