@@ -1,275 +1,412 @@
 # %% [markdown]
 # # Swapping solvers
 #
-# The flow and the reverse SDE of a model are plain differential equations, and every solver of
-# torchdiffeq, torchsde, SciPy, diffusers and this library can have a go at them by changing one word. This
-# page changes the word, and measures what comes of it: evaluations, errors, orders. Which word to
-# *choose* is said in [choosing a solver](choosing-a-solver.md).
+# One word chooses which of four libraries solves the equation. This page runs
+# them on the same model, from the same start and along the same noise, measures
+# what each gives for its evaluations, shows what a solve tells about itself and
+# what it refuses, and then leaves the library and comes to the same answers.
+# Which word to take: [choosing a solver](choosing-a-solver.md).
 #
-# ## One word
+# ## In short
 #
-# A mixture with a known score stands for your model. The noise is the same for all, and so is where the
-# exact flow takes it, so that each solver's error can be told.
+# ```python
+# sm.sample(model, (64, 2), "flow-abm-4", steps=20)  # this library
+# sm.sample(model, (64, 2), "ode:dopri5", rtol=1e-5)  # torchdiffeq
+# sm.sample(model, (64, 2), "sde:srk", steps=100)  # torchsde
+# sm.sample(model, (64, 2), "scipy:DOP853", rtol=1e-5)  # SciPy
+# ```
+#
+# The same words go into `encode`, `decode`, `log_prob` and `solve`. A solver of
+# ODEs gets the [probability flow](probability-flow.md), one of SDEs the [reverse
+# SDE](reversing-time.md). `diffusers:` and the class of a scheduler is a fifth
+# family, if diffusers is installed.
+#
+# ## The table, and how to filter it
+#
+# [`sm.solvers()`][sde_models.solvers.table.solvers] is a mapping from names to
+# solvers, each of which declares what it is:
+# [`Solver`][sde_models.solvers.base.Solver] lists the attributes. Printed whole
+# it is the [table of the guide](../solvers.md#all-of-them); filtered, it answers
+# questions.
 
 # %%
+from collections import Counter
+
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 import torchdiffeq
 import torchsde
 
 import sde_models as sm
 
-sde = sm.VPSDE(t_min=1e-3)
-mixture = sm.GaussianMixture(
-    [[-1.0, 0.0], [1.0, 0.5], [0.0, -1.0]], [0.3, 0.5, 0.2]
-).double()
-model = mixture.score_model(sde)  # a trained sm.ScoreModel goes here too
-source = torch.Generator().manual_seed(0)
-noise = torch.randn(200, 2, generator=source, dtype=torch.float64)
-exact = sm.decode(model, noise, solver="ode:dopri8", rtol=1e-10, atol=1e-10).x
+table = sm.solvers()
+print(Counter(solver.library for solver in table.values()))
 
 
-def error(x):
-    """Root mean square distance of end points, for a coordinate."""
-    return float((x - exact).square().mean().sqrt())
+def those(condition):
+    return ", ".join(name for name in table if condition(table[name]))
 
 
-for name, how in {
-    "ode:rk4": {"steps": 10},
-    "ode:dopri5": {"rtol": 1e-4, "atol": 1e-4},
-    "scipy:DOP853": {"rtol": 1e-4, "atol": 1e-4},
-    "diffusers:DPMSolverMultistepScheduler": {"steps": 20},
-    "dpmpp-2m": {"steps": 20},
-    "flow-abm-4": {"steps": 20},
-}.items():
-    out = sm.decode(model, noise, solver=name, **how)
-    print(f"{name:38}{out.nfe:4} evaluations, off by {error(out.x):.1e}")
+print("\nadaptive, one evaluation a step, with gradients:")
+print(those(lambda s: s.adaptive and s.evaluations == 1 and s.differentiable))
+print("\norder above 1 for any SDE:")
+print(those(lambda s: s.stochastic and s.order > 1 and not s.diffusion_only))
+print("\nfixed steps, order 4 or more, made for diffusion:")
+print(those(lambda s: not s.adaptive and s.order >= 4 and s.diffusion_only))
 
 # %% [markdown]
-# A prefix says which library runs it, none that it is this one. Arguments are those of the kind: `steps=`
-# and `grid=` for fixed steps, `rtol=` and `atol=` for adaptive ones, and what a solver cannot use is
-# refused by name ([troubleshooting](troubleshooting.md#solvers-and-their-arguments)).
+# ## The ODE: the same start
 #
-# ## Work and precision
-#
-# Errors against counted evaluations. On these axes a method of order $p$ falls with slope $-p$; below, the
-# slopes are measured and asserted, for methods from three libraries, on a grid of equal steps in the
-# log-SNR.
+# A mixture with an exact score, so that only solvers err; 100 points of noise
+# that all of them start from; and `ode:dopri8` at a tight tolerance as the truth.
+# Fixed steps are swept by their number, on the grid `"quadratic"`, and tolerances
+# from 0.01 down. Each legend has the slope of the last three points of a
+# fixed-step solver, to be held against the order that the table declares.
 
-# %% alt="Error against evaluations for eight solvers: the higher the order, the steeper the line"
-fixed = {
-    "ode:euler": (1, 1),
-    "ode:heun2": (2, 2),
-    "ode:rk4": (4, 4),
-    "ddim": (1, 1),
-    "dpmpp-2m": (2, 1),
-    "flow-abm-4": (4, 1),
-}
-adaptive = ["ode:dopri5", "scipy:DOP853"]
+# %% alt="Two panels of error against evaluations: fixed-step solvers with slopes of one, two, three and four, and adaptive solvers of four libraries close together"
+sde = sm.VPSDE()
+mixture = sm.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.5]).double()
+model = mixture.score_model(sde)
+flow = sm.ProbabilityFlow(model)
+span = (sde.t_max, sde.t_min)
+source = torch.Generator().manual_seed(0)
+z = sde.prior((2,)).sample((100,), generator=source, dtype=torch.float64)
+exact = sm.solve(flow, z, span, "ode:dopri8", rtol=1e-11, atol=1e-11).x
 
-plt.figure(figsize=(6.4, 4.2))
-slopes = {}
-for name, (_, evaluations) in fixed.items():
-    points = []
-    for budget in (40, 80, 160, 320):
-        out = sm.decode(
-            model, noise, solver=name, steps=budget // evaluations, grid="log-snr"
-        )
-        points.append((out.nfe, error(out.x)))
-    plt.loglog(*zip(*points, strict=True), "o-", ms=3, label=name)
-    (n, e), (m, f) = points[-2:]
-    logs = torch.tensor([n, e, m, f], dtype=torch.float64).log()
-    slopes[name] = float((logs[1] - logs[3]) / (logs[2] - logs[0]))
+
+def off(got):
+    return float((got.x - exact).square().mean().sqrt())
+
+
+def slope(cost, error):
+    return float(-np.polyfit(np.log(cost), np.log(error), 1)[0])
+
+
+fixed = ["ode:euler", "ode:midpoint", "ode:rk4", "dpmpp-2m", "flow-abm-4"]
+adaptive = [
+    "ode:dopri5",
+    "scipy:DOP853",
+    "scipy:LSODA",
+    "rk-batch",
+    "adams-batch",
+]
+figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.8), sharey=True)
+for name in fixed:
+    found = [
+        sm.solve(flow, z, span, name, steps=n, grid="quadratic")
+        for n in [e // table[name].evaluations for e in (16, 32, 64, 128, 256)]
+    ]
+    cost, error = [got.nfe for got in found], [off(got) for got in found]
+    measured = slope(cost[-3:], error[-3:])
+    panels[0].loglog(cost, error, "o-", ms=3, label=f"{name}: -{measured:.1f}")
+    assert abs(measured - table[name].order) < 0.3  # steps are not yet tiny
+
+reached = {}
 for name in adaptive:
-    points = []
-    for tolerance in (1e-2, 1e-4, 1e-6, 1e-8):
-        out = sm.decode(model, noise, solver=name, rtol=tolerance, atol=tolerance)
-        points.append((out.nfe, error(out.x)))
-    plt.loglog(*zip(*points, strict=True), "s--", ms=3, label=name)
-plt.gca().set(
-    title="Work and precision",
-    xlabel="evaluations of the network",
-    ylabel="error (root mean square)",
+    found = [
+        sm.solve(flow, z, span, name, rtol=tol, atol=tol)
+        for tol in (1e-2, 1e-4, 1e-6, 1e-8)
+    ]
+    panels[1].loglog(
+        [got.nfe for got in found],
+        [off(got) for got in found],
+        "o-",
+        ms=3,
+        label=name,
+    )
+    reached[name] = off(found[-1])
+    assert reached[name] < 100 * 1e-8  # steps add up, and errors spread
+
+panels[0].set(
+    title="Fixed steps", xlabel="evaluations", ylabel="error of a coordinate"
 )
-plt.legend(ncols=2)
+panels[1].set(title="Tolerances 1e-2 to 1e-8", xlabel="evaluations")
+for panel, ticks in zip(panels, ([16, 64, 256], [30, 100, 300]), strict=True):
+    panel.minorticks_off()
+    panel.set_xticks(ticks, ticks)
+    panel.legend(fontsize=8)
 plt.show()
 
-for name, (order, _) in fixed.items():
-    print(f"{name:11} order {order}, measured {slopes[name]:.2f}")
-    # The last doubling is not yet the limit of small steps.
-    assert abs(slopes[name] - order) < 0.35
-
 # %% [markdown]
-# ## Solvers with noise
+# Every pair of these agrees in the limit, as they solve the same equation. They
+# differ in price, and no word is best at all accuracies. A count of evaluations
+# is one for the whole batch; `rk-batch` and `adams-batch` also let samples leave
+# early, which [`rows`][sde_models.solvers.recording.Solution] shows and `nfe`
+# does not.
 #
-# For an SDE the word changes the path, since the noise is drawn in other places; what should agree is the
-# *law* of the samples. Below, the standard deviations of 4,000 samples against those of the mixture. Two
-# hundred steps bring each solver to within a few standard errors of the measurement.
-
-# %%
-target = mixture.diffuse(sde, sde.t_min).sample(200_000, generator=source).std(0)
-stderr = float(target.max()) / (2 * 4000) ** 0.5
-print(f"standard error of a standard deviation: {stderr:.3f}")
-for name in (
-    "euler-maruyama",
-    "sde:heun",
-    "sde:srk",
-    "dpmpp-2m-sde",
-    "ancestral",
-):
-    row = ""
-    for steps in (25, 200):
-        out = sm.sample(
-            model, (4000, 2), solver=name, steps=steps, generator=source
-        )
-        off = float((out.x.std(0) - target).abs().max())
-        row += f"   {out.nfe:4} evaluations, off by {off:.3f}"
-    print(f"{name:15}{row}")
-    assert off < 5 * stderr
-
-# %% [markdown]
-# ## Out of the library, at any line
+# ## The SDE: the same noise
 #
-# `ProbabilityFlow` is a module that torchdiffeq takes as it stands, and `ReverseSDE` one that torchsde takes.
-# Nothing is lost by leaving: the two numbers below agree to the tolerance of the solve.
+# Two solutions of an SDE can be compared path by path only if they are driven by
+# the same Brownian motion. torchsde's `BrownianInterval` is one that can be asked
+# again, and `sm.solver` takes it as an option. *Strong* order is that of the mean
+# distance to the solution along the same path; here the truth is a solve with
+# many more steps.
+#
+# More often only the law of the samples counts: *weak* convergence. Then every
+# solver may draw its own noise, those of this library too, and marginals are
+# compared: on the right by the energy distance to exact samples.
 
-# %%
-flow = sm.ProbabilityFlow(model)
-ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
-theirs = torchdiffeq.odeint(flow, noise, ends, rtol=1e-7, atol=1e-7)[-1]
-ours = sm.solve(
-    flow, noise, tuple(ends.tolist()), solver="ode:dopri5", rtol=1e-7, atol=1e-7
-)
-apart = float((theirs - ours.x).abs().max())
-print(f"torchdiffeq.odeint and sm.solve differ by {apart:.0e}")
-assert apart < 1e-4  # a thousand times the tolerance of a step
-
-# %% [markdown]
-# torchsde wants times that rise, and a flat state, so the reverse SDE runs on the clock $s = -t$, and `span()`
-# gives its ends. From the same Brownian path the two codes take the same steps:
-
-# %%
+# %% alt="Left: strong error of three torchsde solvers against steps, srk with the steepest slope; right: energy distances fall to the noise of sampling"
 reverse = sm.ReverseSDE(model, (2,))
-first, last = (-sde.t_max, -sde.t_min)  # those of reverse.span()
-assert torch.allclose(reverse.span(), torch.tensor([first, last]))
-
-
-def path():
-    """The same Brownian path, made anew: it remembers where it was asked."""
-    return torchsde.BrownianInterval(
-        first, last, size=(200, 2), dtype=torch.float64, entropy=1
-    )
-
-
-theirs = torchsde.sdeint(
-    reverse,
-    noise,
-    torch.tensor([first, last], dtype=torch.float64),
-    bm=path(),
-    method="euler",
-    dt=(last - first) / 100,
-)[-1]
-ours = sm.solve(
-    reverse,
-    noise,
-    (sde.t_max, sde.t_min),
-    solver=sm.solver("sde:euler", brownian=path()),
-    steps=100,
-    grid="uniform",
+x = mixture.diffuse(sde, sde.t_max).sample(300, generator=source)
+brownian = torchsde.BrownianInterval(
+    -sde.t_max,
+    -sde.t_min,
+    size=x.shape,
+    dtype=x.dtype,
+    entropy=1,
+    levy_area_approximation="space-time",
+    dt=1 / 512,
+    cache_size=None,
 )
-apart = float((theirs - ours.x).abs().max())
-print(f"torchsde.sdeint and sm.solve differ by {apart:.0e}")
-assert apart < 1e-6
+
+
+def along(name, steps):
+    solver = sm.solver(name, brownian=brownian)
+    return sm.solve(reverse, x, span, solver, steps=steps, grid="quadratic")
+
+
+figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.8))
+path = along("sde:srk", 512).x
+doublings = [16, 32, 64, 128]
+strong = {}
+for name in ("sde:euler", "sde:heun", "sde:srk"):
+    error = [
+        float((along(name, n).x - path).norm(dim=1).mean()) for n in doublings
+    ]
+    strong[name] = slope(doublings, error)
+    label = f"{name}: -{strong[name]:.1f}, declared {table[name].order:g}"
+    panels[0].loglog(doublings, error, "o-", ms=3, label=label)
+panels[0].set(
+    title="Same noise, path by path",
+    xlabel="steps",
+    ylabel="mean distance to the fine path",
+)
+
+panels[0].minorticks_off()
+panels[0].set_xticks(doublings, doublings)
+
+count, budgets = 2000, [8, 16, 32, 64, 128]
+start = mixture.diffuse(sde, sde.t_max).sample(count, generator=source)
+target = mixture.diffuse(sde, sde.t_min)
+one, *others = (target.sample(count, generator=source) for _ in range(6))
+
+
+def distance(samples):
+    """Energy distance to exact samples; without bias, so it may be negative."""
+    within = sum(torch.nn.functional.pdist(v).mean() for v in (samples, one))
+    return float(2 * torch.cdist(samples, one).mean() - within)
+
+
+chance = float(np.sqrt(np.mean([distance(v) ** 2 for v in others])))
+weak = {}
+for name in ("euler-maruyama", "sde:heun", "sde:srk", "dpmpp-2m-sde"):
+    for budget in budgets:
+        got = sm.solve(
+            reverse,
+            start,
+            span,
+            name,
+            steps=budget // table[name].evaluations,
+            grid="quadratic",
+            generator=torch.Generator().manual_seed(1),
+        )
+        weak[name, budget] = abs(distance(got.x))
+    curve = [weak[name, budget] for budget in budgets]
+    panels[1].loglog(budgets, curve, "o-", ms=3, label=name)
+panels[1].axhline(chance, color="C7", ls=":", label="other exact samples")
+panels[1].set(
+    title="Own noise, law by law",
+    xlabel="evaluations",
+    ylabel="size of the energy distance",
+)
+panels[1].minorticks_off()
+panels[1].set_xticks(budgets, budgets)
+for panel in panels:
+    panel.legend(fontsize=8)
+plt.show()
+
+for name, measured in strong.items():  # steps are long: it may be more
+    assert -0.25 < measured - table[name].order < 0.5
+assert max(weak[name, 128] for name, _ in weak) < 6 * chance
+assert max(weak[name, 8] for name, _ in weak) > 20 * chance
 
 # %% [markdown]
-# ## The table
+# `g` does not depend on the state, so Euler's method has strong order 1 here
+# instead of the one half that textbooks give it, Milstein's is the same method,
+# and Ito and Stratonovich agree. `sde:srk` gains half an order for twice the
+# evaluations. At steps as long as these it falls even faster; an order is a
+# promise about short ones. In law, once the curves are down at the dotted line,
+# more steps cannot be told from other samples.
 #
-# `print(sm.solvers())` shows every name and what it can do. It is a mapping, so that a question about solvers
-# is a line of code:
-
-# %%
-table = sm.solvers()
-print(len(table), "solvers")
-questions = {
-    "adaptive, for any ODE": lambda s: (
-        s.adaptive and "ODE" in s.integrates and not s.diffusion_only
-    ),
-    "with an adjoint, order 4 and more": lambda s: s.adjoint and s.order >= 4,
-    "of SDEs, one evaluation a step": lambda s: (
-        "SDE" in s.integrates and s.evaluations == 1
-    ),
-}
-for question, answer in questions.items():
-    found = [name for name, solver in table.items() if answer(solver)]
-    print(f"\n{question}:")
-    for i in range(0, len(found), 4):
-        print("   ", ", ".join(found[i : i + 4]))
-    assert found
-
-# %% [markdown]
 # ## Options
 #
-# Where a solver has options, `sm.solver(name, ...)` sets them, and what it gives goes wherever a name does:
+# A solver with options is an object, made by
+# [`sm.solver`][sde_models.solvers.table.solver], and it goes wherever the name
+# goes.
 
 # %%
-for solver in (
-    sm.solver("ode:dopri5", first_step=0.05),
-    sm.solver("pc", predictor="reverse-diffusion", snr=0.1),
-    sm.solver("sde:heun", brownian="interval"),
-):
-    print(solver)
+for name in ("ode:dopri5", "sde:srk", "scipy:Radau", "pc", "heun-edm"):
+    print(f"{name:12}", ", ".join(table[name].option_names) or "none")
 
-try:
-    sm.solver("ode:dopri5", frist_step=0.05)
-except ValueError as problem:
-    print(problem)
-else:
-    raise AssertionError("a misspelt option was let through")
+careful = sm.solver("ode:dopri5", first_step=1e-3)
+print(careful, "takes", sm.decode(model, z, careful).nfe, "evaluations")
+print("ode:dopri5 as it is takes", sm.decode(model, z).nfe)
 
 # %% [markdown]
-# ## What comes back
+# ## What is refused
 #
-# The answer, its cost, and on request the way. `nfe` counts evaluations where they happen; an adaptive
-# solver says how many steps it accepted and rejected; `path=` keeps states, all or those at given times;
-# `callback=` is called after each step.
+# A tolerance given to a fixed-step solver would do nothing, and a user would
+# believe that it did. So what a solver cannot use is refused by name, before
+# anything is evaluated.
 
-# %% alt="Twelve paths from noise at the right to three modes at the left"
-steps = []
-out = sm.solve(
-    flow,
-    noise[:12],
-    (sde.t_max, sde.t_min),
-    solver="ode:dopri5",
-    path=torch.linspace(sde.t_max, sde.t_min, 60),
-    callback=lambda step: steps.append(float(step.t)),
-)
-print(
-    f"{out.nfe} evaluations, {out.accepted} steps accepted, {out.rejected} rejected"
-)
-print("times of the first steps", [round(t, 3) for t in steps[:5]])
+# %%
+import textwrap
 
-plt.plot(out.times, out.path[:, :, 0])
-plt.gca().set(title="Paths of the flow", xlabel="time $t$", ylabel="$x_1$")
+wrong = {
+    "a misspelt name": lambda: sm.solver("dpmpp2m"),
+    "no prefix": lambda: sm.solver("dopri5"),
+    "rtol= for fixed steps": lambda: sm.decode(model, z, "ode:rk4", rtol=1e-3),
+    "steps= for a tolerance": lambda: sm.decode(model, z, "rk-batch", steps=9),
+    "a grid for equal steps": lambda: sm.decode(
+        model, z, "ode:explicit_adams", grid="karras"
+    ),
+    "an ODE solver for an SDE": lambda: sm.solve(reverse, x, span, "ode:rk4"),
+    "a misspelt option": lambda: sm.solver("ode:dopri5", first_stp=0.1),
+    "a gradient through SciPy": lambda: sm.decode(
+        model, z, "scipy:RK45", gradient="direct"
+    ),
+}
+for what, attempt in wrong.items():
+    with sm.count_evaluations() as cost:
+        try:
+            attempt()
+        except ValueError as error:
+            print(f"{what}:")
+            print(textwrap.indent(textwrap.fill(str(error), 76), "    "))
+        else:
+            raise AssertionError(f"{what} was let through")
+    assert cost.nfe == 0
+
+# %% [markdown]
+# ## What a solve tells
+#
+# `nfe` is counted where the network runs. A hook on the network counts too, and
+# must agree, for all libraries. `accepted` and `rejected` are steps; where a
+# library does not tell how many it threw away, `rejected` is `None`.
+
+# %%
+network = sm.nn.ResidualNetwork((2,), width=16, depth=1)
+untrained = sm.ScoreModel(network, sde)
+calls = []
+network.register_forward_hook(lambda *_: calls.append(1))
+print("solver             nfe  calls  accepted  rejected")
+for name in ("ode:dopri5", "scipy:RK45", "scipy:LSODA", "sde:srk", "rk-batch"):
+    calls.clear()
+    how = {"rtol": 1e-3, "atol": 1e-3} if table[name].adaptive else {"steps": 20}
+    got = sm.sample(untrained, (8, 2), name, **how)
+    print(
+        f"{name:16}{got.nfe:6}{len(calls):7}{got.accepted:10}{got.rejected!s:>10}"
+    )
+    assert got.nfe == len(calls)
+
+# %% [markdown]
+# `path=True` keeps the state at every step, `path=[...]` at times of your choice,
+# and `callback=` is called after each step with an
+# [`sm.Step`][sde_models.solvers.recording.Step]. Below, callbacks note when three
+# adaptive solvers stepped, at the same tolerance: after a careful first step they
+# shorten their steps as time falls and the paths bend, and the method of order 3
+# needs many more of them.
+
+# %% alt="Left: paths of the flow at chosen times; right: sizes of steps against falling time for three solvers, shorter towards the data"
+figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.4))
+times = torch.linspace(sde.t_max, sde.t_min, 40)
+kept = sm.solve(flow, z[:12], span, "ode:dopri5", path=times)
+panels[0].plot(kept.times, kept.path[:, :, 0], lw=1)
+panels[0].set(title="Kept by path=", xlabel="time $t$, falling", ylabel="$x_1$")
+panels[0].invert_xaxis()
+for name in ("ode:dopri5", "scipy:RK45", "ode:bosh3"):
+    nodes = [sde.t_max]
+    got = sm.solve(
+        flow,
+        z,
+        span,
+        name,
+        rtol=1e-4,
+        atol=1e-4,
+        callback=lambda step, nodes=nodes: nodes.append(float(step.t)),
+    )
+    sizes = -np.diff(nodes)
+    panels[1].semilogy(nodes[:-1], sizes, "o-", ms=3, label=name)
+    assert len(sizes) == got.accepted
+panels[1].set(
+    title="Seen by callback=",
+    xlabel="time $t$, falling",
+    ylabel="size of the step",
+)
+panels[1].invert_xaxis()
+panels[1].legend()
 plt.show()
-assert len(steps) == out.accepted
+assert kept.path.shape == (40, 12, 2)
 
 # %% [markdown]
-# ## On the command line
+# ## Leaving the library
 #
-# ```sh
-# sde-models solvers
-# sde-models sample runs/digits --solver flow-abm-4 --steps 20 --out samples.png
-# sde-models sample runs/digits --solver ode:dopri5 --rtol 1e-4 --atol 1e-4 --out samples.png
-# ```
+# The systems are plain modules, so each of the other libraries can be called by
+# hand, with all that it offers. With the same nodes and the same noise the
+# answers are the same to rounding. Adaptive steps of torchdiffeq are judged by
+# another norm (over the whole batch, where `sm.solve` takes the worst sample), so
+# those answers agree to the tolerance.
+
+# %%
+ts = torch.linspace(sde.t_max, sde.t_min, 65, dtype=torch.float64)
+by_hand = torchdiffeq.odeint(flow, z, ts, method="rk4")[-1]
+ours = sm.solve(flow, z, span, "ode:rk4", grid=ts).x
+print(f"torchdiffeq rk4:    {float((by_hand - ours).abs().max()):.0e}")
+assert torch.allclose(by_hand, ours, atol=1e-12)  # rounding
+
+ends = ts[[0, -1]]
+by_hand = torchdiffeq.odeint(flow, z, ends, rtol=1e-8, atol=1e-8)[-1]
+ours = sm.solve(flow, z, span, "ode:dopri5", rtol=1e-8, atol=1e-8).x
+print(f"torchdiffeq dopri5: {float((by_hand - ours).abs().max()):.0e}")
+assert torch.allclose(by_hand, ours, atol=100 * 1e-8)  # dozens of steps
+
+steps = 64
+s = reverse.span(torch.float64)
+dt = float(s[1] - s[0]) / steps
+again = torchsde.BrownianInterval(
+    s[0], s[1], size=x.shape, dtype=x.dtype, entropy=2, dt=dt
+)
+by_hand = torchsde.sdeint(reverse, x, s, bm=again, dt=dt, method="euler")[-1]
+solver = sm.solver("sde:euler", brownian=again)
+ours = sm.solve(reverse, x, span, solver, steps=steps, grid="uniform").x
+print(f"torchsde euler:     {float((by_hand - ours).abs().max()):.0e}")
+assert torch.allclose(by_hand, ours, atol=1e-5)
+
+# %% [markdown]
+# Why is the last difference larger than rounding? torchsde adds up its steps, so
+# that its nodes are off by some $10^{-16}$, and the Brownian motion moves by the
+# root of that, $10^{-8}$, times $g$ and what the drift makes of it.
+#
+# Three things to know outside: torchsde wants flat states and rising times, so
+# `reverse` has its clock $s = -t$ and takes `x.flatten(1)`. With a fixed `dt` it
+# ignores the spacing of `ts`, so a non-uniform grid takes one call for each of
+# its steps, as `sm.solve` does. And give `BrownianInterval` its `dt=`. Without
+# it, a last step that rounding has left over makes it split the whole interval as
+# finely, which does not end.
 #
 # ## Further reading
 #
-# - Chen 2018, [torchdiffeq](https://github.com/rtqichen/torchdiffeq), and Li, Wong, Chen and Duvenaud 2020,
-#   *Scalable gradients for stochastic differential equations*,
-#   [arXiv:2001.01328](https://arxiv.org/abs/2001.01328), for torchsde.
-# - Kloeden and Platen 1992, *Numerical Solution of Stochastic Differential Equations*: strong and weak
-#   orders.
-# - The guide on [solvers](../solvers.md): what is done so that each method is right here, and what is
-#   left out.
+# - Chen et al. 2018, *Neural ordinary differential equations*,
+#   [arXiv:1806.07366](https://arxiv.org/abs/1806.07366): the paper behind
+#   torchdiffeq.
+# - Li et al. 2020, *Scalable gradients for stochastic differential equations*,
+#   [arXiv:2001.01328](https://arxiv.org/abs/2001.01328), and Kidger et al. 2021,
+#   *Efficient and accurate gradients for neural SDEs*,
+#   [arXiv:2105.13493](https://arxiv.org/abs/2105.13493): those behind torchsde
+#   and its `BrownianInterval`.
+# - Kloeden and Platen 1992, *Numerical Solution of Stochastic Differential
+#   Equations*: strong and weak orders, and the methods that have them.
 #
 # Next: [Your own SDE](your-own-sde.md)
