@@ -186,7 +186,7 @@ rows = [
         "`euler-maruyama`, `sde:srk`",
         '`"uniform"`',
         "any equation; order 1.5 for additive noise",
-        "[swapping](swapping-solvers.md#solvers-with-noise)",
+        "[swapping](swapping-solvers.md#the-sde-the-same-noise)",
     ),
     (
         f"little overhead: a network of {call}",
