@@ -424,9 +424,9 @@ for grid in ("uniform", "log-snr", "quadratic", "adapted"):  # see below
 # %% [markdown]
 # The flow is down at the noise with ten evaluations, and the SDE solvers get
 # there later. Which of these is best depends on the model. On this one
-# Euler-Maruyama on a good grid needs no better. On 64 numbers and on the digits
-# of the benchmark it is worse than `dpmpp-3m-sde` at twenty, on any grid, by more
-# than a factor of two; the table names the solver whose worst model is best.
+# Euler-Maruyama on a good grid needs no better. Over the three models of the
+# benchmark its worst is more than twice that of `dpmpp-3m-sde` at twenty
+# evaluations, on any grid, and the table names the solver whose worst is best.
 #
 # What an SDE has that a flow has not is noise that [forgives
 # errors](reversing-time.md#what-the-corrector-is-for) made earlier, such as those
@@ -481,10 +481,10 @@ assert nats["adams-batch", 1e-2] < nats["ode:dopri5", 1e-2] / 2
 # Where a line says hundreds or thousands, a point came to another clump.
 # `adams-batch` measures its errors in units of $\sigma(t)$ along the way: at 0.01
 # its latents are several times better than those of the others at 0.001. In the
-# log-density such errors partly cancel, and our two are alike. What `log_prob`
-# gains by `adams-batch` is that the last column, the error as it is told, needs
-# no second and coarser solve, and that `tol=` can be asked for. With any other
-# solver choose `atol` well below $\sigma(t_\text{min})$.
+# log-density such errors partly cancel, and the difference is smaller. What
+# `log_prob` also gains by `adams-batch`: the last column, the error as it is
+# told, needs no second and coarser solve, and `tol=` can be asked for. With any
+# other solver choose `atol` well below $\sigma(t_\text{min})$.
 #
 # [Choosing a trace estimator](choosing-a-trace.md) has the other half of a
 # likelihood.
