@@ -35,6 +35,9 @@
 #     - Inside `with torch.no_grad():` nothing is remembered, which is faster.
 #     - A network is a `torch.nn.Module`: an object that holds its weights, and that is called like a
 #       function.
+#
+#     An `assert` at the end of a cell states what the text claims. If you change a cell, for an
+#     exercise say, it may rightly fail: take it out.
 
 # %% alt="Five Brownian paths inside a parabola of two standard deviations"
 import matplotlib.pyplot as plt
@@ -136,7 +139,7 @@ assert (
 # The left end is Itô's choice, and it is the natural one for simulation and for learning: $h$ may
 # use the past, and the increment is still a surprise. So the integral has mean 0, and its variance
 # is $E \int h^2\, dt$ (**Itô's isometry**). When $h$ depends on time only, the two integrals agree.
-# That is the case for every forward SDE of this library, and why both `sde_type="ito"` and
+# That is the case for every forward SDE that comes with this library, and why both `sde_type="ito"` and
 # `"stratonovich"` solvers of torchsde may be used on them.
 #
 # ## Stochastic differential equations
@@ -147,7 +150,8 @@ assert (
 #
 # is short for an integral equation: $x_t = x_0 + \int_0^t f\, ds + \int_0^t g\, dB$. The **drift**
 # $f$ says where $x$ goes, the **diffusion** $g$ how much it is shaken. If $f$ and $g$ are Lipschitz
-# in $x$ there is exactly one solution for each Brownian path (Øksendal, theorem 5.2.1).
+# in $x$ (their changes are at most a constant times the change of $x$) and grow no faster than $x$
+# itself, there is exactly one solution for each Brownian path (Øksendal, theorem 5.2.1).
 #
 # The simplest way to simulate it is **Euler-Maruyama**: replace $dt$ by $\Delta t$ and $dB$ by
 # $\sqrt{\Delta t}$ times a Gaussian number. An equation with a known solution shows how good that
@@ -216,7 +220,7 @@ assert abs(slope(weak) - 1.0) < 0.1
 # Halving the step divides the strong error by $\sqrt 2$ only: the order is 1/2. What is lost is
 # $\tfrac12 \nu^2 x \,(dB^2 - dt)$ in each step, the fluctuation of the squared increment. It comes
 # from the change of $g$ along the path, and **if $g$ does not depend on $x$ it is not there**: the
-# strong order is then 1. The weak order is 1 in any case. For sampling only the distribution
+# strong order is then 1. The weak order is 1 in both cases, if $f$ and $g$ are smooth. For sampling only the distribution
 # matters.
 #
 # ## The same by a library
@@ -224,8 +228,8 @@ assert abs(slope(weak) - 1.0) < 0.1
 # torchsde takes an object with methods `f` and `g`, and the two attributes that say how they are
 # meant: the Itô integral, and a diffusion that shakes each coordinate by itself. It wants states of
 # shape `(batch, size)`, here 2,000 paths of one number, and a `BrownianInterval`, an object that makes
-# up a Brownian path as it is asked for it, and remembers what it said. An [`SDE`][sde_models.base_sdes.SDE] of this
-# library is such an object.
+# up a Brownian path as it is asked for it, and remembers what it said: `entropy=` is its seed, and
+# `bm(0.0, 1.0)` is $B_1 - B_0$. An [`SDE`][sde_models.base_sdes.SDE] of this library is such an object.
 
 
 # %%
@@ -256,8 +260,9 @@ assert (end - known).abs().mean() < 0.5 * (euler - known).abs().mean()
 
 # %% [markdown]
 # Milstein's method adds the missing term, and has strong order 1 here too. One of this library's
-# own forward SDEs, run on 2,000 points that all start at 1; its mean and standard deviation at
-# every time are known in closed form:
+# own forward SDEs, [`VPSDE`][sde_models.sdes.linear_beta.VPSDE], run on 2,000 points that all start
+# at 1. Its mean and standard deviation at every time, `alpha` and `sigma`, are known in closed form,
+# as the next page shows:
 
 # %%
 sde = sm.VPSDE()
@@ -270,6 +275,7 @@ print(
     f"closed form mean {sde.alpha(0.5):.3f}, standard deviation {sde.sigma(0.5):.3f}"
 )
 
+# Four standard errors, and an error of the steps.
 assert abs(x.mean() - sde.alpha(0.5)) < 4 * sde.sigma(0.5) / 2000**0.5 + 0.01
 
 # %% [markdown]
@@ -278,7 +284,8 @@ assert abs(x.mean() - sde.alpha(0.5)) < 4 * sde.sigma(0.5) / 2000**0.5 + 0.01
 # 1. Replace the Gaussian increments by coin tosses $\pm\sqrt{\Delta t}$ and look at the figure of
 #    five paths and at the quadratic variation. What changes? (Hint: the squares are now constant.)
 # 2. Show by the isometry that $\int_0^1 t\, dB_t$ has variance $1/3$, and measure it.
-# 3. Take the right end of each interval in the integral of $B\,dB$. What is the limit?
+# 3. Take the right end of each interval in the integral of $B\,dB$. What is the limit? (Hint: the
+#    middle is the mean of left and right.)
 # 4. Change `g` of the geometric motion to the constant `NU`, for which
 #    $x_1 = e^\mu + \nu \int_0^1 e^{\mu (1 - s)} dB_s$. Measure the strong order with a very fine
 #    Euler solution as the truth.
