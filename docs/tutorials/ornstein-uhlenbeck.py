@@ -22,7 +22,9 @@
 #       + g\, \partial_x \phi\, dB .
 # $$
 #
-# This is **Itô's formula**: the chain rule with one term more. With $\phi = \log x$ and
+# This is **Itô's formula**: the chain rule with one term more. In $D$ dimensions each coordinate has
+# a Brownian motion of its own; products $dB_i\, dB_j$ of different ones have mean 0 and vanish in the
+# sum, so that for $g$ a number $\tfrac12 g^2 \sum_i \partial^2 \phi / \partial x_i^2$ is what is added. With $\phi = \log x$ and
 # $dx = \mu x\,dt + \nu x\,dB$ it gives $d \log x = (\mu - \tfrac12 \nu^2)\,dt + \nu\,dB$ at once,
 # the solution that the last page used.
 #
@@ -70,18 +72,21 @@ def simulate(x, end, steps):
 
 starts = torch.tensor([-2.0] * 4 + [2.0] * 4)
 t = torch.linspace(0, 4, 401)
-plt.plot(t, simulate(starts, 4.0, 400), lw=0.8)
-for sign in (-2, 2):
+path = simulate(starts, 4.0, 400)
+for sign, colour, columns in ((-2, "C0", path[:, :4]), (2, "C1", path[:, 4:])):
+    lines = plt.plot(t, columns, colour, lw=0.8)
+    lines[0].set_label(f"four paths from {sign}")
     spread = (NU**2 / (2 * THETA) * (1 - torch.exp(-2 * THETA * t))).sqrt()
     mean = torch.exp(-THETA * t) * sign
     plt.fill_between(
-        t, mean - 2 * spread, mean + 2 * spread, color="C7", alpha=0.15
+        t, mean - 2 * spread, mean + 2 * spread, color=colour, alpha=0.15
     )
 plt.gca().set(
     title="Ornstein-Uhlenbeck paths, and two standard deviations",
     xlabel="time $t$",
     ylabel="$x_t$",
 )
+plt.legend()
 plt.show()
 
 # %% [markdown]
@@ -119,14 +124,26 @@ assert abs(many.var() - variance) < variance * (4 * (2 / n) ** 0.5 + 0.01)
 # $$
 #
 # This is the **Fokker-Planck equation**. It says that probability is moved by the drift and spread
-# by the noise, and that none is lost. In $D$ dimensions, with $g$ a function of time alone,
-# $\partial_t p = -\nabla \cdot (f p) + \tfrac12 g^2 \Delta p$.
+# by the noise, and that none is lost. In $D$ dimensions, with $g$ a function of time alone, the same
+# steps give
+#
+# $$
+# \partial_t p = -\nabla \cdot (f p) + \tfrac12 g^2 \Delta p .
+# $$
+#
+# Here $\nabla p$ is the vector of the derivatives $\partial p / \partial x_i$, the *divergence* of a
+# vector field $v$ is $\nabla \cdot v = \sum_i \partial v_i / \partial x_i$, and $\Delta p = \nabla \cdot
+# \nabla p$ is the sum of the second derivatives. Later pages use all three.
 #
 # ## A histogram against the solved equation
 #
 # Start from two narrow bumps. The equation is solved on a grid: differences of the probability
 # *flux* $J = f p - \tfrac12 \partial_x (g^2 p)$ through the walls of the cells, and many small
 # steps. Besides, 20,000 paths start from the same two bumps.
+#
+# [`GaussianMixture`][sde_models.analytic.GaussianMixture] takes centres, widths and weights. It knows
+# its density and can be drawn from. Points are the rows of a tensor of shape `(n, D)`, also on the
+# line, hence `cells[:, None]`.
 
 # %%
 cells = torch.linspace(-4, 4, 401, dtype=torch.float64)
@@ -219,7 +236,8 @@ for end, density in zip(times, solved, strict=True):
 # $$
 #
 # is this process with $\theta = \tfrac12$, $\nu = 1$, run on the clock
-# $\tau(t) = \int_0^t \beta$. The stationary law is $N(0, 1)$, and $\beta$ only says how fast the
+# $\tau(t) = \int_0^t \beta$: in a short time the clock moves on by $d\tau = \beta\, dt$, so the drift is
+# $-\tfrac12 x\, d\tau$, and the noise $\sqrt{\beta}\, dB$ has the variance $d\tau$. The stationary law is $N(0, 1)$, and $\beta$ only says how fast the
 # clock runs. So [`VPSDE`][sde_models.sdes.linear_beta.VPSDE] must have the mean and the variance of
 # the formulas above at time $\tau$:
 
@@ -244,8 +262,10 @@ for time in (0.1, 0.5, 1.0):
 #    should be $\frac{\nu^2}{2\theta} e^{-\theta |t - s|}$.
 # 3. Make the step of `solve` three times as long. What happens, and why? (Hint: diffusion moves
 #    about $\sqrt{\Delta t}$ in a step, and the scheme looks one cell far.)
-# 4. Replace the drift by $-4 x (x^2 - 1)$ in the simulation and in `flux`. What is the stationary
-#    law? (Hint: set the flux to zero.)
+# 4. Replace the drift by $-x (x^2 - 1)$ in the simulation and in `flux`, and add the time 8.0. What
+#    is the stationary law? (Hint: set the flux to zero. The path needs to be as long, and the closed
+#    forms above no longer hold. With a drift that is four times as strong the scheme breaks down
+#    near $\pm 4$: it looks one cell far for the drift as well.)
 #
 # ## Further reading
 #
