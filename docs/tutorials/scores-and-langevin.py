@@ -17,6 +17,10 @@
 # a vector at every point that says in which direction the density rises, and how steeply in
 # proportion. For a normal law $N(\mu, \sigma^2 I)$ it is $(\mu - x) / \sigma^2$: toward the mean,
 # the stronger the farther. (Statisticians use the word for the gradient in the parameters, too.)
+#
+# The cell below differentiates the log-density of a mixture automatically. `torch.func.grad` wants a
+# function with one number as its value, so the log-densities of all points are summed: each depends
+# on its own point only, and the gradient of the sum is the score of each, row by row.
 
 # %% alt="Arrows of the score point up the density of a mixture of three bumps"
 import matplotlib.pyplot as plt
@@ -73,7 +77,7 @@ x = mixture.sample(5, generator=torch.Generator().manual_seed(0))
 
 class Energy(torch.nn.Module):
     def forward(self, t, x):
-        return 7.0 - mixture.log_prob(x)  # Z is e^7, and nobody has to know
+        return 7.0 - mixture.log_prob(x)  # Z is e^-7: nobody has to know
 
 
 model = sm.EnergyModel(Energy(), sm.VESDE())
@@ -136,7 +140,7 @@ print(f"mean of own samples      {own.mean(0).tolist()}")
 #
 # For $p = N(0, 1)$ the algorithm is $x \leftarrow (1 - \epsilon / 2) x + \sqrt{\epsilon} z$, whose
 # stationary variance $v$ solves $v = (1 - \epsilon/2)^2 v + \epsilon$, so
-# $v = 1 / (1 - \epsilon / 4)$: too large by a quarter of the step, for ever.
+# $v = 1 / (1 - \epsilon / 4)$: too large by about a quarter of the step, for ever.
 
 # %%
 for step in (0.8, 0.2, 0.05):
@@ -151,7 +155,7 @@ for step in (0.8, 0.2, 0.05):
 #
 # Take two bumps far apart, with weights 0.8 and 0.2. Between them the density is nearly nothing. A
 # path has to cross that by luck, and the waiting time grows exponentially with the depth of the
-# valley. So the samples keep the weights that they *started* with: where the bumps do not overlap,
+# valley in $\log p$ (Kramers' law). So the samples keep the weights that they *started* with: where the bumps do not overlap,
 # $\nabla \log p$ does not contain the weights at all.
 
 # %%
