@@ -66,20 +66,20 @@ assert abs(k[implicit.argmin()] - 1 / VARIANCE) < 0.1
 
 # %% [markdown]
 # The trouble is the divergence $\nabla \cdot s = \sum_i \partial s_i / \partial x_i$: each of its
-# $D$ terms takes a *vector-Jacobian product* of its own, $v^\top \partial s / \partial x$ with $v$ a unit
+# $D$ terms takes a *vector-Jacobian product* of its own, $e^\top \partial s / \partial x$ with $e$ a unit
 # vector. Automatic differentiation gives one for the price of about two evaluations of the network, by
 # going through it backwards; so a step costs $D$ backward passes.
 #
 # ## Sliced score matching
 #
-# For a random vector $v$ with $E[v v^\top] = I$, $E[v^\top A v] = \operatorname{tr} A$. So one
+# For a random vector $e$ with $E[e e^\top] = I$, $E[e^\top A e] = \operatorname{tr} A$. So one
 # product estimates the divergence without bias (Song et al. 2019):
 #
 # $$
-# J = E\big[ v^\top \nabla (v \cdot s(x)) + \tfrac12 (v \cdot s(x))^2 \big] .
+# J = E\big[ e^\top \nabla (e \cdot s(x)) + \tfrac12 (e \cdot s(x))^2 \big] .
 # $$
 #
-# The last term has the known mean $\tfrac12 \|s\|^2$ over $v$; putting that in its place reduces
+# The last term has the known mean $\tfrac12 \|s\|^2$ over $e$; putting that in its place reduces
 # the variance.
 #
 # ## Denoising score matching
@@ -112,7 +112,10 @@ assert abs(k[implicit.argmin()] - 1 / VARIANCE) < 0.1
 # time stands for $\sigma$, and `times_of_sigmas` says which time a $\sigma$ has. A
 # [`ScoreModel`][sde_models.models.ScoreModel] is a network together with such a process, and
 # [`fit`][sde_models.training.verb.fit] trains it: it draws a batch of the data, takes the gradient of the
-# loss in the weights, and moves them a little downhill, a few hundred times.
+# loss in the weights, and moves them a little downhill, a few hundred times. It hands back the
+# weights averaged over the last steps (`averaging=`). `weighting="simple"` counts errors in units of
+# the noise, which the next page explains; `count_evaluations` counts the passes of the network and
+# the vector-Jacobian products.
 
 # %%
 means = torch.tensor([[-1.5, -0.5], [1.5, -0.8], [0.2, 1.4]])
@@ -177,7 +180,10 @@ assert max(errors.values()) < 0.3
 #
 # Denoising estimates the score of the *noised* data. So take $\sigma$ as small as possible? Two
 # bumps, a network for each of a few levels, two questions: how far is its score from that of the
-# clean data, on the data; and how far are samples that Langevin dynamics draws with it?
+# clean data, on the data; and how far are samples that Langevin dynamics draws with it? The measure
+# for samples is the *transport distance*: how far each must move, on average, to become the data. On
+# the line that is the mean distance after both are sorted. (`preconditioning="edm"` scales what the
+# network sees and says to size one at each level, after Karras et al. 2022.)
 
 # %%
 bumps = sm.GaussianMixture([[-1.5], [1.5]], 0.3, weights=[0.8, 0.2])
@@ -211,7 +217,7 @@ def score_and_samples(sigma):
     return float(error), float(distance)
 
 
-# %% alt="The error of the score is least at small sigma, that of samples in the middle"
+# %% alt="The error of the score is least at small sigma, that of the samples at larger sigma"
 sigmas = [0.05, 0.1, 0.2, 0.4, 0.8]
 error, distance = zip(
     *(score_and_samples(sigma) for sigma in sigmas), strict=True
@@ -235,7 +241,8 @@ print(f"best for the score: {best_score}; best for sampling: {best_samples}")
 assert best_score < best_samples
 
 # %% [markdown]
-# Little noise blurs little, and its score is closest to that of the data. But the network saw
+# Little noise blurs little, and its score is closest to that of the data. (With the least of all it
+# is harder to learn: the target $-z/\sigma$ is the larger, and so is its scatter.) But the network saw
 # nothing between the bumps, and steps as short as the noise do not carry samples across; so they
 # keep the wrong weights. Much noise carries them across, to a law that is blurred. No single
 # $\sigma$ does both. The way out is to use [all of them](noise-levels.md).
