@@ -26,7 +26,9 @@
 # A score at level $\sigma$ is of size $1/\sigma$, and so is its error: without weights the smallest
 # level would rule. With $\lambda = \sigma^2$ each term becomes the error of the *noise*
 # $\hat z = -\sigma s$, which is of size 1 at every level. Here with the exact score of two bumps,
-# whose denoising loss cannot be lowered any further:
+# whose denoising loss cannot be lowered any further. (`VESDE(0.01, 20.0, data_std=3.2)` is told the
+# least and the largest level and the standard deviation of the data; `perturb` makes $x + \sigma z$
+# of $x$ and $z$.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -159,7 +161,8 @@ assert abs(shares["one level, exact score"] - 0.5) < 0.06
 # ## What is expensive
 #
 # In training a level is a number that is drawn. In sampling it is a stop: at each of $L$ levels
-# there are $T$ steps, each a pass of the network, one after the other.
+# there are $T$ steps, each a pass of the network, one after the other. One more pass, at the end,
+# takes out the noise of the last level.
 
 # %%
 for count, steps_per_level in ((20, 10), (20, 5), (40, 5), (80, 5)):
@@ -178,11 +181,13 @@ for count, steps_per_level in ((20, 10), (20, 5), (40, 5), (80, 5)):
 # ## Exercises
 #
 # 1. The largest level should be about as large as the largest distance between data points. Take
-#    20.0 down to 2.0 in `levels` (with `VESDE(0.01, 2.0)`). What happens to the weights?
-# 2. Neighbouring levels should overlap. With five levels and ten steps each, which part of the
-#    result is wrong: the weights or the widths?
-# 3. Train with `weighting=sm.losses.noise_weighting(...)` of your own that is constant in the
-#    score, and plot the learned scores again. Which level suffers?
+#    20.0 down to 2.0 in `levels` and in `VESDE`, and the level 10.0 out of the first table. What
+#    happens to the weights?
+# 2. Neighbouring levels should overlap. Use five levels and ten steps each (and look at levels 1, 2
+#    and 3 in the figure). What happens to the weights, and to the widths?
+# 3. Train without a weight on the error of the score, and plot the learned scores again. Which levels
+#    suffer? (Hint: `weighting=sm.losses.noise_weighting(lambda batch:
+#    batch.sde.log_snr(batch.t).exp(), "uniform")` weighs the error of the noise by $1/\sigma^2$.)
 # 4. Why can training not be shortened in the same way as sampling, by starting each level from the
 #    one before? (Hint: what would be gained?)
 #
