@@ -9,9 +9,10 @@
 #
 # ## More and more levels
 #
-# [Noise levels](noise-levels.md) left us with two chains, from data $x_0$ to noise $x_L$. With
+# [Noise levels](noise-levels.md) noised the data to each of $L$ levels. The same can be done from one
+# level to the next, with levels that now rise with $i$: a chain, from data $x_0$ to noise $x_L$. With
 # independent standard normal $z_i$, that of noise-conditional score networks (NCSN) adds noise, and
-# that of denoising diffusion models (DDPM) also shrinks what it adds to:
+# that of denoising diffusion probabilistic models (DDPM, Ho et al. 2020) also shrinks what it adds to:
 #
 # $$
 # \text{NCSN:}\quad x_i = x_{i-1} + \sqrt{\sigma_i^2 - \sigma_{i-1}^2}\; z_i,
@@ -29,7 +30,7 @@
 #
 # and in the second $\sqrt{1 - \beta\,\Delta t} = 1 - \tfrac12 \beta\,\Delta t + O(\Delta t^2)$. Up to
 # these remainders both are steps of the Euler-Maruyama method, and as $\Delta t \to 0$ they converge
-# in law to the equations whose steps those are (Kloeden and Platen 1992, chapter 9; the general
+# in law (the distribution of their paths does) to the equations whose steps those are (Kloeden and Platen 1992, chapter 9; the general
 # theorem for Markov chains is that of Stroock and Varadhan 1979, chapter 11):
 #
 # $$
@@ -105,7 +106,7 @@ assert all(8 < found[-2] / found[-1] < 12 for found in gaps.values())
 # Ten times as many levels leave a tenth of the gap. That is the order of Euler's method, as it has to
 # be. In the picture the stairs are the chains and the curves the SDEs.
 
-# %% alt="Variance against time: the stairs of the chains with 10, 30 and 100 levels close in on the curves of the VE and VP SDEs"
+# %% alt="Variance against time: the stairs of the chains with more and more levels close in on the curves of the VE and VP SDEs"
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.4))
 t = torch.linspace(0, 1, 500)
 for panel, chain, sde, lengths, title in (
@@ -144,7 +145,8 @@ plt.show()
 # \frac{dm}{dt} = a\, m, \qquad \frac{dv}{dt} = 2 a\, v + g^2 .
 # $$
 #
-# Call the mean $\alpha_t x_0$ and the variance $\sigma_t^2$. The same two lines, read from right to
+# Call the mean $\alpha_t x_0$ and the variance $\sigma_t^2$; the law of $x_t$ given $x_0$ is called the
+# *kernel* of the SDE. The same two lines, read from right to
 # left, give the equation from its solution:
 #
 # $$
@@ -165,7 +167,9 @@ plt.show()
 # the drift of VP with less noise. The library has two more: the *cosine* schedule,
 # $\alpha = \cos(\pi t/2)$ and $\sigma = \sin(\pi t/2)$, and the straight line of *flow matching*,
 # $\alpha = 1 - t$ and $\sigma = t$. Each states its $a$ and $g$ in closed form. The cell below
-# differentiates $\alpha$ and $\sigma$ by autograd and compares.
+# differentiates $\alpha$ and $\sigma$ and compares. It uses PyTorch's older way to do so, *autograd*:
+# `requires_grad_()` asks a tensor to remember what is computed from it, and
+# `torch.autograd.grad(y.sum(), t)` gives the derivative, here of each entry of `y` at its own time.
 
 # %%
 sdes = {
@@ -263,9 +267,12 @@ for name in ("VPSDE", "SubVPSDE"):
 # Sampling must start from something that we can draw: the *prior*, a Gaussian of variance
 # $\alpha^2 s^2 + \sigma^2$ at `t_max`, where $s$ is the standard deviation of the data. The law
 # $p_{t_\text{max}}$ is not quite that, since a little of the data is left: $\alpha(t_\text{max})$ is
-# small, not zero. How much does it cost? Run the reverse process exactly, once from each of the two.
-# Whatever a map or a Markov chain does, it cannot increase the relative entropy of two laws (the
-# data-processing inequality; Cover and Thomas 2006, section 2.8), so for the law $\hat p$ of samples
+# small, not zero. How much does it cost? The measure is the *relative entropy*
+# $\mathrm{KL}(p \,\|\, q) = E_p[\log (p / q)]$, in units of the natural logarithm, *nats*: zero for
+# equal laws, positive for others. Sampling runs the process backwards, as the
+# [next page](reversing-time.md) shows; think of it done exactly, once from each of the two. Whatever a
+# map or a Markov chain does, it cannot increase the relative entropy of two laws (the data-processing
+# inequality; Cover and Thomas 2006, section 4.4), so for the law $\hat p$ of samples
 #
 # $$
 # \mathrm{KL}(p_{t_\text{min}} \,\|\, \hat p) \;\le\; \mathrm{KL}(p_{t_\text{max}} \,\|\, \text{prior}) .
@@ -371,8 +378,9 @@ for name, sde in sdes.items():
 # 2. For which $\sigma$ does the drift of flow matching, $a = -1/(1-t)$, go with $g = 1$? Solve
 #    $\tfrac{d}{dt}\sigma^2 = 2a\sigma^2 + 1$ from $\sigma(0) = 0$ and check with autograd. *Hint: look
 #    at $\sigma^2/(1-t)^2$. Its kernel is a Brownian bridge.*
-# 3. Add `"VESDE"` to the simulated paths. By how many standard errors is its standard deviation
-#    off, and how small must `step` be to make that less than one? *Hint: Euler takes $g^2$ from the
+# 3. Add `"VESDE"` to the simulated paths. At the first time its standard deviation is off by many
+#    standard errors, whatever `step` is. Why? *Hint: what is $\sigma(0)$, and where do the paths
+#    start?* Mend that, and take `step = 1 / 50`: what is off now? *Hint: Euler takes $g^2$ from the
 #    start of a step. Compare $g^2(t)\,\Delta t$ with $\sigma^2(t + \Delta t) - \sigma^2(t)$.*
 # 4. Give the mixture mean 3 in place of 0.6, then use it with `sm.VPSDE(beta_max=30.0)`. Which of
 #    the two does more to the KL?
@@ -382,6 +390,8 @@ for name, sde in sdes.items():
 # - Song et al. 2021, [arXiv:2011.13456](https://arxiv.org/abs/2011.13456), section 3 and appendix B:
 #   the limits of both chains, and sub-VP. Yang Song's
 #   [blog post](https://yang-song.net/blog/2021/score/) tells it with pictures.
+# - Ho, Jain and Abbeel 2020, *Denoising diffusion probabilistic models*,
+#   [arXiv:2006.11239](https://arxiv.org/abs/2006.11239): the chain of DDPM.
 # - Kingma, Salimans, Poole and Ho 2021, [arXiv:2107.00630](https://arxiv.org/abs/2107.00630): the
 #   log-SNR as the only thing that matters to the variational bound.
 # - Karras, Aittala, Aila and Laine 2022, [arXiv:2206.00364](https://arxiv.org/abs/2206.00364): the
