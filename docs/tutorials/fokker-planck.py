@@ -120,9 +120,8 @@ for name, model in models.items():
             errors[name].append(float(sde.sigma(t)) * rms(off))
     panels[0].plot(times, residuals[name], "o-", label=name)
     panels[1].plot(times, errors[name], "o-", label=name)
-panels[0].set(
-    title="Residual", xlabel="time $t$", ylabel="residual", ylim=(0, None)
-)
+panels[0].set(title="Residual", xlabel="time $t$", ylim=(0, None))
+panels[0].set_ylabel(r"residual times $\sigma^3 / g^2$")
 panels[1].set(title="Error of the score", xlabel="time $t$", ylim=(0, None))
 panels[1].set_ylabel(r"error times $\sigma$")
 panels[0].legend()
@@ -134,6 +133,9 @@ print(f"the penalty multiplies the mean residual by {ratio:.2f}")
 assert ratio < 0.9
 
 # %% [markdown]
+# The penalty lowers what it penalises. The error of the score, in the right panel, falls less, and
+# not at every time: to agree with oneself is not to be right.
+#
 # ## Is a learned score a gradient?
 #
 # The right side of the equation is a gradient, so a score that starts as one stays one. A network
@@ -148,6 +150,9 @@ for name, model in (("exact", exact), *models.items()):
 assert float(asymmetry(exact, 0.2, x).mean()) < 1e-4
 
 # %% [markdown]
+# A smaller residual need not mean a score that is nearer to a gradient: the equation is about how the
+# score changes in time.
+#
 # ## Why train the levels as if they were independent?
 #
 # Because nothing is lost by it, where it counts. Each denoising loss has its minimum at the exact
@@ -180,7 +185,9 @@ for name, objective, settings in (
 # ## Exercises
 #
 # 1. Check the equation by hand for $p_t = N(0, v_t)$ with $\dot v = 2 a v + g^2$.
-# 2. Add a constant vector to the exact score. At which times is the residual largest, and why?
+# 2. Add a constant vector to the exact score. At which times is the residual largest, and why? (Hint:
+#    `sm.ScoreModel(network, sde, prediction="score")`, with a `torch.nn.Module` whose `forward(self,
+#    t, x)` gives the score and the vector. The residual is $g^2 J c - a c$, $J$ the score's Jacobian.)
 # 3. Train the plain network for as long as the other took. Which is nearer to the exact score?
 # 4. A score that is wrong can have no residual at all: find one. (Hint: another data distribution.)
 #
