@@ -289,7 +289,8 @@ assert adaptive[-1][0] < 10 * adaptive[0][0]
 #
 # The flow is put together only after training. We train two networks of different size, seed and
 # parametrisation on the same points in the plane, and count what a gradient has to go through:
-# calls of the network, and nodes of autograd's graph.
+# calls of the network, and nodes of the graph that automatic differentiation goes back through.
+# (`gradient="direct"` lets the solver keep that graph, as training through it would need.)
 
 # %%
 angles = 2 * torch.pi / 3 * torch.arange(3)
@@ -345,7 +346,8 @@ for steps in (10, 100):
 #
 # Look at the velocity again: $f$ and $g$ are fixed, and the score is a property of the data. There
 # is nothing else in it. If two networks have learned the score, they define the same flow, and give
-# each point the same code, whatever their architecture and seed. Compare this with a VAE or a usual
+# each point the same code, whatever their architecture and seed. Compare this with a variational
+# autoencoder or a usual
 # normalizing flow, whose codes change with each training run. We encode new points by both networks
 # and by the exact score.
 
