@@ -139,7 +139,10 @@ def show(rows, names, title):
     for panel, row, name in zip(panels[:, 0], rows, names, strict=True):
         strip = torch.nn.functional.pad(row[:, 0], (0, 1), value=float("nan"))
         panel.imshow(
-            strip.permute(1, 0, 2).flatten(1), cmap="gray", vmin=-1, vmax=1
+            strip.permute(1, 0, 2).flatten(1).numpy(),
+            cmap="gray",
+            vmin=-1,
+            vmax=1,
         )
         panel.set(xticks=[], yticks=[])
         panel.grid(visible=False)
