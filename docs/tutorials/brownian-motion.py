@@ -139,7 +139,8 @@ assert (
 # The left end is Itô's choice, and it is the natural one for simulation and for learning: $h$ may
 # use the past, and the increment is still a surprise. So the integral has mean 0, and its variance
 # is $E \int h^2\, dt$ (**Itô's isometry**). When $h$ depends on time only, the two integrals agree.
-# That is the case for every forward SDE that comes with this library, and why both `sde_type="ito"` and
+# That is the case for every forward SDE that comes with this library, and why both
+# `sde_type="ito"` and
 # `"stratonovich"` solvers of torchsde may be used on them.
 #
 # ## Stochastic differential equations
@@ -220,7 +221,8 @@ assert abs(slope(weak) - 1.0) < 0.1
 # Halving the step divides the strong error by $\sqrt 2$ only: the order is 1/2. What is lost is
 # $\tfrac12 \nu^2 x \,(dB^2 - dt)$ in each step, the fluctuation of the squared increment. It comes
 # from the change of $g$ along the path, and **if $g$ does not depend on $x$ it is not there**: the
-# strong order is then 1. The weak order is 1 in both cases, if $f$ and $g$ are smooth. For sampling only the distribution
+# strong order is then 1. The weak order is 1 in both cases, if $f$ and $g$ are smooth. For
+# sampling only the distribution
 # matters.
 #
 # ## The same by a library
@@ -229,7 +231,8 @@ assert abs(slope(weak) - 1.0) < 0.1
 # meant: the Itô integral, and a diffusion that shakes each coordinate by itself. It wants states of
 # shape `(batch, size)`, here 2,000 paths of one number, and a `BrownianInterval`, an object that makes
 # up a Brownian path as it is asked for it, and remembers what it said: `entropy=` is its seed, and
-# `bm(0.0, 1.0)` is $B_1 - B_0$. An [`SDE`][sde_models.base_sdes.SDE] of this library is such an object.
+# `bm(0.0, 1.0)` is $B_1 - B_0$. An [`SDE`][sde_models.base_sdes.SDE] of this library is such an
+# object.
 
 
 # %%

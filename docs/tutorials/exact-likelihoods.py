@@ -430,7 +430,8 @@ assert abs(float(tight[0].value) - truth) < 0.02
 # Uniform dequantisation is not wrong, it does not fit a model that was trained on centres. For one
 # that was trained on uniformly dequantised data it is the one that does. Note too what happens
 # with probes in place of the exact trace: their noise enters the average over $K$ exponentially, and
-# *lowers* the bits by up to half their variance (in nats). Importance weighting wants the exact trace, or
+# *lowers* the bits by up to half their variance (in nats). Importance weighting wants the exact
+# trace, or
 # many probes.
 #
 # ## Exercises

@@ -30,7 +30,8 @@
 #
 # and in the second $\sqrt{1 - \beta\,\Delta t} = 1 - \tfrac12 \beta\,\Delta t + O(\Delta t^2)$. Up to
 # these remainders both are steps of the Euler-Maruyama method, and as $\Delta t \to 0$ they converge
-# in law (the distribution of their paths does) to the equations whose steps those are (Kloeden and Platen 1992, chapter 9; the general
+# in law (the distribution of their paths does) to the equations whose steps those are (Kloeden
+# and Platen 1992, chapter 9; the general
 # theorem for Markov chains is that of Stroock and Varadhan 1979, chapter 11):
 #
 # $$
@@ -145,7 +146,8 @@ plt.show()
 # \frac{dm}{dt} = a\, m, \qquad \frac{dv}{dt} = 2 a\, v + g^2 .
 # $$
 #
-# Call the mean $\alpha_t x_0$ and the variance $\sigma_t^2$; the law of $x_t$ given $x_0$ is called the
+# Call the mean $\alpha_t x_0$ and the variance $\sigma_t^2$; the law of $x_t$ given $x_0$ is
+# called the
 # *kernel* of the SDE. The same two lines, read from right to
 # left, give the equation from its solution:
 #

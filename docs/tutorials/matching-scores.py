@@ -66,7 +66,8 @@ assert abs(k[implicit.argmin()] - 1 / VARIANCE) < 0.1
 
 # %% [markdown]
 # The trouble is the divergence $\nabla \cdot s = \sum_i \partial s_i / \partial x_i$: each of its
-# $D$ terms takes a *vector-Jacobian product* of its own, $e^\top \partial s / \partial x$ with $e$ a unit
+# $D$ terms takes a *vector-Jacobian product* of its own, $e^\top \partial s / \partial x$ with
+# $e$ a unit
 # vector. Automatic differentiation gives one for the price of about two evaluations of the network, by
 # going through it backwards; so a step costs $D$ backward passes.
 #

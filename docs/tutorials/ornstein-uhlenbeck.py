@@ -24,7 +24,8 @@
 #
 # This is **Itô's formula**: the chain rule with one term more. In $D$ dimensions each coordinate has
 # a Brownian motion of its own; products $dB_i\, dB_j$ of different ones have mean 0 and vanish in the
-# sum, so that for $g$ a number $\tfrac12 g^2 \sum_i \partial^2 \phi / \partial x_i^2$ is what is added. With $\phi = \log x$ and
+# sum, so that for $g$ a number $\tfrac12 g^2 \sum_i \partial^2 \phi / \partial x_i^2$ is what is
+# added. With $\phi = \log x$ and
 # $dx = \mu x\,dt + \nu x\,dB$ it gives $d \log x = (\mu - \tfrac12 \nu^2)\,dt + \nu\,dB$ at once,
 # the solution that the last page used.
 #
@@ -132,7 +133,8 @@ assert abs(many.var() - variance) < variance * (4 * (2 / n) ** 0.5 + 0.01)
 # $$
 #
 # Here $\nabla p$ is the vector of the derivatives $\partial p / \partial x_i$, the *divergence* of a
-# vector field $v$ is $\nabla \cdot v = \sum_i \partial v_i / \partial x_i$, and $\Delta p = \nabla \cdot
+# vector field $v$ is $\nabla \cdot v = \sum_i \partial v_i / \partial x_i$, and
+# $\Delta p = \nabla \cdot
 # \nabla p$ is the sum of the second derivatives. Later pages use all three.
 #
 # ## A histogram against the solved equation
@@ -236,8 +238,10 @@ for end, density in zip(times, solved, strict=True):
 # $$
 #
 # is this process with $\theta = \tfrac12$, $\nu = 1$, run on the clock
-# $\tau(t) = \int_0^t \beta$: in a short time the clock moves on by $d\tau = \beta\, dt$, so the drift is
-# $-\tfrac12 x\, d\tau$, and the noise $\sqrt{\beta}\, dB$ has the variance $d\tau$. The stationary law is $N(0, 1)$, and $\beta$ only says how fast the
+# $\tau(t) = \int_0^t \beta$: in a short time the clock moves on by $d\tau = \beta\, dt$, so the
+# drift is
+# $-\tfrac12 x\, d\tau$, and the noise $\sqrt{\beta}\, dB$ has the variance $d\tau$. The
+# stationary law is $N(0, 1)$, and $\beta$ only says how fast the
 # clock runs. So [`VPSDE`][sde_models.sdes.linear_beta.VPSDE] must have the mean and the variance of
 # the formulas above at time $\tau$:
 

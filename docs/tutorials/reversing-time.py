@@ -3,7 +3,8 @@
 #
 # A forward SDE turns data into noise. Its reversal turns noise into data, and needs only one thing
 # that the forward SDE does not tell: the score. This page derives the reverse SDE, tests it against
-# a case where every *marginal*, the law at a single time, is known, and solves it by hand, with torchsde, and with the library.
+# a case where every *marginal*, the law at a single time, is known, and solves it by hand, with
+# torchsde, and with the library.
 # You will know what the predictor and the corrector of Song et al. do, what the dial $\eta$ between
 # them turns, and what each is worth at equal cost.
 #
@@ -243,7 +244,8 @@ assert min(values) > 0.01 / 4
 #
 # The second part is [Langevin dynamics](scores-and-langevin.md), which leaves $p_t$ as it is: a
 # step $x \leftarrow x + \varepsilon\, \nabla \log p_t + \sqrt{2 \varepsilon}\, z$ with $\varepsilon
-# = \tfrac12 \eta^2 g^2 |dt|$ (half of the $\epsilon$ of that page). So a step of the reverse SDE *is* a step of the flow, which carries
+# = \tfrac12 \eta^2 g^2
+# |dt|$ (half of the $\epsilon$ of that page). So a step of the reverse SDE *is* a step of the flow, which carries
 # samples from $p_t$ to $p_{t+dt}$, plus a step of Langevin dynamics, which brings samples that are
 # not quite at $p_t$ nearer to it. This is no approximation: the two steps are the same number by
 # number.

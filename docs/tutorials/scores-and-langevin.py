@@ -155,7 +155,8 @@ for step in (0.8, 0.2, 0.05):
 #
 # Take two bumps far apart, with weights 0.8 and 0.2. Between them the density is nearly nothing. A
 # path has to cross that by luck, and the waiting time grows exponentially with the depth of the
-# valley in $\log p$ (Kramers' law). So the samples keep the weights that they *started* with: where the bumps do not overlap,
+# valley in $\log p$ (Kramers' law). So the samples keep the weights that they *started* with:
+# where the bumps do not overlap,
 # $\nabla \log p$ does not contain the weights at all.
 
 # %%
