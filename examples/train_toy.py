@@ -28,7 +28,7 @@ def draw_panels(path: Path, panels: dict[str, torch.Tensor]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--toy", choices=list(sm.data.TOYS), default="two-moons")
-    parser.add_argument("--steps", type=int, default=4000, help="steps of training")
+    parser.add_argument("--steps", type=int, default=2000, help="steps of training")
     parser.add_argument("--width", type=int, default=128, help="width of the network")
     parser.add_argument("--held-out", type=int, default=500, help="new points that are scored")
     parser.add_argument("--tol", type=float, default=0.05, help="error asked for, in nats a point")
