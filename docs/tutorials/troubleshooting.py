@@ -113,6 +113,47 @@ message(lambda: sm.solve(reverse, x, (1e-3, 1.0), solver="euler-maruyama"))
 # **Cause.** Time runs from data at `t_min` up to noise at `t_max`. The reverse SDE runs down only. The
 # flow runs both ways, which is what makes [latents](latents.md).
 #
+# ### A word that nobody knows
+
+# %%
+message(lambda: sm.sample(model, (8, 2), solver="dpmpp-2m", step=20))
+
+# %% [markdown]
+# **Cause.** Keywords that a verb does not know are conditioning, and go to the network. One that looks like
+# an argument of the verb is taken for a slip.
+#
+# **Cure.** The spelling; or name the word in your network's `forward`
+# ([labels](your-own-network.md#labels-and-other-things-to-depend-on)).
+#
+# ### A generator that nothing is drawn from
+
+# %%
+message(lambda: sm.encode(model, x, generator=source))
+
+# %% [markdown]
+# **Cause.** Encoding follows the flow, which draws no noise. A seed there would look as if it mattered.
+#
+# ### An equation that cannot be reversed
+
+
+# %%
+class Shaken(sm.SDE):
+    state_dependent_noise = True
+
+    def f(self, t, x):
+        return -x
+
+    def g(self, t, x):
+        return 1 + x.abs()
+
+
+network = sm.nn.ResidualNetwork((2,), width=8, depth=1)
+shaken = sm.ScoreModel(network, Shaken(), "score")
+message(lambda: sm.ReverseSDE(shaken, (2,)))
+
+# %% [markdown]
+# **Cure.** Noise that depends on time alone; see [your own SDE](your-own-sde.md).
+#
 # ## While it solves
 #
 # ### NaN
@@ -211,6 +252,19 @@ message(lambda: sm.bits_per_dim(pictures, scaled, levels=256))
 # interpolation, nobody can tell which levels it had.
 #
 # **Cure.** Hand over the bytes; scaling is the dequantisation's work.
+#
+# ### Results of other settings
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    sm.evaluate(model, x[:4], folder, tol=0.5, progress=False)
+    message(lambda: sm.evaluate(model, x[:4], folder, tol=0.1, progress=False))
+
+# %% [markdown]
+# **Cause.** The folder holds what an earlier evaluation has finished, and goes on with it. Chunks of
+# different settings would make a mean of nothing. A changed model is noticed too.
+#
+# **Cure.** Another folder for each evaluation.
 #
 # ## Training
 #
