@@ -20,16 +20,13 @@ COLUMNS = 9
 
 
 def train(arguments: argparse.Namespace) -> sm.ScoreModel:
-    def draw(batch_size: int, generator: torch.Generator | None) -> torch.Tensor:
-        rows = torch.randint(len(DIGITS.train), (batch_size,), generator=generator)
-        return sm.data.dequantize(DIGITS.train[rows], DIGITS.levels, generator=generator)
-
     torch.manual_seed(arguments.seed)
     network = sm.nn.ResidualNetwork((1, 8, 8), width=arguments.width, depth=1)
     sde = sm.VPSDE(t_min=1e-4, data_std=0.5)
     model = sm.ScoreModel(network, sde, preconditioning="edm", event_shape=(1, 8, 8))
     return sm.fit(
-        model, draw, steps=arguments.steps, weight_decay=0.5, seed=arguments.seed
+        model, sm.data.find_data("digits").batches(), steps=arguments.steps, weight_decay=0.5,
+        seed=arguments.seed,
     ).model  # fmt: skip
 
 

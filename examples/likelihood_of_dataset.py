@@ -19,19 +19,14 @@ import sde_models as sm
 DIGITS = sm.data.digits()
 
 
-def draw(batch_size: int, generator: torch.Generator | None) -> torch.Tensor:
-    """Images with new noise in the grey levels each time."""
-    rows = torch.randint(len(DIGITS.train), (batch_size,), generator=generator)
-    return sm.data.dequantize(DIGITS.train[rows], DIGITS.levels, generator=generator)
-
-
 def train(arguments: argparse.Namespace) -> sm.ScoreModel:
     torch.manual_seed(arguments.seed)
     network = sm.nn.MixingNetwork((1, 8, 8), width=arguments.width, depth=2)
     sde = sm.VPSDE(t_min=1e-4, data_std=0.5)
     model = sm.ScoreModel(network, sde, preconditioning="edm", event_shape=(1, 8, 8))
+    data = sm.data.find_data("digits").batches()  # with new noise in the grey levels each time
     return sm.fit(
-        model, draw, steps=arguments.steps, batch_size=128, learning_rate=3e-3, weight_decay=0.01,
+        model, data, steps=arguments.steps, batch_size=128, learning_rate=3e-3, weight_decay=0.01,
         seed=arguments.seed, out=arguments.out / "training", checkpoint_every=200,
     ).model  # fmt: skip
 

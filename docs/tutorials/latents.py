@@ -115,20 +115,23 @@ def batch(count, generator):
     return train[rows], {"label": digits.train_labels[rows]}
 
 
-def trained(seed):
+def trained(make_network, sde, data, steps, seed):
     torch.manual_seed(seed)
-    network = sm.nn.ResidualNetwork((1, 8, 8), width=96, depth=2, classes=10)
-    model = sm.ScoreModel(network, sm.VPSDE(t_min=1e-3), preconditioning="edm")
+    model = sm.ScoreModel(make_network(), sde, preconditioning="edm")
     return sm.fit(
         model,
-        batch,
-        steps=400,
+        data,
+        steps=steps,
         batch_size=128,
         learning_rate=4e-3,
         averaging=0.99,
         seed=seed,
         progress=False,
     ).model
+
+
+def digit_network():
+    return sm.nn.ResidualNetwork((1, 8, 8), width=96, depth=2, classes=10)
 
 
 def show(rows, names, title):
@@ -152,7 +155,10 @@ def show(rows, names, title):
     plt.show()
 
 
-first, second = trained(0), trained(1)
+digit_sde = sm.VPSDE(t_min=1e-3)
+first, second = (
+    trained(digit_network, digit_sde, batch, 400, seed) for seed in (0, 1)
+)
 tolerance = {"rtol": 1e-4, "atol": 1e-4}
 z = sm.encode(first, images, label=labels, **tolerance).z
 again = sm.decode(first, z, label=labels, **tolerance).x
@@ -207,20 +213,8 @@ plane = sm.GaussianMixture(
 points = plane.sample(4000, generator=torch.Generator().manual_seed(0))
 
 
-def trained_on_points(seed):
-    torch.manual_seed(seed)
-    network = sm.nn.ResidualNetwork((2,), width=48, depth=2)
-    model = sm.ScoreModel(network, sde, preconditioning="edm")
-    return sm.fit(
-        model,
-        points,
-        steps=300,
-        batch_size=128,
-        learning_rate=4e-3,
-        averaging=0.99,
-        seed=seed,
-        progress=False,
-    ).model
+def point_network():
+    return sm.nn.ResidualNetwork((2,), width=48, depth=2)
 
 
 fresh = plane.sample(300, generator=torch.Generator().manual_seed(1))
@@ -228,8 +222,7 @@ codes = [
     sm.encode(model, fresh, rtol=1e-4, atol=1e-4).z
     for model in (
         plane.score_model(sde),
-        trained_on_points(0),
-        trained_on_points(1),
+        *(trained(point_network, sde, points, 300, seed) for seed in (0, 1)),
     )
 ]
 for name, i, j in (
