@@ -535,13 +535,32 @@ def test_gradient_reaches_a_learned_noise_schedule() -> None:
     torch.testing.assert_close(gradient("rk-batch"), gradient("ode:dopri8"), rtol=1e-5, atol=0)
 
 
-def test_single_precision_keeps_to_its_tolerance() -> None:
-    exact = ProductMixture(sm.VPSDE(), (1, 2, 2))
-    x = exact.sample(6, 1.0, generator())
-    flow = sm.ProbabilityFlow(exact.model.float())
-    got = sm.solve(flow, x.float(), (1.0, 1e-5), "rk-batch", rtol=1e-4, atol=1e-4).x
-    assert got.dtype == torch.float32
-    assert (got - exact.flow_map(x, 1.0, 1e-5)).abs().max() < 1e-3
+@pytest.mark.parametrize("tol", [1e-3, 1e-4])
+@pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
+def test_single_precision_keeps_to_its_tolerance(sde: sm.GaussianSDE, tol: float) -> None:
+    """Rounding does not choose the steps, so that the answer is that of float64 on any processor.
+
+    In units of the tolerance, as a step is judged: 99 of 100 samples are within 1 of the same solve
+    in double precision: 0.15 was measured, and up to 22 with steps that rounding chose. And
+    95 of 100 are within 1 for each step of the truth.
+    """
+    exact = ProductMixture(sde, (1, 2, 2))
+    x = exact.sample(256, sde.t_max, generator())
+    truth = exact.flow_map(x, sde.t_max, sde.t_min)
+
+    def solve(dtype: torch.dtype) -> sm.Solution:
+        flow = sm.ProbabilityFlow(ProductMixture(sde, (1, 2, 2)).model.to(dtype))
+        return sm.solve(flow, x.to(dtype), (sde.t_max, sde.t_min), "rk-batch", rtol=tol, atol=tol)
+
+    def share(difference: Tensor, share: float) -> float:
+        size = (difference / (tol * (1 + truth.abs()))).flatten(1).square().mean(1).sqrt()
+        return float(size.quantile(share))
+
+    single, double = solve(torch.float32), solve(F64)
+    assert single.x.dtype == torch.float32
+    assert share(single.x - double.x, 0.99) < 1
+    steps = (single.rows / len(x) - 2) / 6
+    assert share(single.x - truth, 0.95) < steps
 
 
 def test_log_prob_by_the_exact_trace() -> None:

@@ -32,9 +32,12 @@ from sde_models.solvers.runge_kutta_tableaus import (
 )
 
 TABLEAUS: dict[Any, Tableau] = {3: BOGACKI_SHAMPINE, 5: DORMAND_PRINCE}
-SAFETY = 0.8
-SHRINK, GROW = 0.2, 10.0
-"""How much a step may change at once."""
+SAFETY = 0.6
+"""Share of the step that the estimate allows: long steps have errors that the estimate misses."""
+
+SHRINK, GROW = 0.2, 4.0
+"""How much a step may change at once. The estimate of a small first step is rounding in single
+precision; where it lets the step grow as far as it may, rounding does not choose the next one."""
 
 
 class BatchRungeKutta(BatchSolver):
