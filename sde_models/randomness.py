@@ -89,8 +89,9 @@ def check_generator(generator: Any) -> torch.Generator | None:
         return generator
     if isinstance(generator, list | tuple):
         raise TypeError(
-            f"generator must be a single torch.Generator here, got {len(generator)}: one for each "
-            "sample is for drawing and measuring samples, as by sm.sample and sm.log_prob"
+            f"generator must be a single torch.Generator here, got a {type(generator).__name__} of "
+            f"{len(generator)}: one for each sample is for sm.sample, sm.solve, sm.log_prob and "
+            "sm.bits_per_dim"
         )
     raise TypeError(
         f"generator must be a torch.Generator, got {generator!r}: use "

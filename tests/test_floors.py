@@ -58,6 +58,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "data",
         "base_divergence",
         "split_batches",
+        "streams",
         "brownian",
         "divergence",
         "low_rank_divergence",
