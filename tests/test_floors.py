@@ -67,6 +67,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "errors",
         "network_calls",
         "priors",
+        "progress_bars",
         "randomness",
         "whole_files",
         "_shapes",

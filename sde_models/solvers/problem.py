@@ -122,6 +122,7 @@ class Problem:
             if self.recorder.wants(start):
                 self.recorder.save(start, self.x)
             yield self.recorder
+            self.recorder.complete()
         finally:
             self.recorder.close()
             self.drift.release()

@@ -27,6 +27,7 @@ from sde_models.solvers.arguments import (
 )
 from sde_models.solvers.base import Solver
 from sde_models.solvers.problem import Problem
+from sde_models.solvers.progress import SolveProgress
 from sde_models.solvers.recording import Recorder, Solution, Step
 from sde_models.solvers.table import solver as find_solver
 from sde_models.streams import Source
@@ -138,7 +139,7 @@ def solve(
             save_all=path is True,
             save_at=save_at,
             max_steps=(max_steps or DEFAULT_MAX_STEPS) if method.adaptive else None,
-            progress=progress,
+            progress=SolveProgress(system, times) if progress else None,
             callback=callback,
             cost=cost,
         )
