@@ -16,7 +16,9 @@ from sde_models._shapes import Time, as_time, per_sample
 from sde_models.counting import record
 from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.models import Model
-from sde_models.randomness import standard_normal
+from sde_models.randomness import standard_normal_like
+from sde_models.split_batches import draw_rows
+from sde_models.streams import Source, as_source
 
 
 class GaussianMixture(nn.Module):
@@ -85,28 +87,34 @@ class GaussianMixture(nn.Module):
         """Log-density in nats, shape ``(B,)``, of points of shape ``(B, *event)``."""
         return self._log_joint(self._whiten(self._flat(x) - self.means[:, None])).logsumexp(0)
 
-    def sample(self, n: int | Sequence[int], *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int | Sequence[int], *, generator: Source = None) -> Tensor:
         """Draw points: shape ``(n, D)``, or ``(*n, D)`` for a shape ``n``.
 
+        Args:
+            n: Number of points, or their shape.
+            generator: Source of randomness; a sequence has one for each point.
+
         Raises:
-            ValueError: If none are asked for.
+            TypeError: If ``generator`` is none.
+            ValueError: If no points are asked for, or there is not one generator for each.
         """
         shape = (n,) if isinstance(n, int) else tuple(n)
         count = math.prod(shape)
         if count < 1:
             raise ValueError(f"at least one point is wanted, got n={n}")
+        like = self.means.new_empty(count, self.dim)
+        return draw_rows(self._draw, like, as_source(generator, count)).reshape(*shape, self.dim)
+
+    def _draw(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Points in the shape of ``like``."""
         device = self.means.device if generator is None else generator.device
         weights = self.log_weights.exp().to(device)
-        component = torch.multinomial(weights, count, replacement=True, generator=generator)
+        component = torch.multinomial(weights, len(like), replacement=True, generator=generator)
         component = component.to(self.means.device)
-        noise = standard_normal(
-            (count, self.dim),
-            generator=generator, dtype=self.means.dtype, device=self.means.device,
-        )  # fmt: skip
-        deviation = self.variances[component].sqrt() * noise
+        deviation = self.variances[component].sqrt() * standard_normal_like(like, generator)
         if self.axes.numel():
             deviation = torch.einsum("bij,bj->bi", self.axes[component], deviation)
-        return (self.means[component] + deviation).reshape(*shape, self.dim)
+        return self.means[component] + deviation
 
     def mean(self) -> Tensor:
         """Mean of the mixture, shape ``(D,)``."""

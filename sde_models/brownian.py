@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torchsde
@@ -12,6 +13,7 @@ from torch import Tensor
 from sde_models._shapes import per_sample
 from sde_models.randomness import entropy_from, standard_normal_like
 from sde_models.split_batches import draw_rows
+from sde_models.streams import Source, independent_parts, of_some_rows
 
 
 class FreshBrownian(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde is untyped
@@ -33,7 +35,7 @@ class FreshBrownian(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde is
 
     __slots__ = ("_generator", "_like")
 
-    def __init__(self, like: Tensor, generator: torch.Generator | None) -> None:
+    def __init__(self, like: Tensor, generator: Source) -> None:
         self._like = like
         self._generator = generator
 
@@ -80,22 +82,68 @@ class FreshBrownian(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde is
         return "foster"
 
 
+class StackedBrownian(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde is untyped
+    """A Brownian motion of a batch, put together from one for each sample.
+
+    Args:
+        parts: Those of the samples, with flat shapes ``(1, D)``.
+    """
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, parts: Sequence[torchsde.BaseBrownian]) -> None:
+        self._parts = parts
+
+    def __call__(self, *interval: Any, **asked: Any) -> Tensor | tuple[Tensor, ...]:
+        found = [part(*interval, **asked) for part in self._parts]
+        if isinstance(found[0], Tensor):
+            return torch.cat(found)
+        return tuple(torch.cat(column) for column in zip(*found, strict=True))
+
+    def __repr__(self) -> str:
+        return f"StackedBrownian({len(self._parts)} of {self._parts[0]!r})"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self._parts[0].dtype
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self._parts[0].device
+        return device
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self._parts), *self._parts[0].shape[1:]))
+
+    @property
+    def levy_area_approximation(self) -> str:
+        levy_area: str = self._parts[0].levy_area_approximation
+        return levy_area
+
+
 def remembering_brownian(
-    like: Tensor, clock: Tensor, generator: torch.Generator | None, levy_area: str
+    like: Tensor, clock: Tensor, generator: Source, levy_area: str
 ) -> torchsde.BaseBrownian:
     """torchsde's BrownianInterval over the whole solve, seeded from the generator.
 
-    ``torch.manual_seed`` does not reach its default seed, which comes from NumPy.
+    ``torch.manual_seed`` does not reach its default seed, which comes from NumPy. One for each
+    sample where each has its generator.
     """
-    return torchsde.BrownianInterval(
-        t0=float(clock[0]),
-        t1=float(clock[-1]),
-        size=tuple(like.shape),
-        dtype=like.dtype,
-        device=like.device,
-        entropy=entropy_from(generator),
-        levy_area_approximation=levy_area,
-    )
+    parts = [
+        torchsde.BrownianInterval(
+            t0=float(clock[0]),
+            t1=float(clock[-1]),
+            size=tuple(like[rows].shape),
+            dtype=like.dtype,
+            device=like.device,
+            entropy=entropy_from(own),
+            levy_area_approximation=levy_area,
+        )
+        for rows, own in independent_parts(generator, len(like))
+    ]
+    return parts[0] if len(parts) == 1 else StackedBrownian(parts)
 
 
 class RememberedIncrements:
@@ -107,11 +155,11 @@ class RememberedIncrements:
 
     Args:
         like: State whose shape, dtype and device the noise has.
-        noise: Draws standard normal numbers like a tensor.
+        generator: Source of randomness, torch's global one if None.
     """
 
-    def __init__(self, like: Tensor, noise: Callable[[Tensor], Tensor]) -> None:
-        self._like, self._noise = like.detach(), noise
+    def __init__(self, like: Tensor, generator: Source) -> None:
+        self._like, self._generator = like.detach(), generator
         # A known point is how far ahead it lies (infinite: none) and the path's value there.
         where = torch.float32 if like.device.type == "mps" else torch.float64
         self._ahead = torch.empty(0, len(like), device=like.device, dtype=where)
@@ -119,7 +167,8 @@ class RememberedIncrements:
 
     def draw(self, rows: Tensor, h: Tensor) -> Tensor:
         """The increments of samples ``rows`` over steps of lengths ``h``."""
-        noise = self._noise(self._like[rows])
+        own = of_some_rows(self._generator, rows)
+        noise = draw_rows(standard_normal_like, self._like[rows], own)
         if not len(self._ahead):
             return per_sample(h.sqrt().to(noise), noise) * noise
         ahead = self._ahead[:, rows]

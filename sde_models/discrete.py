@@ -32,9 +32,9 @@ from sde_models.data.dequantization import check_levels
 from sde_models.divergence import standard_error
 from sde_models.likelihood import LogProb, log_prob
 from sde_models.models import Model, check_model
-from sde_models.randomness import check_generator
 from sde_models.solvers import Solver
 from sde_models.solvers.arguments import whole_number
+from sde_models.streams import Source, as_source, independent_parts
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def bits_per_dim(
     transform: Transform | None = None,
     data_range: tuple[float, float] = (-1.0, 1.0),
     solver: str | Solver = "adams-batch",
-    generator: torch.Generator | None = None,
+    generator: Source = None,
     **arguments: Any,
 ) -> BitsPerDim:
     """Compute bits per dimension of images on integer levels.
@@ -103,7 +103,8 @@ def bits_per_dim(
         data_range: What the levels are mapped to: level k fills the k-th of ``levels`` equal
             parts of it.
         solver: An ODE solver in :func:`~sde_models.solvers`.
-        generator: Source of the dequantisation and the probes; torch's global one if None.
+        generator: Source of the dequantisation and the probes; torch's global one if None. With a
+            sequence each image has its own, and its bits do not depend on the others.
         **arguments: Those of :func:`~sde_models.log_prob`, and conditioning.
 
     Raises:
@@ -120,7 +121,7 @@ def bits_per_dim(
     """
     check_model(model)
     check_levels(images, levels)
-    check_generator(generator)
+    source = as_source(generator, len(images))
     draws = whole_number("importance_samples", importance_samples) or 1
     bounds = whole_number("repeats", repeats) or 1
     density = find_dequantization(dequantization, model.sde)
@@ -130,9 +131,13 @@ def bits_per_dim(
 
     def draw() -> tuple[Tensor, LogProb]:
         """Log of p(y) / q(y) for a point y of each cell."""
-        y, log_q = density.draw(images, levels, data_range, generator, dtype)
+        filled = [
+            density.draw(images[rows], levels, data_range, own, dtype)
+            for rows, own in independent_parts(source, len(images))
+        ]
+        y, log_q = (torch.cat(column) for column in zip(*filled, strict=True))
         z, log_det = _change_of_variables(to_model, y)
-        found = log_prob(model, z, solver, generator=generator, **arguments)
+        found = log_prob(model, z, solver, generator=source, **arguments)
         return found.value + (log_det - log_q), found
 
     with count_evaluations() as cost:

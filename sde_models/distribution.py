@@ -17,6 +17,7 @@ from torch.distributions import Distribution, Transform, constraints
 from sde_models.latents import decode, encode
 from sde_models.likelihood import log_prob
 from sde_models.models import Model, check_model
+from sde_models.streams import Source
 
 
 class LatentTransform(Transform):
@@ -157,16 +158,18 @@ class ScoreDistribution(Distribution):
         new._validate_args = self._validate_args
         return new
 
-    def sample(
-        self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Draw samples, shape ``(*sample_shape, *batch_shape, *event)``, without a graph."""
+    def sample(self, sample_shape: Sequence[int] = (), generator: Source = None) -> Tensor:
+        """Draw samples, shape ``(*sample_shape, *batch_shape, *event)``, without a graph.
+
+        Args:
+            sample_shape: Shape of samples for each entry of the batch.
+            generator: Source of randomness; a sequence has one for each sample, in the order in
+                which the result holds them.
+        """
         with torch.no_grad():
             return self.rsample(sample_shape, generator)
 
-    def rsample(
-        self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None
-    ) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = (), generator: Source = None) -> Tensor:
         """Draw samples that carry a graph to what the model's flow depends on, if any."""
         shape = self._extended_shape(torch.Size(sample_shape))
         count = shape[: len(shape) - len(self.event_shape)].numel()

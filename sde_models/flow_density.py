@@ -20,10 +20,10 @@ from sde_models.likelihood_accuracy import ToAccuracy
 from sde_models.likelihood_methods import METHODS, Likelihood
 from sde_models.models import Model, check_is_function, check_model
 from sde_models.priors import Prior
-from sde_models.randomness import check_generator, entropy_from
 from sde_models.solvers import Solution, Solver, Step
 from sde_models.solvers import solver as find_solver
 from sde_models.solvers.arguments import check_callback, whole_number
+from sde_models.streams import Source, as_source, repeatable
 
 DEFAULT_INTERVALS = 64
 """Intervals between the nodes of a quadrature that is told none."""
@@ -83,7 +83,7 @@ def integrate_flow(
     tol: float | None = None,
     prior: Prior | None = None,
     estimate_solver_error: bool = True,
-    generator: torch.Generator | None = None,
+    generator: Source = None,
     gradient: str | None = None,
     steps: int | None = None,
     rtol: float | None = None,
@@ -105,10 +105,10 @@ def integrate_flow(
     further: dict[str, Any] = {"gradient": gradient, "progress": progress, "callback": callback}
     check_model(model)
     check_is_function(model)
-    check_generator(generator)
     check_callback(callback)
     found = find_solver(solver)
     check_batch(x, model.event_shape)
+    source = as_source(generator, len(x))
     if method is None:
         method = "quadrature" if found.diffusion_only else "augmented"
     if method not in METHODS:
@@ -121,10 +121,12 @@ def integrate_flow(
     if divergence is None:
         divergence = "exact" if tol is None else "auto"
     estimator = find_divergence(divergence, x[0].numel(), method == "quadrature")
+    if estimator.exact:  # draws nothing
+        source = torch.Generator().manual_seed(0)
     way: Any = METHODS[method](
         model, x, found, estimator,
         model.sde.prior(tuple(x.shape[1:])) if prior is None else prior,
-        0 if estimator.exact else entropy_from(generator),
+        repeatable(source, len(x), x.device),
         {name: usable(value) for name, value in cond.items()}, _check_nodes(nodes), decodes,
     )  # fmt: skip
     with count_evaluations() as cost:

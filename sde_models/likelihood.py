@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sde_models.base_divergence import Divergence
@@ -25,6 +24,7 @@ from sde_models.flow_density import LogProb, integrate_flow
 from sde_models.models import Model
 from sde_models.priors import Prior
 from sde_models.solvers import Solution, Solver, Step
+from sde_models.streams import Source
 
 __all__ = ["LogProb", "decode_with_log_prob", "log_prob"]
 
@@ -40,7 +40,7 @@ def log_prob(
     tol: float | None = None,
     prior: Prior | None = None,
     estimate_solver_error: bool = True,
-    generator: torch.Generator | None = None,
+    generator: Source = None,
     gradient: str | None = None,
     steps: int | None = None,
     rtol: float | None = None,
@@ -74,7 +74,8 @@ def log_prob(
         prior: Distribution at ``t_max``, in place of the SDE's own.
         estimate_solver_error: For solvers that do not tell their error, solve a second time at
             ten times the tolerance, or with half the steps, and report the difference.
-        generator: Source of the probes; torch's global one if None.
+        generator: Source of the probes; torch's global one if None. With a sequence each sample
+            has its own, and its probes do not depend on the others.
         gradient: As in :func:`~sde_models.solve`.
         steps: Number of steps of a fixed-step solver.
         rtol: Relative tolerance of an adaptive solver; if None what is usual for it.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sde_models.likelihood_methods import STEPS_IN_ERROR, Estimate, QuadratureLikelihood
 from sde_models.solvers import Solution
+from sde_models.streams import Source, of_some_rows
 from sde_models.trace_quadrature import TraceIntegral, Traces, integrate_traces
 
 PATH_SHARE, QUADRATURE_SHARE = 0.35, 0.25
@@ -59,10 +60,9 @@ class ToAccuracy:
     def run(self, way: QuadratureLikelihood) -> tuple[Estimate, Tensor]:
         """The estimates, and the errors of the steps."""
         way = replace(way, intervals=SOLVED_INTERVALS)
-        self.generator = way.fresh_generator()
         first = self.tol * PATH_SHARE / (STEPS_IN_ERROR * math.sqrt(way.x[0].numel()))
         paths = self._paths(way, first, MOST_ROUNDS)
-        integral = self._integral(way, paths, FIRST_INTERVALS)
+        integral = self._integral(way, paths, FIRST_INTERVALS, way.fresh_source())
         solution = replace(
             self.solutions[0],
             accepted=sum(s.accepted for s in self.solutions),
@@ -87,7 +87,12 @@ class ToAccuracy:
         return paths
 
     def _integral(
-        self, way: QuadratureLikelihood, paths: _Paths, intervals: int, known: Traces | None = None
+        self,
+        way: QuadratureLikelihood,
+        paths: _Paths,
+        intervals: int,
+        source: Source,
+        known: Traces | None = None,
     ) -> TraceIntegral:
         """Integrate, with as many probes as it takes, and with more nodes where these are too few.
 
@@ -95,30 +100,40 @@ class ToAccuracy:
             way: With the estimator to begin with, and the intervals that states are known at.
             paths: The paths of its samples.
             intervals: Intervals between the nodes.
+            source: Source of the probes of its samples.
             known: Traces at every other node, if they are known.
         """
         if intervals > way.intervals:
             way, paths = self._denser(way, paths, intervals)
         states = paths.states[:, :: way.intervals // intervals].transpose(0, 1)
         target = 0.5 * (1 - PATH_SHARE - QUADRATURE_SHARE) * self.tol
-        traces = way.calm_traces(states, target, self.generator, known)
+        traces = way.calm_traces(states, target, source, known)
         integral = integrate_traces(way.model, traces, way.x[0].numel())
         rough = (integral.error > QUADRATURE_SHARE * self.tol).nonzero().flatten()
         if len(rough) and intervals < MOST_INTERVALS:
             kept = traces.at((slice(None), rough))
-            part = self._integral(way.part(rough), _part(paths, rough), 2 * intervals, kept)
+            part = self._integral(
+                way.part(rough), _part(paths, rough), 2 * intervals, of_some_rows(source, rough),
+                kept,
+            )  # fmt: skip
             integral = _put(integral, rough, part)
         return integral
 
     def _denser(
         self, way: QuadratureLikelihood, paths: _Paths, intervals: int
     ) -> tuple[QuadratureLikelihood, _Paths]:
-        """The same paths with states at more nodes."""
+        """The same paths, each to its tolerance, with states at more nodes."""
         way = replace(way, intervals=intervals)
-        half = 0.5 * float(paths.tolerance.min())
-        solution = way.solve(rtol=half, atol=half, **self.arguments)
-        self.solutions.append(solution)
-        return way, replace(paths, states=way.states(solution).transpose(0, 1))
+        solved, states = [], []
+        for tolerance in paths.tolerance.unique():
+            rows = (paths.tolerance == tolerance).nonzero().flatten()
+            half = 0.5 * float(tolerance)
+            solution = way.part(rows).solve(rtol=half, atol=half, **self.arguments)
+            self.solutions.append(solution)
+            solved.append(rows)
+            states.append(way.states(solution).transpose(0, 1))
+        order = torch.cat(solved).argsort()
+        return way, replace(paths, states=torch.cat(states)[order])
 
 
 def _part(whole: Any, rows: Tensor) -> Any:

@@ -18,6 +18,8 @@ from sde_models.models import Model
 from sde_models.priors import Prior
 from sde_models.probe_allocation import Allocation, Pairs
 from sde_models.solvers import Solution, Solver, Step, solve
+from sde_models.split_batches import draw_rows
+from sde_models.streams import Source, Streams, of_some_rows
 from sde_models.systems import ProbabilityFlow
 from sde_models.trace_quadrature import (
     Traces,
@@ -61,7 +63,7 @@ class Likelihood(ABC):
         solver: Solver of the path.
         estimator: Trace estimator.
         prior: Distribution at ``t_max``.
-        seed: Seed of the probes.
+        fresh_source: Gives a source of the same probes each time.
         cond: Conditioning by name.
         intervals: Intervals between the nodes of a quadrature.
         decodes: Whether ``x`` are latents, and paths run from them down to data.
@@ -74,7 +76,7 @@ class Likelihood(ABC):
     solver: Solver
     estimator: Divergence
     prior: Prior
-    seed: int
+    fresh_source: Callable[[], Source]
     cond: dict[str, Any]
     intervals: int
     decodes: bool = False
@@ -84,10 +86,6 @@ class Likelihood(ABC):
         """From the data to the noise, or back."""
         ends = self.model.sde.t_min, self.model.sde.t_max
         return ends[::-1] if self.decodes else ends
-
-    def fresh_generator(self) -> torch.Generator:
-        """A source of the same probes each time."""
-        return torch.Generator(device=self.x.device).manual_seed(self.seed)
 
     @abstractmethod
     def run(self, *, callback: Callback | None = None, **arguments: Any) -> Estimate:
@@ -117,7 +115,7 @@ class AugmentedLikelihood(Likelihood):
     def run(self, *, callback: Callback | None = None, **arguments: Any) -> Estimate:
         augmented = AugmentedFlow(
             ProbabilityFlow(self.model, **self.cond), tuple(self.x.shape[1:]), self.estimator,
-            self.estimator.draw(self.x, self.fresh_generator()),
+            draw_rows(self.estimator.draw, self.x, self.fresh_source(), dim=1),
         )  # fmt: skip
 
         def tell(step: Step) -> None:
@@ -141,12 +139,12 @@ class QuadratureLikelihood(Likelihood):
 
     def run(self, **arguments: Any) -> Estimate:
         solution = self.solve(**arguments)
-        states, generator = self.states(solution), self.fresh_generator()
+        states, source = self.states(solution), self.fresh_source()
         if self.estimator.alternatives:
             target = STEPS_IN_ERROR * math.sqrt(self.x[0].numel()) * self._tolerance(arguments)
-            traces = self.calm_traces(states, target, generator)
+            traces = self.calm_traces(states, target, source)
         else:
-            traces = self.traces(states, self.estimator, _all_pairs(states), generator)
+            traces = self.traces(states, self.estimator, _all_pairs(states), source)
             traces = traces.reshaped(states.shape[:2])
         integral = integrate_traces(self.model, traces, self.x[0].numel())
         z = self.x if self.decodes else solution.x
@@ -173,34 +171,35 @@ class QuadratureLikelihood(Likelihood):
         return path.flip(0) if self.decodes else path
 
     def calm_traces(
-        self, states: Tensor, target: float, generator: torch.Generator, known: Traces | None = None
+        self, states: Tensor, target: float, source: Source, known: Traces | None = None
     ) -> Traces:
         """Traces at all nodes with as many probes as bring their part of the error to a target.
 
         Args:
             states: States at the nodes, shape ``(M, B, *event)``.
             target: Standard error in nats.
-            generator: Source of the probes.
+            source: Source of the probes.
             known: Traces at every other node, if they are known.
         """
 
         def estimate(estimator: Divergence, pairs: Pairs) -> Traces:
-            return self.traces(states, estimator, pairs, generator)
+            return self.traces(states, estimator, pairs, source)
 
         weights = node_weights(self.model, len(states) - 1, states).detach()
-        allocation = Allocation(estimate, self.estimator, weights, states[0, 0].numel(), target)
+        allocation = Allocation(
+            estimate, self.estimator, weights, states[0, 0].numel(), target,
+            separate=isinstance(source, Streams),
+        )  # fmt: skip
         return allocation.run(states.shape[1], known)
 
-    def traces(
-        self, states: Tensor, estimator: Divergence, pairs: Pairs, generator: torch.Generator
-    ) -> Traces:
+    def traces(self, states: Tensor, estimator: Divergence, pairs: Pairs, source: Source) -> Traces:
         """Estimates of the divergence of eps, fields of shape ``(n,)``.
 
         Args:
             states: States at the nodes, shape ``(M, B, *event)``.
             estimator: Trace estimator.
             pairs: Numbers of the nodes and of the samples, shape ``(n,)`` each.
-            generator: Source of the probes.
+            source: Source of the probes.
         """
         sde: Any = self.model.sde
         nodes, samples = pairs
@@ -208,8 +207,8 @@ class QuadratureLikelihood(Likelihood):
         # A trace is a derivative, and cannot be taken in inference mode.
         with torch.inference_mode(False), torch.set_grad_enabled(states.requires_grad):
             return estimate_traces(
-                self.model, times[nodes], states[nodes, samples], estimator, generator,
-                of_some_samples(self.cond, samples, len(self.x)),
+                self.model, times[nodes], states[nodes, samples], estimator,
+                of_some_rows(source, samples), of_some_samples(self.cond, samples, len(self.x)),
             )  # fmt: skip
 
     def part(self, rows: Tensor) -> QuadratureLikelihood:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from sde_models.randomness import standard_normal
+from sde_models.randomness import standard_normal_like
+from sde_models.split_batches import draw_rows
+from sde_models.streams import Source, as_source
 
 
 class Prior(Protocol):
@@ -53,14 +55,19 @@ class IsotropicGaussian(Distribution):
         self,
         sample_shape: Sequence[int] = (),
         *,
-        generator: torch.Generator | None = None,
+        generator: Source = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Draw samples of shape ``(*sample_shape, *event_shape)``."""
-        shape = (*sample_shape, *self.event_shape)
-        noise = standard_normal(shape, generator=generator, dtype=dtype, device=device)
-        return self.std * noise
+        """Draw samples of shape ``(*sample_shape, *event_shape)``.
+
+        Raises:
+            TypeError, ValueError: For a ``generator`` that is neither one nor one for each sample.
+        """
+        count = math.prod(sample_shape)
+        like = torch.empty((count, *self.event_shape), dtype=dtype, device=device)
+        noise = draw_rows(standard_normal_like, like, as_source(generator, count))
+        return self.std * noise.reshape(*sample_shape, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats, shape of ``value`` without its event dimensions.

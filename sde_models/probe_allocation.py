@@ -47,6 +47,8 @@ class Allocation:
         weights: What each node counts in the integral, shape ``(M,)``.
         size: Numbers in an event.
         target: Standard error in nats.
+        separate: Whether each sample decides by itself if an alternative is better; else all do
+            together, which takes fewer trials.
     """
 
     estimate: Estimate
@@ -54,6 +56,7 @@ class Allocation:
     weights: Tensor
     size: int
     target: float
+    separate: bool = False
 
     def run(self, count: int, known: Traces | None = None) -> Traces:
         """Traces at all nodes.
@@ -78,7 +81,8 @@ class Allocation:
                     traces = traces.replaced(pairs, self.estimate(trial, pairs))
                     unknown = torch.full_like(unit[0], math.inf)
                     unit.append(unknown.index_put(pairs, _unit(traces.at(pairs))))
-                    continue
+                    # Whoever has tried it looks again before it asks for more.
+                    wanted[:, pairs[1] if self.separate else slice(None)] = 0
             cheapest = torch.stack(unit).argmin(0)
             for number, family in enumerate(families):
                 traces = self._more(traces, family, wanted * (cheapest == number))
@@ -106,14 +110,21 @@ class Allocation:
     ) -> Pairs:
         """Where an alternative is tried: nowhere if it is no better at a few of these places."""
         products = trial.products_for(self.size)
-        pairs = (wanted > products).nonzero().unbind(1)
+        open_places = wanted > products
         if products >= WORTH_OF_EXACT * self.size:
-            return tuple(of[:0] for of in pairs)
-        stride = math.ceil(len(pairs[0]) / A_FEW)
-        few = tuple(of[:: max(stride, 1)] for of in pairs)
-        if len(few[0]) and _unit(self.estimate(trial, few)).mean() > BETTER * unit[few].mean():
-            return tuple(of[:0] for of in pairs)
-        return pairs
+            open_places = torch.zeros_like(open_places)
+        # A column for those who decide together.
+        places = open_places if self.separate else open_places.reshape(-1, 1)
+        number = places.cumsum(0) - 1
+        stride = (places.sum(0) / A_FEW).ceil().clamp(min=1)
+        few = (places & (number % stride == 0)).reshape(wanted.shape)
+        pairs = few.nonzero().unbind(1)
+        if not len(pairs[0]):
+            return pairs
+        found = torch.zeros_like(unit).index_put(pairs, _unit(self.estimate(trial, pairs)))
+        known = unit.where(few, 0.0)
+        worse = found.reshape(places.shape).sum(0) > BETTER * known.reshape(places.shape).sum(0)
+        return (places & ~worse).reshape(wanted.shape).nonzero().unbind(1)
 
     def _wanted(self, traces: Traces, unit: Tensor) -> Tensor:
         """Products to estimate anew with: 0 where an estimate may stay, infinite for exact."""

@@ -79,20 +79,28 @@ def make_generator(seed: int, first: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(mixed[:8]) >> 1)
 
 
-def check_generator(generator: Any) -> None:
-    """Refuse what is no generator.
+def check_generator(generator: Any) -> torch.Generator | None:
+    """Return a generator, or None; refuse what is neither.
 
     Raises:
         TypeError: Saying how to make one.
     """
-    if generator is not None and not isinstance(generator, torch.Generator):
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    if isinstance(generator, list | tuple):
         raise TypeError(
-            f"generator must be a torch.Generator, got {generator!r}: use "
-            "torch.Generator().manual_seed(0)"
+            f"generator must be a single torch.Generator here, got a {type(generator).__name__} of "
+            f"{len(generator)}: one for each sample is for sm.sample, sm.solve, sm.log_prob and "
+            "sm.bits_per_dim"
         )
+    raise TypeError(
+        f"generator must be a torch.Generator, got {generator!r}: use "
+        "torch.Generator().manual_seed(0)"
+    )
 
 
 def _drawn_on(
     generator: torch.Generator | None, device: torch.device | str | None
 ) -> torch.device | str | None:
-    return device if generator is None else generator.device
+    own = check_generator(generator)
+    return device if own is None else own.device

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from sde_models.errors import NonFiniteError
 from sde_models.likelihood import LogProb, decode_with_log_prob
 from sde_models.models import Model, check_model
 from sde_models.priors import Prior
-from sde_models.randomness import check_generator
 from sde_models.solvers import Solution, Solver, solve
 from sde_models.solvers import solver as find_solver
+from sde_models.split_batches import draw_rows
+from sde_models.streams import Source, as_source
 from sde_models.systems import ProbabilityFlow, ReverseSDE
 
 SOLVE_ARGUMENTS = frozenset(solve.__kwdefaults__ or {})
@@ -50,7 +52,7 @@ def sample(
     prior: Prior | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-    generator: torch.Generator | None = None,
+    generator: Source = None,
     **arguments: Any,
 ) -> Sample:
     """Draw samples from a model.
@@ -73,24 +75,36 @@ def sample(
         prior: Distribution at ``t_max``, in place of the SDE's own.
         dtype: Floating dtype, the model's if None.
         device: Device, the model's if None.
-        generator: Source of all randomness; torch's global one if None.
+        generator: Source of all randomness; torch's global one if None. A sequence with one for
+            each sample, ``[torch.Generator().manual_seed(s) for s in seeds]``, makes a sample the
+            same alone and in every batch: to rounding, and to their tolerance for adaptive solvers
+            whose samples share their steps ("ode:" and "scipy:").
         **arguments: ``steps``, ``grid``, ``rtol``, ``atol``, ``path``, ``max_steps``,
             ``gradient``, ``progress``, ``callback`` of :func:`~sde_models.solve`, and conditioning.
 
     Raises:
         ValueError: If ``shape`` is not ``(n, *event)`` with n of 1 or more or does not fit the
-            model, and whatever :func:`~sde_models.solve` raises.
+            model, if ``generator`` has not one entry for each sample, and whatever
+            :func:`~sde_models.solve` raises.
 
     Example:
         >>> model = sm.GaussianMixture([[-2.0], [2.0]], 0.1).score_model(sm.VPSDE())
         >>> out = sample(model, (16, 1), solver="euler-maruyama", steps=50)
         >>> out.x.shape, out.nfe
         (torch.Size([16, 1]), 50)
+
+        The samples of seeds 3 and 7, whatever else is drawn with them:
+
+        >>> def draw(seeds):
+        ...     own = [torch.Generator().manual_seed(s) for s in seeds]
+        ...     return sample(model, (len(seeds), 1), "ddim", eta=1.0, steps=20, generator=own).x
+        >>> torch.allclose(draw([7, 1, 3])[[2, 0]], draw([3, 7]))
+        True
     """
     check_model(model)
-    check_generator(generator)
     method = find_solver(solver)
     event_shape = _check_shape(model, shape)
+    source = as_source(generator, shape[0])
     # A network in half precision still has a state in single precision.
     dtype = torch.promote_types(model.dtype, torch.float32) if dtype is None else dtype
     if not dtype.is_floating_point:
@@ -98,16 +112,15 @@ def sample(
     device = model.device if device is None else device
     if prior is None:
         start = model.sde.prior(event_shape).sample(
-            shape[:1], generator=generator, dtype=dtype, device=device
+            shape[:1], generator=source, dtype=dtype, device=device
         )
     else:
-        source = {} if generator is None else {"generator": generator}
-        start = prior.sample(shape[:1], **source).to(dtype=dtype, device=device)
-        start = start.reshape(tuple(shape))
+        like = torch.empty(tuple(shape), dtype=dtype, device=device)
+        start = draw_rows(partial(_draw_from, prior), like, source)
     if return_log_prob:
         stochastic = eta is not None or method.draws_noise(ProbabilityFlow(model))
         _check_has_density(method, stochastic, denoise, arguments)
-        own = {"generator": generator, "prior": prior, **(density or {}), **arguments}
+        own = {"generator": source, "prior": prior, **(density or {}), **arguments}
         found, solution = decode_with_log_prob(model, start, method, **own)
         return Sample(**{**vars(solution), "log_prob": found, "nfe": found.nfe, "rows": found.rows})
     if density is not None:
@@ -123,7 +136,7 @@ def sample(
     else:
         system = ReverseSDE(model, event_shape, 1.0 if eta is None else eta)
     if method.draws_noise(system):
-        arguments["generator"] = generator
+        arguments["generator"] = source
     sde = model.sde
     solution = solve(system, start, (sde.t_max, sde.t_min), method, **arguments)
     fields = dict(vars(solution))
@@ -133,6 +146,12 @@ def sample(
         fields["nfe"] += cost.nfe
         _check_denoised(model, fields["x"], fields["nfe"])
     return Sample(**fields)
+
+
+def _draw_from(prior: Prior, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A draw from a user's prior, which is given a generator only where there is one."""
+    source = {} if generator is None else {"generator": generator}
+    return prior.sample(like.shape[:1], **source).to(like).reshape(like.shape)
 
 
 def _check_has_density(

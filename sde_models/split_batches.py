@@ -9,10 +9,12 @@ nothing but rounding.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from sde_models.streams import Source, independent_parts
 
 Drawn = TypeVar("Drawn", Tensor, Tensor | None)
 
@@ -86,7 +88,7 @@ class PartGenerator(torch.Generator):
 def draw_rows(
     draw: Callable[[Tensor, torch.Generator | None], Drawn],
     like: Tensor,
-    generator: torch.Generator | None,
+    generator: Source,
     dim: int = 0,
 ) -> Drawn:
     """Draw numbers with one row for each sample.
@@ -95,15 +97,17 @@ def draw_rows(
         draw: Draws for a batch, called as ``draw(like, generator)``; it may return None.
         like: The samples, shape ``(B, *event)``.
         generator: Source of randomness. With a :class:`PartGenerator` of which these are the rows
-            numbers are drawn for the whole batch.
+            numbers are drawn for the whole batch; with :class:`~sde_models.streams.Streams` for
+            each sample from its own.
         dim: The dimension of what is drawn that counts the samples.
     """
-    if not isinstance(generator, PartGenerator) or not generator.covers(like):
-        return draw(like, generator)
-    drawn = draw(like[:1].expand(generator.size, *like.shape[1:]), generator.whole)
-    if drawn is None:
-        return drawn
-    return drawn.narrow(dim, generator.rows.start, len(like))
+    if isinstance(generator, PartGenerator) and generator.covers(like):
+        drawn = draw(like[:1].expand(generator.size, *like.shape[1:]), generator.whole)
+        if drawn is None:
+            return drawn
+        return drawn.narrow(dim, generator.rows.start, len(like))
+    parts: Any = [draw(like[rows], own) for rows, own in independent_parts(generator, len(like))]
+    return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts, dim)
 
 
 def pool_rows(

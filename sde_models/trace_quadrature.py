@@ -31,6 +31,8 @@ from torch import Tensor
 from sde_models.base_divergence import Divergence, most_numbers
 from sde_models.conditioning import of_some_samples
 from sde_models.models import Model
+from sde_models.split_batches import draw_rows
+from sde_models.streams import Source, of_some_rows
 
 GREGORY = (3 / 8, 7 / 6, 23 / 24)
 """Weights at the ends that make the trapezoidal rule exact for cubics."""
@@ -118,7 +120,7 @@ def estimate_traces(
     t: Tensor,
     x: Tensor,
     estimator: Divergence,
-    generator: torch.Generator | None,
+    source: Source,
     cond: dict[str, Any],
 ) -> Traces:
     r"""Estimate the divergence of eps at points, with probes for each; fields of shape ``(n,)``.
@@ -132,7 +134,7 @@ def estimate_traces(
         t: Times as the SDE makes them, shape ``(n,)``.
         x: Points, shape ``(n, *event)``.
         estimator: Trace estimator.
-        generator: Source of the probes.
+        source: Source of the probes; a sequence has a generator for each point.
         cond: Conditioning by name; a tensor of n entries has one for each point.
     """
     sde: Any = model.sde
@@ -147,7 +149,8 @@ def estimate_traces(
         def eps(y: Tensor, at: Tensor = at, own: dict[str, Any] = own) -> Tensor:
             return model.denoise(at, y, **own)[1]
 
-        found.append(estimator(eps, part, estimator.draw(part, generator), isotropic[rows])[1])
+        probes = draw_rows(estimator.draw, part, of_some_rows(source, rows), dim=1)
+        found.append(estimator(eps, part, probes, isotropic[rows])[1])
     value = torch.cat([trace.value for trace in found])
     stderr = torch.cat([trace.stderr for trace in found])
     products = torch.full_like(stderr, estimator.products_for(x[0].numel()))

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import sde_models as sm
-from sde_models.solvers.picard import METHODS, _ManyNodes
-from sde_models.solvers.problem import Problem
+from sde_models.solvers import picard_windows
+from sde_models.solvers.picard import METHODS
 
 TABLE = sm.solvers()
 FLOW_METHODS = [name for name in METHODS if TABLE[name].deterministic]
@@ -316,9 +316,15 @@ def test_memory_is_bounded_by_the_window(monkeypatch: pytest.MonkeyPatch) -> Non
         most[kind] = max(most[kind], sum(not ref.expired() for ref in made[kind]))
         return values
 
-    draw, evaluate = Problem.noise, _ManyNodes.__call__
-    monkeypatch.setattr(Problem, "noise", lambda *args: watch("noise", draw(*args)))
-    monkeypatch.setattr(_ManyNodes, "__call__", lambda *args: watch("estimates", evaluate(*args)))
+    draw, evaluate = picard_windows.standard_normal_like, picard_windows.ManyNodes.__call__
+    monkeypatch.setattr(
+        picard_windows, "standard_normal_like", lambda *args: watch("noise", draw(*args))
+    )
+    monkeypatch.setattr(
+        picard_windows.ManyNodes,
+        "__call__",
+        lambda *args: [watch("estimates", values) for values in evaluate(*args)],
+    )
     system = sm.ReverseSDE(EXACT.model, EXACT.event_shape)
     x = EXACT.sample(2, 1.0, generator())
     got = sm.solve(system, x, DOWN, picard("dpmpp-2m-sde", window=5), steps=80)

@@ -20,6 +20,8 @@ from sde_models.data.dequantization import cells, dequantize, within
 from sde_models.data.truncated_normal import LOG_ROOT_TWO_PI, log_mass, quantile
 from sde_models.errors import nearest_names
 from sde_models.randomness import uniform_like
+from sde_models.split_batches import draw_rows
+from sde_models.streams import Source, as_source
 
 
 class Dequantization(ABC):
@@ -43,7 +45,7 @@ class Dequantization(ABC):
         images: Tensor,
         levels: int,
         data_range: tuple[float, float],
-        generator: torch.Generator | None = None,
+        generator: Source = None,
         dtype: torch.dtype = torch.float32,
     ) -> tuple[Tensor, Tensor]:
         """Draw a point of the cell of each image.
@@ -52,7 +54,8 @@ class Dequantization(ABC):
             images: Levels, whole numbers from 0 to ``levels - 1``, shape ``(B, *event)``.
             levels: Number of levels.
             data_range: Lowest and highest number that the levels are spread over.
-            generator: Source of the draw; torch's global one if None.
+            generator: Source of the draw; torch's global one if None. A sequence has one for
+                each image.
             dtype: Floating dtype of the result.
 
         Returns:
@@ -89,7 +92,7 @@ class UniformDequantization(Dequantization):
         images: Tensor,
         levels: int,
         data_range: tuple[float, float],
-        generator: torch.Generator | None = None,
+        generator: Source = None,
         dtype: torch.dtype = torch.float32,
     ) -> tuple[Tensor, Tensor]:
         y = dequantize(images, levels, data_range=data_range, generator=generator, dtype=dtype)
@@ -155,14 +158,15 @@ class TruncatedNormalDequantization(Dequantization):
         images: Tensor,
         levels: int,
         data_range: tuple[float, float],
-        generator: torch.Generator | None = None,
+        generator: Source = None,
         dtype: torch.dtype = torch.float32,
     ) -> tuple[Tensor, Tensor]:
         # In double precision, which the CPU has for certain.
         lower, upper = cells(images.cpu(), levels, data_range=data_range, dtype=torch.float64)
         mean = self.alpha * (lower + upper) / 2
         a, b = (lower - mean) / self.sigma, (upper - mean) / self.sigma
-        y = lower + (upper - lower) * quantile(a, b, uniform_like(lower, generator))
+        u = draw_rows(uniform_like, lower, as_source(generator, len(lower)))
+        y = lower + (upper - lower) * quantile(a, b, u)
         rounded = cells(images.cpu(), levels, data_range=data_range, dtype=dtype)
         y = within(y.to(dtype), *rounded)
         square = ((y.double() - mean) / self.sigma).square()

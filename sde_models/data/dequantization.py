@@ -18,6 +18,8 @@ from torch import Tensor
 
 from sde_models._shapes import check_batch
 from sde_models.randomness import uniform_like
+from sde_models.split_batches import draw_rows
+from sde_models.streams import Source, as_source
 
 
 def dequantize(
@@ -25,7 +27,7 @@ def dequantize(
     levels: int = 256,
     *,
     data_range: tuple[float, float] = (-1.0, 1.0),
-    generator: torch.Generator | None = None,
+    generator: Source = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     r"""Turn grey levels into numbers: :math:`x = low + (high - low) (k + u) / K`, u uniform.
@@ -36,7 +38,7 @@ def dequantize(
         images: Levels k, whole numbers from 0 to ``levels - 1``, shape ``(B, *event)``.
         levels: Number of levels K.
         data_range: Lowest and highest number that the levels are spread over.
-        generator: Source of u; torch's global one if None.
+        generator: Source of u; torch's global one if None. A sequence has one for each image.
         dtype: Floating dtype of the result.
 
     Raises:
@@ -51,7 +53,8 @@ def dequantize(
     """
     lower, upper = cells(images, levels, data_range=data_range, dtype=dtype)
     width = (data_range[1] - data_range[0]) / levels
-    return within(lower + width * uniform_like(lower, generator), lower, upper)
+    u = draw_rows(uniform_like, lower, as_source(generator, len(lower)))
+    return within(lower + width * u, lower, upper)
 
 
 def cells(

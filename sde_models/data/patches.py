@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_models.randomness import check_generator
+
 TRAIN_SHARE = 0.8
 """Part of each photograph, from its left edge, that training patches come from."""
 
@@ -72,7 +74,8 @@ def patches(
 
 def _cut(images: Tensor, count: int, size: int, generator: torch.Generator | None) -> Tensor:
     """Cut patches at random places, shape ``(count, channels, size, size)``."""
-    device = None if generator is None else generator.device
+    own = check_generator(generator)
+    device = None if own is None else own.device
     places = [
         torch.randint(choices, (count,), generator=generator, device=device).tolist()
         for choices in (len(images), images.shape[2] - size + 1, images.shape[3] - size + 1)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sde_models.errors import find_named
-from sde_models.randomness import standard_normal
+from sde_models.randomness import check_generator, standard_normal
 
 Toy = Callable[[int, torch.Generator | None], Tensor]
 
@@ -179,7 +179,8 @@ def _choose(count: int, n: int, generator: torch.Generator | None) -> Tensor:
 
 
 def _device(generator: torch.Generator | None) -> torch.device:
-    return torch.device("cpu") if generator is None else generator.device
+    own = check_generator(generator)
+    return torch.device("cpu") if own is None else own.device
 
 
 def _draw_mixture(mixture: MixtureParameters, n: int, generator: torch.Generator | None) -> Tensor:

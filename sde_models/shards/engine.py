@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm.auto import tqdm
 
 from sde_models.counting import count_evaluations
 from sde_models.models import Model, check_model
+from sde_models.progress_bars import open_bar
 from sde_models.shards.fingerprints import describe
 from sde_models.shards.folder import Folder, Shard
 from sde_models.shards.parts import FittingParts
@@ -126,7 +126,7 @@ class Engine:
         resumed = total - sum(own[index][1] - own[index][0] for index in missing)
         parts = FittingParts(self.chunk, self.verb.relief)
         shares = f" (1 of {processes.count} shares)" if processes.count > 1 else ""
-        with tqdm(
+        with open_bar(
             total=total, initial=resumed, desc=self.verb.doing + shares, unit=" samples",
             disable=not (progress and processes.rank == 0),
         ) as bar:  # fmt: skip

@@ -88,7 +88,7 @@ class AdaptiveSDE(Solver):
         span = abs(float(problem.times[-1] - problem.times[0]))
         step = torch.full_like(t, self.options.get("first_step", 0.02 * span))
         aim = torch.zeros_like(t, dtype=torch.long)
-        paths = RememberedIncrements(problem.x, problem.noise)
+        paths = RememberedIncrements(problem.x, problem.generator)
         part = PartOfBatch(problem, torch.arange(len(x), device=x.device))
         slope = part.drift(t, x)
         while len(part.rows):

@@ -14,8 +14,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from sde_models.base_systems import System
 from sde_models.grids import Grid, check_monotone
-from sde_models.randomness import check_generator
 from sde_models.solvers.base import Solver
+from sde_models.streams import Source, as_source
 
 
 def check_span(system: System, t_span: tuple[float, float], method: Solver) -> tuple[float, float]:
@@ -72,13 +72,13 @@ def check_arguments(
             raise ValueError(f"{name} must be positive and finite, got {tolerance!r}")
 
 
-def check_noise_source(method: Solver, system: System, generator: torch.Generator | None) -> None:
-    """Refuse a generator that nothing would be drawn from."""
+def check_noise_source(method: Solver, system: System, generator: Source, count: int) -> Source:
+    """Return the source of a solve's noise; refuse one that nothing would be drawn from."""
     if generator is not None and not method.draws_noise(system):
         raise ValueError(
             f"solver {method.name!r} cannot use generator=; it is deterministic here: leave it out"
         )
-    check_generator(generator)
+    return as_source(generator, count)
 
 
 def check_callback(callback: Any) -> None:

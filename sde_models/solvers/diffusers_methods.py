@@ -21,6 +21,7 @@ from sde_models.errors import nearest_names
 from sde_models.solvers.base import Solver
 from sde_models.solvers.diffusers_schedulers import LEFT_OUT, OPTIONS, SCHEDULERS, SETTINGS
 from sde_models.solvers.problem import Problem
+from sde_models.streams import independent_parts
 
 PREFIX = "diffusers:"
 
@@ -118,9 +119,9 @@ class DiffusersSolver(Solver):
         of_input = as_coefficients(size(scales.alpha, scales.sigma))
         of_node = as_coefficients(size(nodes.alpha, nodes.sigma))
         # SA-Solver draws numbers for the flow too, which multiplies them by 0.
-        unused = torch.Generator(problem.x.device)
-        generator = problem.generator if system.stochastic else unused
-        step = self._stepper(scheduler, system.eta, generator, problem.noise)
+        source = problem.generator if system.stochastic else torch.Generator(problem.x.device)
+        generators = [own for _, own in independent_parts(source, len(problem.x))]
+        step = self._stepper(scheduler, system.eta, generators, problem.noise)
         ends = zip(problem.times[1:].tolist(), of_node[1:], strict=True)
         x = problem.x
         state = x / of_node[0]
@@ -143,10 +144,11 @@ class DiffusersSolver(Solver):
         self,
         scheduler: Any,
         eta: float,
-        generator: torch.Generator | None,
+        generators: list[torch.Generator | None],
         draw: Callable[[], Tensor],
     ) -> Callable[[Tensor, Any, Tensor], tuple[Tensor, ...]]:
-        """The scheduler's step, told what it takes."""
+        """The scheduler's step, told what it takes; a list of generators has one for each row."""
+        generator = generators if len(generators) > 1 else generators[0]
         told = {"generator": generator, "eta": eta, **self._step_options, "return_dict": False}
         taken = inspect.signature(scheduler.step).parameters
         if hasattr(scheduler, "noise_sampler"):
@@ -164,7 +166,7 @@ class DiffusersSolver(Solver):
             scheduler = self._make(10, 1.0)
             ratios = torch.logspace(1, -1, 11, dtype=torch.float64)
             evaluations = self._scheduler.layout(scheduler, ratios)
-            step = self._stepper(scheduler, 1.0, torch.Generator(), lambda: x)
+            step = self._stepper(scheduler, 1.0, [torch.Generator()], lambda: x)
             for timestep in evaluations.timesteps:
                 x = step(x, timestep, x)[0]
         except Exception as error:

@@ -12,17 +12,13 @@ window, which costs no evaluation. What is linear in the state is thereby solved
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_models._shapes import adds_up
-from sde_models.base_systems import System, add_scaled, as_coefficients
-from sde_models.conditioning import of_each_sample
+from sde_models.base_systems import System
 from sde_models.errors import nearest_names
 from sde_models.solvers.arguments import whole_number
 from sde_models.solvers.base import Solver
@@ -30,9 +26,11 @@ from sde_models.solvers.ddim import DDIM
 from sde_models.solvers.dpm_solver import dpm_solvers
 from sde_models.solvers.exponential_adams import exponential_adams_solvers
 from sde_models.solvers.flow_adams import flow_adams_solvers
-from sde_models.solvers.multistep import MultistepSolver, WeightedSum, Weights
-from sde_models.solvers.problem import Problem, Scales, refuse_non_finite
+from sde_models.solvers.multistep import MultistepSolver
+from sde_models.solvers.picard_windows import ManyNodes, Window
+from sde_models.solvers.problem import Problem, Scales
 from sde_models.solvers.unipc import unipc_solvers
+from sde_models.streams import independent_parts
 
 HIGHEST_ORDER = 3
 """Methods of order 4 start with an evaluation more, whose result no window can wait for."""
@@ -58,6 +56,9 @@ class Picard(Solver):
     than the method takes steps. Nodes that enter the window are guessed with the last estimate
     held. The answer is that of the method on the same nodes and with the same noise, to within a
     few tolerances; at 0.01 and above a sample may end in another mode.
+
+    With a generator for each sample, each has a window of its own, so that its answer does not
+    depend on the others. All windows are evaluated in one pass.
 
     It is for a network that does not fill the accelerator: ``nfe`` counts rounds, and ``rows``
     the evaluations of single samples, of which there are more than the method by itself makes.
@@ -112,30 +113,22 @@ class Picard(Solver):
 
     def integrate(self, problem: Problem) -> Tensor:
         recorder, scales = problem.recorder, problem.scales()
-        weights = self.method.weights(scales, problem.system.eta)
-        recurrence = _Recurrence(problem, weights)
-        evaluate = _ManyNodes(problem, *self.method.estimate_factors(scales), self.window)
-        allowed = self._allowed(scales)
-        times = problem.times.tolist()
-        steps, first, guesses = len(times) - 1, 0, [problem.x]
-        while first < steps:
-            estimates = evaluate(first, guesses)
-            march = recurrence.march(first, guesses[0], estimates)
-            reached = list(islice(march, len(guesses)))
-            changed = self._changed(problem, guesses, [guess for _, guess in reached])
-            moved = 1
-            while moved < len(guesses) and changed[moved - 1] <= allowed[first + moved]:
-                moved += 1
-            for j, (x, _) in enumerate(reached[:moved], start=first):
-                if j:
-                    recorder.reach(times[j], x)
-            # The next window begins at the last node passed: run on until it is full.
-            end = moved - 1 + min(self.window, steps - first - moved)
-            reached.extend(islice(march, max(0, end - len(reached))))
-            x, guesses = reached[moved - 1][1], [guess for _, guess in reached[moved - 1 : end]]
-            recurrence.settle(reached[moved - 1][0], estimates[:moved])
-            first += moved
-        recorder.reach(times[-1], x)
+        weights, allowed = self.method.weights(scales, problem.system.eta), self._allowed(scales)
+        evaluate = ManyNodes(problem, *self.method.estimate_factors(scales))
+        windows = [
+            Window(problem, rows, source, weights, self.window, allowed)
+            for rows, source in independent_parts(problem.generator, len(problem.x))
+        ]
+        nodes = enumerate(problem.times.tolist())
+        while moving := [window for window in windows if not window.arrived]:
+            for window, estimates in zip(moving, evaluate(moving), strict=True):
+                window.move(estimates)
+            while all(window.passed for window in windows):
+                states = [window.passed.popleft() for window in windows]
+                x = states[0] if len(states) == 1 else torch.cat(states)
+                k, t = next(nodes)
+                if k:
+                    recorder.reach(t, x)
         return x
 
     def _allowed(self, scales: Scales) -> list[float]:
@@ -146,118 +139,6 @@ class Picard(Solver):
         spread = torch.hypot(scales.data_std * scales.alpha, scales.sigma)
         allowed: list[float] = (tolerance * spread.detach()).tolist()
         return allowed
-
-    @staticmethod
-    def _changed(problem: Problem, guesses: list[Tensor], found: list[Tensor]) -> list[float]:
-        """How far the guesses after the first were off, for the worst sample."""
-        if len(guesses) == 1:
-            return []
-        with torch.no_grad():
-            change = torch.stack(found[:-1]) - torch.stack(guesses[1:])
-            sizes = problem.system.error_norm(change.flatten(0, 1))
-            worst: list[float] = sizes.unflatten(0, change.shape[:2]).amax(1).tolist()
-        return worst
-
-
-class _Recurrence:
-    """The steps of a multistep method, once its estimates are given.
-
-    It keeps what a window needs of the nodes before it, and the noise of each step in it.
-    """
-
-    def __init__(self, problem: Problem, weights: Weights) -> None:
-        self._predictor = WeightedSum(weights.state, weights.estimates)
-        self._corrector = WeightedSum(weights.state, weights.corrector)
-        self._start = [WeightedSum(weights.state, again) for again in weights.start]  # one at most
-        self._of_noise = None if weights.noise is None else as_coefficients(weights.noise)
-        self._draw = problem.noise
-        self._noise: deque[Tensor] = deque()
-        self._past: deque[Tensor] = deque(maxlen=weights.longest)
-        self._before = problem.x
-        self._steps = len(weights.state)
-
-    def march(self, first: int, x: Tensor, estimates: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Step from node ``first``, with the last estimate held when they have run out.
-
-        Args:
-            first: The first node.
-            x: State there.
-            estimates: Estimates at this node and at those after it, shape ``(n, B, *event)``.
-
-        Yields:
-            The state at each node, corrected, and that predicted for the next.
-        """
-        past, before = self._past.copy(), self._before
-        given = estimates.unbind()
-        for k in range(first, self._steps):
-            past.appendleft(given[min(k - first, len(given) - 1)])
-            if 0 < k <= len(self._start):
-                x = self._start[0](0, before, past)
-            elif 0 < k <= self._corrector.steps:
-                x = self._corrector(k - 1, before, past)
-            before, x = x, self._predictor(k, x, past)
-            if self._of_noise is not None:
-                x = add_scaled(x, self._of_noise[k], self._noise_of(k - first))
-            yield before, x
-
-    def settle(self, before: Tensor, estimates: Tensor) -> None:
-        """Let the window begin later: with the state before it, and the estimates passed."""
-        self._before = before
-        for estimate in estimates:
-            self._past.appendleft(estimate)
-            if self._noise:
-                self._noise.popleft()
-
-    def _noise_of(self, step: int) -> Tensor:
-        """The noise of a step of the window, drawn in the order of the steps, once."""
-        if step == len(self._noise):
-            self._noise.append(self._draw())
-        return self._noise[step]
-
-
-class _ManyNodes:
-    """The estimate a x0 + b eps of a method at many nodes, in one pass of the network.
-
-    Args:
-        problem: The problem, whose system is that of a model.
-        of_x0: a at each node.
-        of_eps: b at each node.
-        window: The most nodes that will be asked for.
-    """
-
-    def __init__(self, problem: Problem, of_x0: Tensor, of_eps: Tensor, window: int) -> None:
-        x, system = problem.x, problem.system
-        nodes = (-1, 1, *(1,) * (x.ndim - 1))
-        self._of_x0, self._of_eps = (v.to(x).reshape(nodes) for v in (of_x0, of_eps))
-        self._model: Any = system.model
-        self._problem, self._batch = problem, len(x)
-        self._t = problem.times.to(x)
-        window = min(window, len(self._t) - 1)
-        self._shared = dict(system.cond)
-        self._own = {
-            name: value.repeat(window, *(1,) * (value.ndim - 1))
-            for name, value in of_each_sample(system.cond, self._batch).items()
-        }
-
-    def __call__(self, first: int, states: list[Tensor]) -> Tensor:
-        """Estimates at the states of node ``first`` and those after it, ``(n, B, *event)``.
-
-        Raises:
-            NonFiniteError: If it is NaN or infinite at the first of them. The others are guesses,
-                and are found again when they come first.
-        """
-        nodes = slice(first, first + len(states))
-        rows = len(states) * self._batch
-        own = {name: value[:rows] for name, value in self._own.items()}
-        t = self._t[nodes].repeat_interleave(self._batch)
-        both = self._model.denoise(t, torch.cat(states), **{**self._shared, **own})
-        x0, eps = (values.unflatten(0, (len(states), self._batch)) for values in both)
-        estimates: Tensor = self._of_x0[nodes] * x0 + self._of_eps[nodes] * eps
-        if not adds_up(estimates):
-            problem = self._problem
-            t0, cost = float(problem.times[first]), problem.recorder.cost
-            refuse_non_finite("estimate", t0, states[0], estimates[0], cost)
-        return estimates
 
 
 def _find_method(method: Any) -> MultistepSolver:

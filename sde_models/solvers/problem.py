@@ -16,6 +16,8 @@ from sde_models.counting import Evaluations
 from sde_models.errors import NonFiniteError
 from sde_models.randomness import standard_normal_like
 from sde_models.solvers.recording import Recorder
+from sde_models.split_batches import draw_rows
+from sde_models.streams import Source
 
 
 @dataclass
@@ -28,7 +30,8 @@ class Problem:
         times: Nodes, float64 on the CPU; only the first and last for an adaptive solver.
         rtol: Relative tolerance; 0 for fixed steps.
         atol: Absolute tolerance, in units of x; 0 for fixed steps.
-        generator: Source of noise, torch's global one if None.
+        generator: Source of noise: one for all samples, one for each, or None for torch's global
+            one.
         adjoint: Take gradients by the adjoint equation.
         recorder: Where steps and states are noted.
     """
@@ -38,7 +41,7 @@ class Problem:
     times: Tensor
     rtol: float
     atol: float
-    generator: torch.Generator | None
+    generator: Source
     adjoint: bool
     recorder: Recorder
     drift: GuardedDrift = field(init=False)
@@ -64,7 +67,8 @@ class Problem:
 
     def noise(self, like: Tensor | None = None) -> Tensor:
         """Standard normal numbers in the shape of the state, from the generator."""
-        return standard_normal_like(self.x if like is None else like, self.generator)
+        like = self.x if like is None else like
+        return draw_rows(standard_normal_like, like, self.generator)
 
     def worst_error(self, error: Tensor) -> Tensor:
         """The largest of the samples' errors; what step control looks at."""
@@ -118,6 +122,7 @@ class Problem:
             if self.recorder.wants(start):
                 self.recorder.save(start, self.x)
             yield self.recorder
+            self.recorder.complete()
         finally:
             self.recorder.close()
             self.drift.release()

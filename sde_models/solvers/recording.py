@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sde_models.counting import Evaluations
 from sde_models.errors import StepLimitError
+from sde_models.solvers.progress import SolveProgress
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Recorder:
         save_all: Keep the state at every step.
         save_at: Keep the state at these times.
         max_steps: Cap on tried steps, or None.
-        progress: Show a bar.
+        progress: The bar to move, if any.
         callback: Called with a :class:`Step` after each step.
         cost: Counter that the evaluations of this solve go into.
     """
@@ -78,7 +78,7 @@ class Recorder:
         save_all: bool,
         save_at: Tensor | None,
         max_steps: int | None,
-        progress: bool,
+        progress: SolveProgress | None,
         callback: Callable[[Step], object] | None,
         cost: Evaluations,
     ) -> None:
@@ -92,11 +92,7 @@ class Recorder:
         self._callback = callback
         self._saved: list[tuple[float, Tensor]] = []
         self._start, self._end = float(times[0]), float(times[-1])
-        self._bar = (
-            tqdm(total=100.0, unit="%", bar_format="solve {percentage:3.0f}%|{bar}| {postfix}")
-            if progress
-            else None
-        )
+        self._progress = progress
 
     def wants(self, t: float) -> bool:
         """Whether the state at this node is to be kept."""
@@ -123,10 +119,8 @@ class Recorder:
     def accept(self, t: float) -> None:
         """Note a step that ended at ``t``."""
         self.accepted += 1
-        if self._bar is not None:
-            done = 100 * (t - self._start) / (self._end - self._start)
-            self._bar.set_postfix_str(f"t={t:.3g}, {self.cost.nfe} evaluations", refresh=False)
-            self._bar.update(max(0.0, min(done, 100.0) - self._bar.n))
+        if self._progress is not None:
+            self._progress.reach(t, self.cost.nfe)
 
     def reject(self) -> None:
         """Note a step that was thrown away."""
@@ -147,10 +141,15 @@ class Recorder:
                 t=t, x=x.detach(), nfe=self.cost.nfe,
             )  # fmt: skip
 
+    def complete(self) -> None:
+        """Note that the solve has ended well."""
+        if self._progress is not None:
+            self._progress.complete()
+
     def close(self) -> None:
         """Close the progress bar."""
-        if self._bar is not None:
-            self._bar.close()
+        if self._progress is not None:
+            self._progress.close()
 
     def solution(self, x: Tensor) -> Solution:
         """Collect what was recorded."""

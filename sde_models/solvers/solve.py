@@ -27,8 +27,10 @@ from sde_models.solvers.arguments import (
 )
 from sde_models.solvers.base import Solver
 from sde_models.solvers.problem import Problem
+from sde_models.solvers.progress import SolveProgress
 from sde_models.solvers.recording import Recorder, Solution, Step
 from sde_models.solvers.table import solver as find_solver
+from sde_models.streams import Source
 
 DEFAULT_MAX_STEPS = 10_000
 
@@ -45,7 +47,7 @@ def solve(
     grid: Grid | None = None,
     path: bool | Tensor | Sequence[float] = False,
     max_steps: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Source = None,
     gradient: str | None = None,
     progress: bool = False,
     callback: Callable[[Step], object] | None = None,
@@ -74,7 +76,8 @@ def solve(
         path: True to keep the state at every step, or times at which to keep it: a fixed-step
             solver then steps onto them, an adaptive one interpolates.
         max_steps: Cap on the steps tried by an adaptive solver, 10,000 if None.
-        generator: Source of the noise of an SDE solver; torch's global one if None.
+        generator: Source of the noise of an SDE solver; torch's global one if None. A sequence
+            with one for each sample makes the noise of a sample the same in every batch.
         gradient: "direct" to differentiate through the solver, "adjoint" for the adjoint
             equation. If None: direct where x or conditioning requires a gradient, else no graph
             is kept, also not for the parameters.
@@ -114,7 +117,7 @@ def solve(
     span = check_span(system, t_span, method)
     steps, max_steps = whole_number("steps", steps), whole_number("max_steps", max_steps)
     check_arguments(method, steps, rtol, atol, grid, max_steps)
-    check_noise_source(method, system, generator)
+    source = check_noise_source(method, system, generator, len(x))
     check_callback(callback)
     check_precision(method, x, rtol)
     system = system.conditioned(**cond)
@@ -136,7 +139,7 @@ def solve(
             save_all=path is True,
             save_at=save_at,
             max_steps=(max_steps or DEFAULT_MAX_STEPS) if method.adaptive else None,
-            progress=progress,
+            progress=SolveProgress(system, times) if progress else None,
             callback=callback,
             cost=cost,
         )
@@ -146,7 +149,7 @@ def solve(
             times,
             rtol=method.default_rtol if rtol is None else rtol,
             atol=method.default_atol if atol is None else atol,
-            generator=generator,
+            generator=source,
             adjoint=gradient == "adjoint",
             recorder=recorder,
         )

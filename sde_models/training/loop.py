@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic
 
 import torch
-from tqdm.auto import tqdm
 
+from sde_models.progress_bars import open_bar
 from sde_models.training.checkpoints import Checkpoint, CheckpointFolder
 from sde_models.training.group import Group
 from sde_models.training.history import History
@@ -85,7 +85,7 @@ class Loop(Generic[AnyModel]):
         if self.tried < 0:
             self.write_checkpoint()
         rows = self.source.stream(self.history.step)
-        bar = tqdm(
+        bar = open_bar(
             total=self.settings.steps, initial=self.history.step, desc="training", unit=" steps",
             disable=not (self.show and self.group.main),
         )  # fmt: skip
