@@ -136,9 +136,18 @@ def check_levels(images: Tensor, levels: int) -> None:
                 f"images hold {example:g}, which is no whole number; {wanted}. For images scaled "
                 f"to [0, 1] give (images * {levels - 1}).round()"
             )
-    low, high = (int(v) for v in torch.aminmax(images))
+    low, high = _ends(images)
     if low < 0 or high > levels - 1:
         raise ValueError(f"images hold values from {low} to {high}; {wanted}")
+
+
+def _ends(images: Tensor) -> tuple[int, int]:
+    """Lowest and highest level; by NumPy, which compares unsigned numbers of any size."""
+    if images.dtype.is_signed or images.dtype == torch.uint8:
+        low, high = torch.aminmax(images)
+        return int(low), int(high)
+    array = images.numpy(force=True)
+    return int(array.min()), int(array.max())
 
 
 def _check_level_count(levels: int) -> None:
