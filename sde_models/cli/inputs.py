@@ -133,7 +133,7 @@ def read_training_data(
         raise FileNotFoundError(
             f"no file {where}, and no data set of that name; {nearest_names(where, DATA)}"
         )
-    x = read_array(where, names if array is None else (array,))
+    x = _without_loss(read_array(where, names if array is None else (array,)))
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(f"{where} holds an array of shape {tuple(x.shape)}, wanted (B, *event)")
     if levels is None and not x.is_floating_point():
@@ -154,12 +154,19 @@ def shape_of(dataset: Tensor | Dataset[Any]) -> tuple[int, ...]:
 
 def _read_labels(where: str, count: int) -> Tensor:
     label = read_array(where, ("label", "labels"))
-    if label.shape != (count,) or label.is_floating_point() or int(label.min()) < 0:
+    if label.shape != (count,) or label.is_floating_point() or int(label.long().min()) < 0:
         raise ValueError(
             f"--labels: {where} should hold, beside its {count} samples, an array 'label' of as "
             f"many whole numbers from 0; got {label.dtype} of shape {tuple(label.shape)}"
         )
     return label.long()
+
+
+def _without_loss(x: Tensor) -> Tensor:
+    """The same numbers in a dtype that is computed with: half floats as float32, bits as bytes."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return x.float()
+    return x.to(torch.uint8) if x.dtype == torch.bool else x
 
 
 def _read_folder(where: str, levels: int | None, dtype: torch.dtype | None) -> TrainingData:
