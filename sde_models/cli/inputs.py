@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from sde_models.checkpoints import load_model
 from sde_models.cli.options import Precision
 from sde_models.data import DATA, TrainingData, find_data, image_folder, read_array
+from sde_models.data.dequantization import check_data_range
 from sde_models.errors import nearest_names
 from sde_models.models import ScoreModel
 from sde_models.shards import Shards
@@ -21,15 +22,39 @@ MODEL_FILE = "model.safetensors"
 """Name of the model in the folder of a training run."""
 
 
-def read_model(path: Path, device: str, precision: Precision | None) -> ScoreModel:
+def read_model(
+    path: Path, device: str, precision: Precision | None, data_range: str | None
+) -> ScoreModel:
     """Read a model onto a device, from its file or the folder of a training run.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no model file, or there is no such device.
+        ValueError: If it is no model file, there is no such device, or the range is none.
     """
     file = path / MODEL_FILE if path.is_dir() else path
-    return place(load_model(file), device, precision)
+    model = place(load_model(file), device, precision)
+    if data_range is not None:
+        model.data_range = read_range(data_range)
+    return model
+
+
+def read_range(text: str) -> tuple[float, float]:
+    """Lowest and highest number of data.
+
+    Raises:
+        ValueError: If they are not there.
+
+    Example:
+        >>> read_range("0,1")
+        (0.0, 1.0)
+    """
+    try:
+        return check_data_range(text.split(","))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(
+            f"--data-range must be the lowest and the highest number of the data, such as 0,1; got "
+            f"{text!r}"
+        ) from error
 
 
 def place(model: ScoreModel, device: str, precision: Precision | None) -> ScoreModel:

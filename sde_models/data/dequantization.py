@@ -12,6 +12,7 @@ Reference:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,12 +20,30 @@ from torch import Tensor
 from sde_models._shapes import check_batch
 from sde_models.randomness import uniform_like
 
+DATA_RANGE = (-1.0, 1.0)
+"""Lowest and highest number of data that nobody has given a range."""
+
+
+def check_data_range(data_range: Sequence[float]) -> tuple[float, float]:
+    """Lowest and highest number of data, as floats.
+
+    Raises:
+        ValueError: If they are not two finite numbers, the lower one first.
+    """
+    try:
+        low, high = (float(value) for value in data_range)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"data_range must be (low, high) with low < high, got {data_range!r}")
+    return low, high
+
 
 def dequantize(
     images: Tensor,
     levels: int = 256,
     *,
-    data_range: tuple[float, float] = (-1.0, 1.0),
+    data_range: tuple[float, float] = DATA_RANGE,
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -75,7 +94,7 @@ def within(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def quantize(
-    x: Tensor, levels: int = 256, *, data_range: tuple[float, float] = (-1.0, 1.0)
+    x: Tensor, levels: int = 256, *, data_range: tuple[float, float] = DATA_RANGE
 ) -> Tensor:
     r"""Turn numbers into grey levels, the inverse of :func:`dequantize`.
 
@@ -159,9 +178,7 @@ def _check_level_count(levels: int) -> None:
 
 def _check_range(levels: int, data_range: tuple[float, float], dtype: torch.dtype) -> None:
     _check_level_count(levels)
-    low, high = data_range
-    if not -math.inf < low < high < math.inf:
-        raise ValueError(f"data_range must be (low, high) with low < high, got {data_range}")
+    low, high = check_data_range(data_range)
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be floating, got {dtype}")
     if (high - low) / levels < 4 * torch.finfo(dtype).eps * max(abs(low), abs(high)):
