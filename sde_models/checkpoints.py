@@ -115,6 +115,7 @@ def describe_model(model: ScoreModel) -> dict[str, Any]:
         "prediction": None if edm else names[type(model.prediction)],
         "preconditioning": "edm" if edm else None,
         "event_shape": None if model.event_shape is None else list(model.event_shape),
+        "data_range": model.data_range,
     }
 
 
@@ -133,6 +134,7 @@ def build_model(settings: dict[str, Any]) -> ScoreModel:
         settings["prediction"],
         preconditioning=settings["preconditioning"],
         event_shape=None if event_shape is None else tuple(event_shape),
+        data_range=settings.get("data_range"),  # there are older files without it
     )
 
 

@@ -28,7 +28,7 @@ from torch.distributions import Transform, identity_transform
 from sde_models._shapes import check_batch
 from sde_models.counting import count_evaluations
 from sde_models.data.cell_densities import Dequantization, find_dequantization
-from sde_models.data.dequantization import check_levels
+from sde_models.data.dequantization import DATA_RANGE, check_data_range, check_levels
 from sde_models.divergence import standard_error
 from sde_models.likelihood import LogProb, log_prob
 from sde_models.models import Model, check_model
@@ -78,7 +78,7 @@ def bits_per_dim(
     importance_samples: int = 1,
     repeats: int = 1,
     transform: Transform | None = None,
-    data_range: tuple[float, float] = (-1.0, 1.0),
+    data_range: tuple[float, float] | None = None,
     solver: str | Solver = "adams-batch",
     generator: Source = None,
     **arguments: Any,
@@ -101,7 +101,8 @@ def bits_per_dim(
         transform: From data in ``data_range`` to the space that the model was trained in, such as
             ``sm.data.LogitTransform()``; none if None.
         data_range: What the levels are mapped to: level k fills the k-th of ``levels`` equal
-            parts of it.
+            parts of it. If None ``model.data_range``, which is that of the data in the space of
+            the model, so not with a transform; and -1 and 1 where there is none.
         solver: An ODE solver in :func:`~sde_models.solvers`.
         generator: Source of the dequantisation and the probes; torch's global one if None. With a
             sequence each image has its own, and its bits do not depend on the others.
@@ -126,13 +127,15 @@ def bits_per_dim(
     bounds = whole_number("repeats", repeats) or 1
     density = find_dequantization(dequantization, model.sde)
     to_model = _check_transform(transform, density)
+    own = model.data_range if transform is None else None
+    spread_over = check_data_range(data_range or own or DATA_RANGE)
     images = images.to(model.device)
     dtype = torch.promote_types(model.dtype, torch.float32)
 
     def draw() -> tuple[Tensor, LogProb]:
         """Log of p(y) / q(y) for a point y of each cell."""
         filled = [
-            density.draw(images[rows], levels, data_range, own, dtype)
+            density.draw(images[rows], levels, spread_over, own, dtype)
             for rows, own in independent_parts(source, len(images))
         ]
         y, log_q = (torch.cat(column) for column in zip(*filled, strict=True))

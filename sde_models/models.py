@@ -27,6 +27,7 @@ from sde_models._shapes import (
 from sde_models.base_sdes import SDE
 from sde_models.conditioning import usable
 from sde_models.counting import record
+from sde_models.data.dequantization import check_data_range
 from sde_models.gaussian_sdes import GaussianSDE
 from sde_models.model_nodes import ModelNodes, NetworkNodes
 from sde_models.network_calls import call_network, check_shape
@@ -42,7 +43,13 @@ class Model(nn.Module, ABC):
     Args:
         sde: The forward SDE whose densities these are.
         event_shape: Shape of one sample, if the model takes only one; else None.
+
+    Attributes:
+        data_range: Lowest and highest number of the data, if known: what pictures draw black and
+            white, and what :func:`~sde_models.bits_per_dim` spreads levels over. It may be set.
     """
+
+    data_range: tuple[float, float] | None = None
 
     def __init__(self, sde: SDE, event_shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
@@ -140,9 +147,12 @@ class ScoreModel(Model):
         preconditioning: "edm" scales input, output and time as in Karras et al. 2022. The
             output then is the residual of x0, and ``prediction`` is left out.
         event_shape: Shape of one sample; given, another shape is refused at the door.
+        data_range: Lowest and highest number of the data it is trained on, which is kept with it:
+            what pictures draw black and white, and what :func:`~sde_models.bits_per_dim` spreads
+            levels over. None, for not known, stands for -1 and 1 there.
 
     Raises:
-        ValueError: For unknown names, or a combination without a meaning.
+        ValueError: For unknown names, a combination without a meaning, or an empty range.
 
     Example:
         >>> network = sm.nn.ResidualNetwork((2,), width=16, depth=1)
@@ -159,9 +169,11 @@ class ScoreModel(Model):
         *,
         preconditioning: str | None = None,
         event_shape: tuple[int, ...] | None = None,
+        data_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(sde, event_shape)
         self.network = network
+        self.data_range = None if data_range is None else check_data_range(data_range)
         data_std = getattr(sde, "data_std", 1.0)
         self.prediction: Prediction = find_prediction(prediction, preconditioning, data_std)
         self.predicts_score = prediction == "score"

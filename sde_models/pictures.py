@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from torch import Tensor
 
+from sde_models.data.dequantization import DATA_RANGE
+
 IMAGES, POINTS = 64, 20_000
 """How many images or points a picture shows at most."""
 
@@ -45,13 +47,14 @@ def is_drawable(event_shape: Sequence[int]) -> bool:
     return True
 
 
-def draw(x: Tensor, *, data_range: tuple[float, float] = (-1.0, 1.0)) -> bytes:
+def draw(x: Tensor, *, data_range: tuple[float, float] | None = None) -> bytes:
     """Draw samples.
 
     Args:
         x: Images of shape ``(B, 1, H, W)`` or ``(B, 3, H, W)``, or points of shape ``(B, 2)`` or
             ``(B, 1)``; what is too many for a picture is left out.
-        data_range: What is drawn black, and what white, in images.
+        data_range: What is drawn black, and what white, in images, such as ``model.data_range``;
+            -1 and 1 if None. What lies outside is clipped.
 
     Returns:
         A PNG file, the same bytes for the same samples.
@@ -64,7 +67,7 @@ def draw(x: Tensor, *, data_range: tuple[float, float] = (-1.0, 1.0)) -> bytes:
         b'PNG'
     """
     x = x[: check_drawable(x.shape[1:])].detach().float().cpu()
-    return _draw_points(x) if x.ndim == 2 else _draw_images(x, *data_range)
+    return _draw_points(x) if x.ndim == 2 else _draw_images(x, *(data_range or DATA_RANGE))
 
 
 def _draw_images(x: Tensor, low: float, high: float) -> bytes:

@@ -28,6 +28,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sde_models.data.dequantization import DATA_RANGE
+
 INK = "#0a0b0c"  # stands for the colour of the page's text; no line or picture uses it
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 """Okabe and Ito's colours, told apart by the colour-blind and on light and dark ground."""
@@ -80,7 +82,7 @@ def image_strips(
     strips: Mapping[str, Tensor],
     *,
     columns: int = 16,
-    data_range: tuple[float, float] = (-1.0, 1.0),
+    data_range: tuple[float, float] = DATA_RANGE,
 ) -> Axes:
     """Draw groups of grey images under each other, each group with its name beside it.
 

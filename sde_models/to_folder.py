@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sde_models.data import dequantize
+from sde_models.data.dequantization import DATA_RANGE, dequantize
 from sde_models.latents import decode, encode
 from sde_models.models import Model
 from sde_models.randomness import make_generator
 from sde_models.sampling import sample
 from sde_models.shards.engine import Engine, Verb
-from sde_models.shards.fingerprints import describe
+from sde_models.shards.fingerprints import describe, describe_range
 from sde_models.shards.reader import Shards
 from sde_models.shards.source import Conditioning, Source, check_lengths, cut
 from sde_models.solvers import Solver
@@ -136,8 +136,8 @@ def encode_to_folder(
             :func:`~sde_models.evaluate`; :class:`Shards` are one.
         out: Folder for the shards, seen by all processes.
         solver: An ODE solver in :func:`~sde_models.solvers`.
-        levels: Number of levels of integer images, which are dequantised to [-1, 1] first; None
-            for floating data.
+        levels: Number of levels of integer images, which are dequantised to ``model.data_range``
+            first, or -1 and 1 if that is None; None for floating data.
         chunk: Samples in one shard, and at most in one batch.
         seed: What the dequantisation follows from.
         cond: Conditioning that differs between samples, as for :func:`~sde_models.evaluate`.
@@ -167,14 +167,19 @@ def encode_to_folder(
         ENCODING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
     )
     dtype = torch.promote_types(engine.model.dtype, torch.float32)
+    data_range = engine.model.data_range or DATA_RANGE
 
     def work(first: int, x: Tensor, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if levels is not None:
-            x = dequantize(x, levels, generator=make_generator(seed, first), dtype=dtype)
+            x = dequantize(
+                x, levels, data_range=data_range, generator=make_generator(seed, first), dtype=dtype
+            )
         x = x.to(engine.model.device)
         return {"z": _keep(encode(engine.model, x, **arguments, **_place(cond, engine.model)).z)}
 
     settings = {"verb": "encode", "name": "z", "levels": levels, **_about(source)}
+    if levels is not None:
+        settings |= describe_range(engine.model)
     folder = engine.open(out, len(source), settings)
     return Shards(out, resumed=engine.run(folder, source.each(work), progress=progress))
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imsave
+from PIL import Image
 from typer.testing import CliRunner
 
 import sde_models as sm
@@ -213,6 +214,49 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
     assert read_array(z).shape == (2, 3, 4, 4)
 
 
+def test_a_folder_of_16_bits(tmp_path: Path) -> None:
+    """Training, latents and bits of 65,536 grey levels, which are known without --levels."""
+    (tmp_path / "images" / "class").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 65536, (3, 4, 4)).astype(np.uint16)
+    for index, picture in enumerate(pixels):
+        Image.fromarray(picture).save(tmp_path / "images" / "class" / f"{index}.png")
+    quick = ("--network", "residual", "--width", 8, "--depth", 1, "--steps", 2, "--batch-size", 4)
+    run("train", tmp_path / "images", *quick, "--out", tmp_path / "run")
+    assert sm.load_model(tmp_path / "run" / "model.safetensors").event_shape == (1, 4, 4)
+    np.save(tmp_path / "images.npy", pixels[:, None])
+    for data, words in ((tmp_path / "images", ()), (tmp_path / "images.npy", ("--levels", 65536))):
+        out = tmp_path / f"{data.name}.npz"
+        run("encode", tmp_path / "run", data, *words, "--rtol", 1e-2, "--out", out)
+    from_folder, from_array = (tmp_path / f"{name}.npz" for name in ("images", "images.npy"))
+    assert from_folder.read_bytes() == from_array.read_bytes()
+    said = run("log-prob", tmp_path / "run", tmp_path / "images", "--out", tmp_path / "bits.json")
+    assert "bits per dimension over 3 samples" in said
+
+
+DTYPES = ["uint8", "uint16", ">u2", ">i4", "uint32", "uint64", "int64", "bool", "float16", ">f4"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ending", [".npy", ".npz"])
+def test_arrays_of_any_dtype_are_the_same_numbers(
+    images: Path, tmp_path: Path, dtype: str, ending: str
+) -> None:
+    """Latents and bits of levels, or of floats, are those of the usual dtype, to the bit."""
+    x = np.random.default_rng(0).integers(0, 2, (2, 1, 8, 8)).astype(dtype)
+    levels = () if x.dtype.kind == "f" else ("--levels", 2)
+    usual = x.astype(np.float32 if x.dtype.kind == "f" else np.int64)
+    steps = (*levels, "--solver", "ddim", "--steps", 2)
+    likelihood = (*levels, "--solver", "ode:rk4", "--steps", 3, "--divergence", "hutchinson")
+    found = []
+    for name, array in (("usual", usual), ("other", x)):
+        file = tmp_path / f"{name}{ending}"
+        np.save(file, array) if ending == ".npy" else np.savez(file, x=array)
+        run("encode", images, file, *steps, "--out", tmp_path / f"z-{name}.npz")
+        run("log-prob", images, file, *likelihood, "--out", tmp_path / f"l-{name}.npz")
+        found.append([(tmp_path / f"{what}-{name}.npz").read_bytes() for what in "zl"])
+    assert found[0] == found[1]
+
+
 def test_log_prob_in_nats(model: Path, points: Path, tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     said = run("log-prob", model, points, "--tol", 0.05, "--out", out)
@@ -239,7 +283,7 @@ def test_mistakes_are_told_in_one_line(model: Path, points: Path, tmp_path: Path
     assert "none named y" in fail("encode", model, _two(tmp_path), "--array", "y", *out)
     assert "give --levels, 256" in fail("encode", model, _whole_numbers(tmp_path), *out)
     assert "shape (3,), wanted (B, *event)" in fail("encode", model, _flat(tmp_path), *out)
-    assert "no .npz or .npy file of numbers" in fail("encode", model, model, *out)
+    assert "no .npz or .npy file of numbers: numpy.save" in fail("encode", model, model, *out)
     assert "holds no images" in fail("decode", model, tmp_path, *out)
     assert "unknown divergence" in fail("log-prob", model, points, "--divergence", "hutc", *out)
     assert "device 'abacus' cannot be used" in fail("sample", model, "--device", "abacus", *out)

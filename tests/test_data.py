@@ -135,9 +135,32 @@ def test_quantize_clamps_what_lies_outside() -> None:
     assert quantize(x, 17).tolist() == [[0, 0, 16, 16, 16]]
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float32])
+WHOLE = [
+    torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64,
+    torch.float16, torch.float32,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", WHOLE)
 def test_whole_numbers_of_any_dtype_are_levels(dtype: torch.dtype) -> None:
-    check_levels(torch.tensor([[0, 16]], dtype=dtype), 17)
+    """They are dequantised to the same numbers, and what is no level is refused alike."""
+    images = every_level(17)
+    wanted, found = (
+        dequantize(levels, 17, generator=torch.Generator().manual_seed(0))
+        for levels in (images, images.to(dtype))
+    )
+    assert torch.equal(found, wanted)
+    with pytest.raises(ValueError, match=r"from 0 to 16; .*from 0 to 15"):
+        check_levels(images.to(dtype), 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.int32])
+def test_neighbouring_levels_of_16_bits_stay_apart(dtype: torch.dtype) -> None:
+    images = every_level(65536).to(dtype)
+    x = dequantize(images, 65536).flatten()
+    assert bool((x.diff() > 0).all())
+    assert float(x[0]) < -1 + 2**-15
+    assert float(x[-1]) >= 1 - 2**-15
 
 
 @pytest.mark.parametrize(

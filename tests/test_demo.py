@@ -155,6 +155,7 @@ def test_run_leaves_metrics_model_and_page(tiny: tuple[Path, dict[str, Any]]) ->
     assert names == {"metrics.json", "model.safetensors", "report.html"}
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8")) == metrics
     assert load_model(folder / "model.safetensors").event_shape == (1, 8, 8)
+    assert load_model(folder / "model.safetensors").data_range == (-1.0, 1.0)
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 6
     assert page.count("<table") == 3

@@ -29,6 +29,7 @@ def decode(
     array: o.ArrayName = None,
     n: o.First = None,
     label: o.Label = None,
+    data_range: o.DataRange = None,
     solver: o.SolverName = "ode:dopri5",
     control: Control,
     chunk: o.Chunk = 1024,
@@ -39,7 +40,7 @@ def decode(
     The same command goes on where it was interrupted.
     """
     with open_output(out, (".npz", ".png", ""), overwrite=running.overwrite) as output:
-        network = read_model(model, running.device, running.dtype)
+        network = read_model(model, running.device, running.dtype, data_range)
         z, _ = read_data(latents, first=n, array=array, names=("z", "x"), precision=running.dtype)
         output.check_shape(shape_of(z))
         shards = decode_to_folder(
@@ -47,5 +48,5 @@ def decode(
             **control.given(), **choose_label(network, label),
         )  # fmt: skip
         count, rows = len(shards), shards.costs()["rows"]
-        output.gather(shards, ctx)
+        output.gather(shards, ctx, network.data_range)
     typer.echo(f"{out}: {count} samples, {rows / count:g} evaluations for each")

@@ -9,6 +9,7 @@ from sde_models.cli.application import Command, app, examples
 from sde_models.cli.groups import Control, Running, spell_out
 from sde_models.cli.inputs import choose_label, read_data, read_model, shape_of
 from sde_models.cli.outputs import open_output
+from sde_models.models import ScoreModel
 from sde_models.to_folder import encode_to_folder
 
 
@@ -32,6 +33,7 @@ def encode(
     root: o.Root = None,
     n: o.First = None,
     label: o.Label = None,
+    data_range: o.DataRange = None,
     solver: o.SolverName = "ode:dopri5",
     control: Control,
     chunk: o.Chunk = 1024,
@@ -40,11 +42,12 @@ def encode(
 ) -> None:
     """Carry data to their latents, along the probability flow.
 
-    Whole numbers are dequantised to [-1, 1] first. The same command goes on where it was
+    Whole numbers are dequantised first, to the range of the data of MODEL. A picture shows three
+    standard deviations of the noise around zero. The same command goes on where it was
     interrupted.
     """
     with open_output(out, (".npz", ".png", ""), overwrite=running.overwrite) as output:
-        network = read_model(model, running.device, running.dtype)
+        network = read_model(model, running.device, running.dtype, data_range)
         x, levels = read_data(
             data, levels=levels, first=n, array=array, root=root, precision=running.dtype
         )
@@ -55,5 +58,11 @@ def encode(
             **control.given(), **choose_label(network, label),
         )  # fmt: skip
         count, rows = len(shards), shards.costs()["rows"]
-        output.gather(shards, ctx)
+        output.gather(shards, ctx, noise_range(network, shape_of(x)))
     typer.echo(f"{out}: {count} latents, {rows / count:g} evaluations for each")
+
+
+def noise_range(model: ScoreModel, event_shape: tuple[int, ...]) -> tuple[float, float]:
+    """What latents are drawn black and white: three standard deviations of the prior."""
+    far = 3 * float(getattr(model.sde.prior(event_shape), "std", 1.0))
+    return -far, far

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from sde_models.checkpoints import load_model
 from sde_models.cli.options import Precision
 from sde_models.data import DATA, TrainingData, find_data, image_folder, read_array
+from sde_models.data.dequantization import check_data_range
 from sde_models.errors import nearest_names
 from sde_models.models import ScoreModel
 from sde_models.shards import Shards
@@ -21,15 +22,39 @@ MODEL_FILE = "model.safetensors"
 """Name of the model in the folder of a training run."""
 
 
-def read_model(path: Path, device: str, precision: Precision | None) -> ScoreModel:
+def read_model(
+    path: Path, device: str, precision: Precision | None, data_range: str | None
+) -> ScoreModel:
     """Read a model onto a device, from its file or the folder of a training run.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no model file, or there is no such device.
+        ValueError: If it is no model file, there is no such device, or the range is none.
     """
     file = path / MODEL_FILE if path.is_dir() else path
-    return place(load_model(file), device, precision)
+    model = place(load_model(file), device, precision)
+    if data_range is not None:
+        model.data_range = read_range(data_range)
+    return model
+
+
+def read_range(text: str) -> tuple[float, float]:
+    """Lowest and highest number of data.
+
+    Raises:
+        ValueError: If they are not there.
+
+    Example:
+        >>> read_range("0,1")
+        (0.0, 1.0)
+    """
+    try:
+        return check_data_range(text.split(","))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(
+            f"--data-range must be the lowest and the highest number of the data, such as 0,1; got "
+            f"{text!r}"
+        ) from error
 
 
 def place(model: ScoreModel, device: str, precision: Precision | None) -> ScoreModel:
@@ -133,7 +158,7 @@ def read_training_data(
         raise FileNotFoundError(
             f"no file {where}, and no data set of that name; {nearest_names(where, DATA)}"
         )
-    x = read_array(where, names if array is None else (array,))
+    x = _without_loss(read_array(where, names if array is None else (array,)))
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(f"{where} holds an array of shape {tuple(x.shape)}, wanted (B, *event)")
     if levels is None and not x.is_floating_point():
@@ -154,12 +179,19 @@ def shape_of(dataset: Tensor | Dataset[Any]) -> tuple[int, ...]:
 
 def _read_labels(where: str, count: int) -> Tensor:
     label = read_array(where, ("label", "labels"))
-    if label.shape != (count,) or label.is_floating_point() or int(label.min()) < 0:
+    if label.shape != (count,) or label.is_floating_point() or int(label.long().min()) < 0:
         raise ValueError(
             f"--labels: {where} should hold, beside its {count} samples, an array 'label' of as "
             f"many whole numbers from 0; got {label.dtype} of shape {tuple(label.shape)}"
         )
     return label.long()
+
+
+def _without_loss(x: Tensor) -> Tensor:
+    """The same numbers in a dtype that is computed with: half floats as float32, bits as bytes."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return x.float()
+    return x.to(torch.uint8) if x.dtype == torch.bool else x
 
 
 def _read_folder(where: str, levels: int | None, dtype: torch.dtype | None) -> TrainingData:

@@ -50,6 +50,7 @@ def log_prob(
     root: o.Root = None,
     n: o.First = None,
     label: o.Label = None,
+    data_range: o.DataRange = None,
     solver: o.SolverName = "adams-batch",
     divergence: Annotated[
         str | None, typer.Option(help="exact, hutchinson, hutch++, xtrace or auto.")
@@ -67,7 +68,7 @@ def log_prob(
     The same command goes on where it was interrupted.
     """
     with open_output(out, (".npz", ".json", ""), overwrite=running.overwrite) as output:
-        network = read_model(model, running.device, running.dtype)
+        network = read_model(model, running.device, running.dtype, data_range)
         x, levels = read_data(
             data, levels=levels, first=n, array=array, root=root, precision=running.dtype
         )

@@ -57,6 +57,13 @@ Levels = Annotated[
     int | None,
     typer.Option(min=2, help="DATA are whole numbers below this, 256 for bytes; known for images."),
 ]
+DataRange = Annotated[
+    str | None,
+    typer.Option(
+        help="Lowest and highest number of the data, such as 0,1, drawn black and white and taken "
+        "by levels; those of MODEL if not given."
+    ),
+]
 Root = Annotated[
     Path | None, typer.Option(help="Folder of the files of mnist, fashion-mnist and cifar10.")
 ]

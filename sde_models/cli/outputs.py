@@ -48,10 +48,18 @@ class Output:
         write_whole(self.out, content)
         self._finish(ctx)
 
-    def gather(self, shards: Shards, ctx: typer.Context) -> None:
-        """Turn the shards into what was asked for, with the configuration beside it or in it."""
+    def gather(
+        self, shards: Shards, ctx: typer.Context, data_range: tuple[float, float] | None = None
+    ) -> None:
+        """Turn the shards into what was asked for, with the configuration beside it or in it.
+
+        Args:
+            shards: The results.
+            ctx: Context of the command.
+            data_range: What a picture shows black and white.
+        """
         if self.out.suffix == ".png":
-            write_whole(self.out, draw(_first_of(shards)))
+            write_whole(self.out, draw(_first_of(shards), data_range=data_range))
         elif not self.is_folder:
             shards.save_npz(self.out)
         self._finish(ctx)

@@ -31,6 +31,7 @@ def sample(
     out: o.Out,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of samples.")] = 64,
     label: o.Label = None,
+    data_range: o.DataRange = None,
     solver: o.SolverName = "ode:dopri5",
     control: Control,
     eta: Annotated[
@@ -51,7 +52,7 @@ def sample(
     The same command goes on where it was interrupted.
     """
     with open_output(out, (".npz", ".png", ""), overwrite=running.overwrite) as output:
-        network = read_model(model, running.device, running.dtype)
+        network = read_model(model, running.device, running.dtype, data_range)
         event_shape = read_shape(shape, network)
         output.check_shape(event_shape)
         shards = sample_to_folder(
@@ -60,5 +61,5 @@ def sample(
             **control.given(), **choose_label(network, label), **o.given(eta=eta),
         )  # fmt: skip
         rows = shards.costs()["rows"]
-        output.gather(shards, ctx)
+        output.gather(shards, ctx, network.data_range)
     typer.echo(f"{out}: {n} samples of shape {event_shape}, {rows / n:g} evaluations for each")

@@ -151,4 +151,6 @@ def draw_samples(model: ScoreModel, seed: int) -> bytes:
     count = min(POINTS, check_drawable(model.event_shape))
     generator = torch.Generator().manual_seed(seed)
     cond = each_class(model, count)
-    return draw(sample(model, (count, *model.event_shape), generator=generator, **QUICK, **cond).x)
+    shape = (count, *model.event_shape)
+    drawn = sample(model, shape, generator=generator, **QUICK, **cond).x
+    return draw(drawn, data_range=model.data_range)

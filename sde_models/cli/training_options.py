@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sde_models.cli.inputs import read_range
 from sde_models.data import TrainingData
 from sde_models.losses import WEIGHTINGS, find_objective
 from sde_models.losses.named import OBJECTIVES
@@ -38,6 +39,13 @@ class Architecture:
         float | None,
         typer.Option(help="Standard deviation of the data; 0.5 for levels, else measured."),
     ] = None
+    data_range: Annotated[
+        str | None,
+        typer.Option(
+            help="Lowest and highest number of the data, such as 0,1, drawn black and white; -1,1 "
+            "for levels, else measured."
+        ),
+    ] = None
     network: Annotated[
         str | None,
         typer.Option(help=f"Network: {_one_of(NETWORKS)}; what suits the data if not given."),
@@ -62,13 +70,24 @@ class Architecture:
         chosen: dict[str, Any] = {"network": usual_network(data.event_shape)}
         if self.data_std is None:
             chosen["data_std"] = data.data_std
+        measured = data.data_range if data.levels is None and self.data_range is None else None
+        if measured is not None:
+            chosen["data_range"] = "{!r},{!r}".format(*measured)
         if self.prediction is None:
             chosen["preconditioning"] = "edm"
         return chosen | given
 
     def make(self, data: TrainingData, labels: bool) -> ScoreModel:
-        """The model, with fresh weights."""
+        """The model, with fresh weights.
+
+        Raises:
+            ValueError: If an option cannot be used, or a range is given to levels.
+        """
         options = self.settled(data)
+        if data.levels is not None and self.data_range is not None:
+            raise ValueError("--data-range: levels are spread over -1 to 1, leave it out")
+        text = options.get("data_range")
+        data_range = data.data_range if text is None else read_range(text)
         numbers = {name: options[name] for name in ("t_min", "data_std") if name in options}
         network = find_network(
             options["network"], data.event_shape, width=self.width, depth=self.depth,
@@ -77,6 +96,7 @@ class Architecture:
         return ScoreModel(
             network, find_sde(self.sde, **numbers), self.prediction,
             preconditioning=options.get("preconditioning"), event_shape=data.event_shape,
+            data_range=data_range,
         )  # fmt: skip
 
 

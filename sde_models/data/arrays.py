@@ -36,14 +36,19 @@ def read_array(path: str | os.PathLike[str], names: Sequence[str] = ("x", "z")) 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
+    if path.suffix not in (".npy", ".npz"):
+        raise ValueError(
+            f"{path} is no .npz or .npy file of numbers: numpy.save('x.npy', x.numpy()) makes one "
+            "of a tensor x"
+        )
     try:
         if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, mmap_mode="c"))
+            return _as_tensor(np.load(path, mmap_mode="c"))
         with np.load(path) as archive:
             known = list(archive)
             name = next((name for name in names if name in known), known[0])
             if name in names or len(known) == 1:
-                return torch.from_numpy(archive[name])
+                return _as_tensor(archive[name])
     except (ValueError, TypeError, EOFError, IndexError, BadZipFile, AttributeError) as error:
         raise ValueError(
             f"{path} is no .npz or .npy file of numbers, or is damaged: {error}"
@@ -51,3 +56,8 @@ def read_array(path: str | os.PathLike[str], names: Sequence[str] = ("x", "z")) 
     raise ValueError(
         f"{path} holds the arrays {', '.join(known)}, and none named {' or '.join(names)}: name one"
     )
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
+    """The same memory, or a copy in the byte order of this machine if it has another."""
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))

@@ -12,6 +12,7 @@ Reference:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,12 +22,30 @@ from sde_models.randomness import uniform_like
 from sde_models.split_batches import draw_rows
 from sde_models.streams import Source, as_source
 
+DATA_RANGE = (-1.0, 1.0)
+"""Lowest and highest number of data that nobody has given a range."""
+
+
+def check_data_range(data_range: Sequence[float]) -> tuple[float, float]:
+    """Lowest and highest number of data, as floats.
+
+    Raises:
+        ValueError: If they are not two finite numbers, the lower one first.
+    """
+    try:
+        low, high = (float(value) for value in data_range)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"data_range must be (low, high) with low < high, got {data_range!r}")
+    return low, high
+
 
 def dequantize(
     images: Tensor,
     levels: int = 256,
     *,
-    data_range: tuple[float, float] = (-1.0, 1.0),
+    data_range: tuple[float, float] = DATA_RANGE,
     generator: Source = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -78,7 +97,7 @@ def within(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def quantize(
-    x: Tensor, levels: int = 256, *, data_range: tuple[float, float] = (-1.0, 1.0)
+    x: Tensor, levels: int = 256, *, data_range: tuple[float, float] = DATA_RANGE
 ) -> Tensor:
     r"""Turn numbers into grey levels, the inverse of :func:`dequantize`.
 
@@ -139,9 +158,18 @@ def check_levels(images: Tensor, levels: int) -> None:
                 f"images hold {example:g}, which is no whole number; {wanted}. For images scaled "
                 f"to [0, 1] give (images * {levels - 1}).round()"
             )
-    low, high = (int(v) for v in torch.aminmax(images))
+    low, high = _ends(images)
     if low < 0 or high > levels - 1:
         raise ValueError(f"images hold values from {low} to {high}; {wanted}")
+
+
+def _ends(images: Tensor) -> tuple[int, int]:
+    """Lowest and highest level; by NumPy, which compares unsigned numbers of any size."""
+    if images.dtype.is_signed or images.dtype == torch.uint8:
+        low, high = torch.aminmax(images)
+        return int(low), int(high)
+    array = images.numpy(force=True)
+    return int(array.min()), int(array.max())
 
 
 def _check_level_count(levels: int) -> None:
@@ -153,9 +181,7 @@ def _check_level_count(levels: int) -> None:
 
 def _check_range(levels: int, data_range: tuple[float, float], dtype: torch.dtype) -> None:
     _check_level_count(levels)
-    low, high = data_range
-    if not -math.inf < low < high < math.inf:
-        raise ValueError(f"data_range must be (low, high) with low < high, got {data_range}")
+    low, high = check_data_range(data_range)
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be floating, got {dtype}")
     if (high - low) / levels < 4 * torch.finfo(dtype).eps * max(abs(low), abs(high)):

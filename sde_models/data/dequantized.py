@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sde_models.data.dequantization import check_levels, dequantize
+from sde_models.data.dequantization import DATA_RANGE, check_levels, dequantize
 
 
 class Dequantized(Dataset[Any]):
@@ -44,7 +44,7 @@ class Dequantized(Dataset[Any]):
         self,
         dataset: Dataset[Any],
         levels: int = 256,
-        data_range: tuple[float, float] = (-1.0, 1.0),
+        data_range: tuple[float, float] = DATA_RANGE,
         transform: Callable[[Tensor], Tensor] | None = None,
         *,
         seed: int | None = None,

@@ -7,11 +7,12 @@ goes to the network.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any, cast
 
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from sde_models.data.image_files import AlikeLevels, ImageTransform
 
 Root = str | os.PathLike[str]
 
@@ -20,19 +21,18 @@ class LevelImages(Dataset[tuple[Tensor, int]]):
     """Images as levels, with their labels: a map-style data set.
 
     Args:
-        dataset: A data set of torchvision that gives levels, dtype uint8, shape
-            ``(channels, height, width)``, and a label.
+        dataset: A data set of torchvision that gives levels, shape ``(channels, height, width)``,
+            and a label.
+        levels: Number of levels.
 
     Attributes:
         dataset: The same.
         classes: Names of the classes.
-        levels: Number of levels, 256.
+        levels: Number of levels.
     """
 
-    levels = 256
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Any, levels: int = 256) -> None:
+        self.dataset, self.levels = dataset, levels
         self.classes: list[str] = list(dataset.classes)
 
     def __len__(self) -> int:
@@ -99,28 +99,38 @@ def cifar10(root: Root, *, train: bool = True, download: bool = False) -> LevelI
     return _open("CIFAR10", "cifar10", root, folder, train=train, download=download)
 
 
-def image_folder(root: Root, transform: Callable[[Any], Any] | None = None) -> LevelImages:
-    """Image files in one folder for each class, ``(3, height, width)``.
+def image_folder(root: Root, transform: ImageTransform | None = None) -> LevelImages:
+    """Image files in one folder for each class, as the levels that are in them.
+
+    An image has shape ``(1, height, width)`` if it is grey and ``(3, height, width)`` if it is
+    colour, of dtype uint8, or uint16 with 65,536 levels for files of 16 bits. All files must be
+    of one kind. An alpha channel that is opaque everywhere is left out, a palette becomes its
+    colours, and the EXIF orientation is applied.
 
     Args:
         root: Folder of the classes' folders.
-        transform: Applied to each ``PIL.Image`` before it becomes a tensor, such as
+        transform: Applied to each ``PIL.Image``, of the mode that its file has, such as
             ``torchvision.transforms.CenterCrop(32)`` for files of several sizes.
 
     Raises:
         FileNotFoundError: If there is no such folder, or it holds no images in folders.
+        OSError: If a file cannot be read; this and the following are raised for the first file
+            here, and for another one when it is read.
+        ValueError: If the levels of a file cannot be kept, as those of floats, CMYK, transparent
+            pixels or an animation, or it is of another kind than the first: another size, number
+            of channels or number of bits.
     """
     from torchvision.datasets import ImageFolder
-    from torchvision.transforms import Compose, PILToTensor
 
-    steps = [PILToTensor()] if transform is None else [transform, PILToTensor()]
     try:
-        return LevelImages(ImageFolder(os.fspath(root), Compose(steps)))
+        dataset = ImageFolder(os.fspath(root))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{os.fspath(root)!r} holds no images: put them where {os.fspath(root)}/<class>/"
             f"<name>.png is, one folder for each class. {error}"
         ) from error
+    dataset.loader = alike = AlikeLevels.of(dataset.samples[0][0], transform)
+    return LevelImages(dataset, alike.levels)
 
 
 def _open(

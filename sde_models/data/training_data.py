@@ -10,13 +10,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from sde_models._shapes import check_batch
-from sde_models.data.dequantization import check_levels, dequantize
+from sde_models.data.dequantization import DATA_RANGE, check_levels, dequantize
 
 IMAGE_STD = 0.5
 """The ``data_std`` for images on [-1, 1], as in Karras et al. 2022, arXiv:2206.00364."""
 
 MEASURED = 10_000
 """How many samples the standard deviation of other data is measured on."""
+
+USUAL_RANGES = ((0.0, 1.0), DATA_RANGE, (0.0, 255.0))
+"""Ranges that images are scaled to."""
 
 FARTHEST = 10.0
 """By which factor the scale of data may be away from one."""
@@ -87,6 +90,26 @@ class TrainingData:
                 "data_std to train on them as they are"
             )
         return float(f"{std:.3g}")
+
+    @property
+    def data_range(self) -> tuple[float, float] | None:
+        """Lowest and highest number of the data, None if they are all the same.
+
+        Levels are spread over -1 to 1. Other data have one of 0 to 1, -1 to 1 and 0 to 255 if
+        they lie in it and fill more than three quarters of it; else their own lowest and highest
+        number. All are looked at that are in tensors, of others the first 10,000.
+        """
+        if self.levels is not None:
+            return DATA_RANGE
+        if isinstance(self.train, Tensor | TensorDataset):
+            x = _tensors(self.train)[0]
+        else:
+            x, _ = _first_of(self.train, MEASURED)
+        low, high = (float(value) for value in torch.aminmax(x))
+        for bottom, top in USUAL_RANGES:
+            if bottom <= low and high <= top and high - low > 0.75 * (top - bottom):
+                return bottom, top
+        return (low, high) if low < high else None
 
     def batches(self, labels: bool = False, dtype: torch.dtype = torch.float32) -> Any:
         """What :func:`~sde_models.fit` takes as its data.

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from sde_models.checkpoints import save_model
 from sde_models.data import dequantize, digits
+from sde_models.data.dequantization import DATA_RANGE
 from sde_models.demo.measure import (
     Density,
     RoundTrip,
@@ -195,7 +196,10 @@ def train(
     # The noise at t_min is a thirtieth of a grey level. A data_std below the true 0.8 puts more
     # weight on small noise, and gave the better bits per dimension on held-out training images.
     sde = VPSDE(t_min=1e-4, data_std=0.5)
-    model = ScoreModel(network, sde, preconditioning="edm", event_shape=tuple(images.shape[1:]))
+    model = ScoreModel(
+        network, sde, preconditioning="edm", event_shape=tuple(images.shape[1:]),
+        data_range=DATA_RANGE,
+    )  # fmt: skip
 
     def draw(batch_size: int, generator: torch.Generator | None) -> Tensor:
         rows = torch.randint(len(images), (batch_size,), generator=generator)

@@ -15,7 +15,7 @@ from sde_models.divergence import standard_error
 from sde_models.evaluation.batches import RESULTS, Batches
 from sde_models.models import Model
 from sde_models.shards.engine import Engine, Verb
-from sde_models.shards.fingerprints import describe
+from sde_models.shards.fingerprints import describe, describe_range
 from sde_models.shards.folder import Folder
 from sde_models.shards.source import Conditioning, Source
 
@@ -153,11 +153,10 @@ def evaluate(
         EVALUATING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
     )
     source = Source(dataset, cond)
-    folder = engine.open(
-        out,
-        len(source),
-        {"sample": source.describe_sample(), "levels": levels, "cond": describe(cond)},
-    )
+    settings = {"sample": source.describe_sample(), "levels": levels, "cond": describe(cond)}
+    if levels is not None:
+        settings |= describe_range(engine.model)
+    folder = engine.open(out, len(source), settings)
     verb = Batches(engine.model, levels, seed, arguments)
 
     resumed = engine.run(folder, source.each(verb.run), progress=progress)

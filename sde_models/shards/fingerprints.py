@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sde_models.models import Model
+
 
 def hash_tensors(tensors: Mapping[str, Tensor], text: str = "") -> str:
     """SHA-256 of the names, dtypes, shapes and bytes of tensors, and of a text.
@@ -47,6 +49,11 @@ def describe(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(describe, value)) + "]"
     return _without_addresses(value)
+
+
+def describe_range(model: Model) -> dict[str, str]:
+    """The range that a model has for data, as a setting of results for levels, if it has one."""
+    return {} if model.data_range is None else {"data_range": str(model.data_range)}
 
 
 def list_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_models.data.dequantization import DATA_RANGE, check_data_range
 from sde_models.discrete import bits_per_dim
 from sde_models.sampling import sample
 from sde_models.training.progress import Progress
@@ -23,7 +24,7 @@ class SampleImages:
         folder: Where ``step-00001000.png`` and so on are written; nowhere if None. With
             ``log_dir`` the images go to TensorBoard too.
         count: Images in a grid.
-        data_range: Values that are shown as black and white.
+        data_range: Values that are shown as black and white; those of the model if None.
         seed: Fixes the noise.
         **arguments: Handed to :func:`~sde_models.sample`.
 
@@ -44,7 +45,7 @@ class SampleImages:
         folder: str | os.PathLike[str] | None = None,
         *,
         count: int = 64,
-        data_range: tuple[float, float] = (-1.0, 1.0),
+        data_range: tuple[float, float] | None = None,
         seed: int = 0,
         **arguments: Any,
     ) -> None:
@@ -55,7 +56,7 @@ class SampleImages:
             )
         self.every, self.event_shape, self.count, self.seed = every, event_shape, count, seed
         self.folder = None if folder is None else Path(folder)
-        self.data_range = data_range
+        self.data_range = None if data_range is None else check_data_range(data_range)
         usual = {"solver": "dpmpp-2m", "steps": 20, "progress": False}
         self.arguments: dict[str, Any] = {**usual, **arguments}
 
@@ -69,7 +70,7 @@ class SampleImages:
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
             drawn = sample(progress.averaged, shape, generator=generator, **self.arguments).x
-        low, high = self.data_range
+        low, high = self.data_range or progress.averaged.data_range or DATA_RANGE
         images = ((drawn - low) / (high - low)).clamp(0, 1).cpu()
         progress.log.images("samples", images, progress.step)
         if self.folder is not None:

@@ -13,7 +13,7 @@ from sde_models.models import Model
 from sde_models.shards.fingerprints import describe, list_differences
 from sde_models.training.settings import Settings
 
-FREE = ("accumulate", "checkpoint_every", "keep")
+FREE = ("accumulate", "checkpoint_every", "keep", "data_range")
 """Settings that may change when a run is resumed, since its result does not depend on them."""
 
 
@@ -33,14 +33,14 @@ def describe_run(
     Returns:
         Text and numbers by name.
     """
-    chosen = {name: value for name, value in asdict(settings).items() if name not in FREE}
+    chosen = _without_free(asdict(settings))
     weights = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     return {
         **chosen,
         "seed": seed,
         "loss": describe(loss),
         "data": _describe_data(data),
-        **_flatten("model", _describe_model(model)),
+        **_flatten("model", _without_free(_describe_model(model))),
         "model.weights": ", ".join(f"{name} {shape}" for name, shape in weights.items()),
         "model.dtype": str(model.dtype),
     }
@@ -67,6 +67,10 @@ def check_same_run(there: dict[str, Any], now: dict[str, Any], folder: Any) -> N
             f"{folder} holds a run of another configuration ({'; '.join(differing)}): give the "
             "settings from there to resume it, or choose another folder for a new run"
         )
+
+
+def _without_free(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in FREE}
 
 
 def _describe_model(model: Model) -> dict[str, Any]:
