@@ -232,6 +232,7 @@ def test_other_data(points: Path, tmp_path: Path) -> None:
         ("digit", "no data set of that name; did you mean 'digits'"),
         ("nowhere.npz", "no file nowhere.npz"),
         ("mnist", "mnist is read from files: root must be their folder"),
+        ("digits --root /tmp", "--root is for mnist, fashion-mnist, cifar10, got digits"),
         ("digits --levels 8", "from 0 to 7 for levels=8"),
         ("two-moons --labels", "no labels to train with"),
         ("two-moons --bits-every 3", "--bits-every: the data have no levels"),
@@ -267,7 +268,11 @@ def test_mistakes_in_files_and_folders(points: Path, tmp_path: Path) -> None:
     assert "subtract their mean and divide" in fail("train", large, *QUICK, *out)
     whole = save(tmp_path / "whole.npz", x=np.zeros((3, 2), dtype=np.uint8))
     assert "give --levels, 256 for bytes" in fail("train", whole, *QUICK, *out)
-    assert "an array 'label' of as many" in fail("train", points, "--labels", *QUICK, *out)
+    said = fail("train", points, "--labels", *QUICK, *out)
+    assert "--labels: " in said
+    assert "holds the arrays x, and none named label or labels" in said
+    short = save(tmp_path / "short.npz", x=x, label=np.zeros(3, dtype=int))
+    assert "an array 'label' of as many" in fail("train", short, "--labels", *QUICK, *out)
     assert not (tmp_path / "run").exists()
     assert "holds other things than a run" in fail("train", points, "--out", tmp_path)
     assert "is a file: give a folder" in fail("train", points, "--out", points)
