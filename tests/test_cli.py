@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Stand in for the work, and note what it was asked."""
     asked = []
 
-    def run_demo(out: Path, **arguments: Any) -> dict[str, Any]:
-        out.mkdir(parents=True, exist_ok=True)
-        asked.append({"out": out, **arguments})
+    def run_demo(out: os.PathLike[str], **arguments: Any) -> dict[str, Any]:
+        asked.append({"out": Path(out), **arguments})
         return METRICS
 
     module = sys.modules["sde_models.cli.demo"]
@@ -47,7 +47,7 @@ def test_demo_hands_on_its_options(calls: list[dict[str, Any]], tmp_path: Path) 
     assert str(tmp_path / "report.html") in result.stdout
     config = tmp_path / "config.json"
     assert json.loads(config.read_text()) == {
-        "command": "demo", "out": str(tmp_path), "seed": 7, "quick": True
+        "made_by": "sde-models", "command": "demo", "out": str(tmp_path), "seed": 7, "quick": True
     }  # fmt: skip
     assert invoke("demo", "--config", str(config), "--no-progress").exit_code == 0
     assert calls[0] == calls[1]
@@ -68,8 +68,8 @@ def test_a_folder_that_cannot_be_used_is_a_usage_error(tmp_path: Path) -> None:
     result = invoke("demo", "--out", str(tmp_path / "file"))
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
-    assert line.startswith("Error: the results cannot be written")
-    assert "there is a file of that name; choose another folder" in line
+    assert line.startswith("Error: ")
+    assert "cannot be written to: there is a file of that name; choose another folder" in line
 
 
 def test_solvers_prints_the_table() -> None:

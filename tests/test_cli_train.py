@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import sde_models as sm
 from sde_models.cli import app
 from sde_models.data import read_array
+from sde_models.owned_folders import MARKER
 from sde_models.training import Progress
 
 SMALL = ("--network", "residual", "--width", 8, "--depth", 1, "--batch-size", 8)
@@ -98,9 +99,11 @@ def test_digits_from_training_to_bits_per_dimension(tmp_path: Path) -> None:
     every = ("--samples-every", 10, "--bits-every", 12)
     run("train", "digits", *QUICK, *every, "--out", out)
     assert {path.name for path in out.iterdir()} == {
-        "checkpoints", "config.json", "metrics.json", "model.safetensors", "samples", "samples.png"
+        MARKER, "checkpoints", "config.json", "metrics.json", "model.safetensors", "samples",
+        "samples.png",
     }  # fmt: skip
-    assert [path.name for path in (out / "samples").iterdir()] == ["step-00000010.png"]
+    pictures = {path.name for path in (out / "samples").iterdir()}
+    assert pictures == {MARKER, "step-00000010.png"}
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["steps"] == 12
     assert metrics["steps_per_second"] == pytest.approx(12 / metrics["seconds"])
@@ -274,8 +277,8 @@ def test_mistakes_in_files_and_folders(points: Path, tmp_path: Path) -> None:
     short = save(tmp_path / "short.npz", x=x, label=np.zeros(3, dtype=int))
     assert "an array 'label' of as many" in fail("train", short, "--labels", *QUICK, *out)
     assert not (tmp_path / "run").exists()
-    assert "holds other things than a run" in fail("train", points, "--out", tmp_path)
-    assert "is a file: give a folder" in fail("train", points, "--out", points)
+    assert "is not empty, and no" in fail("train", points, "--out", tmp_path)
+    assert "there is a file of that name" in fail("train", points, "--out", points)
 
 
 def test_a_loss_that_explodes_is_work_that_failed(points: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import sde_models as sm
 from sde_models.cli import app
 from sde_models.data import read_array
+from sde_models.owned_folders import MARKER
 
 QUICK = "--n 9 --solver ddim --steps 3 --chunk 4"
 
@@ -97,7 +98,8 @@ def test_the_resolved_configuration_gives_the_same_bytes(model: Path, tmp_path: 
     config = tmp_path / "a.npz.config.json"
     written = json.loads(config.read_text())
     assert written == {
-        "command": "sample", "model": str(model), "out": str(a), "n": 5, "denoise": False,
+        "made_by": "sde-models", "command": "sample", "model": str(model), "out": str(a), "n": 5,
+        "denoise": False,
         "solver": "euler-maruyama", "steps": 4, "eta": 0.5, "chunk": 4096, "seed": 0,
         "device": "cpu", "dtype": "float64",
     }  # fmt: skip
@@ -148,7 +150,7 @@ def test_a_folder_of_shards_goes_on(model: Path, tmp_path: Path) -> None:
     run(*words)
     wanted = {path.name: path.read_bytes() for path in out.iterdir()}
     assert set(wanted) == {
-        "settings.json", "config.json", *(f"chunk-{i:06d}.safetensors" for i in range(3))
+        MARKER, "settings.json", "config.json", *(f"chunk-{i:06d}.safetensors" for i in range(3))
     }  # fmt: skip
     (out / "chunk-000001.safetensors").unlink()
     run(*words)
@@ -251,9 +253,12 @@ def test_mistakes_are_told_in_one_line(model: Path, points: Path, tmp_path: Path
         "log-prob", model, points, "--out", "x.png"
     )
     assert not (tmp_path / "x.npz.parts").exists()
+    run("sample", model, *QUICK.split(), "--out", tmp_path / "ours.npz")
+    said = fail("sample", model, "--out", tmp_path / "ours.npz")
+    assert "exists: give another --out, or --overwrite" in said
     (tmp_path / "x.npz").write_text("mine")
-    assert "exists: give another --out, or --overwrite" in fail("sample", model, *out)
-    assert "is no folder of shards" in fail("sample", model, "--out", tmp_path)
+    assert "no x.npz.config.json says it is ours" in fail("sample", model, *out, "--overwrite")
+    assert "choose another folder" in fail("sample", model, "--out", tmp_path)
     assert (tmp_path / "x.npz").read_text() == "mine"
 
 
@@ -309,7 +314,7 @@ def test_an_array_that_is_not_there_is_refused_with_those_that_are(
 
 
 def test_an_array_is_taken_by_its_name(model: Path, tmp_path: Path) -> None:
-    rows = {name: np.full((3, 2), value, np.float32) for name, value in zip("xyz", (0, 1, 2))}
+    rows = {name: np.full((3, 2), i, np.float32) for i, name in enumerate("xyz")}
     np.savez(tmp_path / "data.npz", **rows)
     words = ("--solver", "ddim", "--steps", 3)
     for name, value in rows.items():

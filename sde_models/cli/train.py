@@ -95,14 +95,20 @@ def train(
     loss, arguments = minimised.make(), fitting.settled()
     bits = watch_bits(found, bits_every, labels, seed)
     settled = architecture.settled(found) | arguments
-    with open_run(out, group, ctx, overwrite=running.overwrite, **settled) as run:
-        watching: list[Callback] = [*bits, *watch_samples(model, samples_every, run.samples, seed)]
+    with open_run(
+        out, group, ctx,
+        overwrite=running.overwrite, pictures=samples_every is not None, **settled,
+    ) as run:  # fmt: skip
+        drawing = watch_samples(model, samples_every, run.pictures.path, seed)
+        watching: list[Callback] = [run.begin, *bits, *drawing]
         trained = fit(
             model, batches, loss=loss, seed=seed, accelerator=group.accelerator,
-            out=run.checkpoints, callback=watching, progress=running.progress, **arguments,
+            out=run.checkpoints.path, overwrite=running.overwrite, callback=watching,
+            progress=running.progress, **arguments,
         )  # fmt: skip
         if not group.main:
             return
+        run.folder.note(run.model.name)
         save_model(run.model, trained.model)
         metrics = trained.summary()
         run.write_metrics(metrics | ({"bits_per_dim": bits[0].curve} if bits else {}))
