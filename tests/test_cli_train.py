@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,7 +146,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            sys.modules["sde_models.cli.train"],
+            sm.training,
             "fit",
             lambda *a, callback, **k: sm.fit(*a, callback=[*callback, ctrl_c], **k),
         )

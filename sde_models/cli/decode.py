@@ -7,9 +7,6 @@ import typer
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
 from sde_models.cli.groups import Control, Running, spell_out
-from sde_models.cli.inputs import choose_label, read_data, read_model, shape_of
-from sde_models.cli.outputs import find_output
-from sde_models.to_folder import decode_to_folder
 
 
 @app.command(
@@ -38,6 +35,10 @@ def decode(
 
     The same command goes on where it was interrupted.
     """
+    from sde_models.cli.inputs import choose_label, read_data, read_model, shape_of
+    from sde_models.cli.outputs import find_output
+    from sde_models.to_folder import decode_to_folder
+
     output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite)
     network = read_model(model, running.device, running.dtype)
     z, _ = read_data(latents, first=n, array=array, names=("z", "x"), precision=running.dtype)

@@ -10,7 +10,6 @@ import typer
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
 from sde_models.cli.configuration import config_content
-from sde_models.demo import DemoSettings, own_demo, run_demo, summary
 
 
 @app.command(
@@ -35,6 +34,8 @@ def demo(
     Takes two to three minutes and leaves a page to open, report.html, beside metrics.json and
     model.safetensors.
     """
+    from sde_models.demo import DemoSettings, own_demo, run_demo, summary
+
     settings = DemoSettings.quick() if quick else DemoSettings()
     with own_demo(out) as folder:
         folder.check_names("config.json")

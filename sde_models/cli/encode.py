@@ -7,9 +7,6 @@ import typer
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
 from sde_models.cli.groups import Control, Running, spell_out
-from sde_models.cli.inputs import choose_label, read_data, read_model, shape_of
-from sde_models.cli.outputs import find_output
-from sde_models.to_folder import encode_to_folder
 
 
 @app.command(
@@ -43,6 +40,10 @@ def encode(
     Whole numbers are dequantised to [-1, 1] first. The same command goes on where it was
     interrupted.
     """
+    from sde_models.cli.inputs import choose_label, read_data, read_model, shape_of
+    from sde_models.cli.outputs import find_output
+    from sde_models.to_folder import encode_to_folder
+
     output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite)
     network = read_model(model, running.device, running.dtype)
     x, levels = read_data(

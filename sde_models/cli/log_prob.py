@@ -11,10 +11,6 @@ import typer
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
 from sde_models.cli.groups import Control, Running, spell_out
-from sde_models.cli.inputs import choose_label, read_data, read_model
-from sde_models.cli.outputs import find_output
-from sde_models.evaluation import evaluate
-from sde_models.shards import Shards
 
 
 @app.command(
@@ -66,6 +62,11 @@ def log_prob(
 
     The same command goes on where it was interrupted.
     """
+    from sde_models.cli.inputs import choose_label, read_data, read_model
+    from sde_models.cli.outputs import find_output
+    from sde_models.evaluation import evaluate
+    from sde_models.shards import Shards
+
     output = find_output(out, (".npz", ".json", ""), overwrite=running.overwrite)
     network = read_model(model, running.device, running.dtype)
     x, levels = read_data(

@@ -9,9 +9,6 @@ import typer
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
 from sde_models.cli.groups import Control, Running, spell_out
-from sde_models.cli.inputs import choose_label, read_model, read_shape
-from sde_models.cli.outputs import find_output
-from sde_models.to_folder import sample_to_folder
 
 
 @app.command(
@@ -50,6 +47,10 @@ def sample(
 
     The same command goes on where it was interrupted.
     """
+    from sde_models.cli.inputs import choose_label, read_model, read_shape
+    from sde_models.cli.outputs import find_output
+    from sde_models.to_folder import sample_to_folder
+
     output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite)
     network = read_model(model, running.device, running.dtype)
     event_shape = read_shape(shape, network)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sde_models.data import TrainingData
-from sde_models.losses import WEIGHTINGS, find_objective
-from sde_models.losses.named import OBJECTIVES
-from sde_models.losses.times import TIME_SAMPLERS
-from sde_models.models import ScoreModel
-from sde_models.nn import NETWORKS, find_network, usual_network
-from sde_models.predictions import PREDICTIONS
-from sde_models.sdes import SDES, find_sde
-from sde_models.training import Loss
+from sde_models.cli.names import (
+    NETWORKS,
+    OBJECTIVES,
+    PREDICTIONS,
+    SDES,
+    TIME_SAMPLERS,
+    WEIGHTINGS,
+)
+
+if TYPE_CHECKING:
+    from sde_models.data import TrainingData
+    from sde_models.models import ScoreModel
+    from sde_models.training import Loss
 
 STEPS = 2000
 """Steps where neither steps nor seconds are given: a minute or two for 8 x 8 pixels on a CPU."""
@@ -58,6 +62,8 @@ class Architecture:
 
     def settled(self, data: TrainingData) -> dict[str, Any]:
         """The options, with those that the data or others decide."""
+        from sde_models.nn import usual_network
+
         given = {name: value for name, value in asdict(self).items() if value is not None}
         chosen: dict[str, Any] = {"network": usual_network(data.event_shape)}
         if self.data_std is None:
@@ -68,6 +74,10 @@ class Architecture:
 
     def make(self, data: TrainingData, labels: bool) -> ScoreModel:
         """The model, with fresh weights."""
+        from sde_models.models import ScoreModel
+        from sde_models.nn import find_network
+        from sde_models.sdes import find_sde
+
         options = self.settled(data)
         numbers = {name: options[name] for name in ("t_min", "data_std") if name in options}
         network = find_network(
@@ -96,6 +106,8 @@ class Minimised:
 
     def make(self) -> Loss:
         """The loss."""
+        from sde_models.losses import find_objective
+
         return find_objective(self.objective, weighting=self.weighting, times=self.times)
 
 
