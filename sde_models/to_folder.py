@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ def sample_to_folder(
     seed: int = 0,
     cond: Mapping[str, Tensor] | None = None,
     progress: bool = True,
+    overwrite: bool = False,
     accelerator: Accelerator | None = None,
     **arguments: Any,
 ) -> Shards:
@@ -60,6 +62,7 @@ def sample_to_folder(
             a batch: neither interruptions nor the number of processes change them.
         cond: Conditioning that differs between samples: tensors by name, each of length ``n``.
         progress: Show a progress bar, in the main process.
+        overwrite: Replace the shards that are there, once the first new one is made.
         accelerator: Of the ``accelerate`` package, to share the shards among its processes. If
             None one is made where the environment tells of several processes.
         **arguments: Those of :func:`~sde_models.sample` but for ``generator`` and ``path``, and
@@ -73,7 +76,10 @@ def sample_to_folder(
         ValueError: If the folder holds results of other settings, with what differs, if the model
             does not tell the shape of a sample, and whatever :func:`~sde_models.sample` raises.
         TypeError: For a ``generator=`` or ``path=``.
-        OSError: If a file cannot be written; what was written before is whole.
+        FileExistsError: If the folder is not empty, and was not made by one of these functions.
+        BlockingIOError: If another process is at work in it.
+        OSError: If a file cannot be written, what was written before being whole; or if the
+            samples take more than is free on the disk.
         torch.OutOfMemoryError: If a single sample does not fit into memory.
 
     Example:
@@ -99,7 +105,6 @@ def sample_to_folder(
         )
     check_lengths(cond or {}, samples)
     settings = {"verb": "sample", "name": "x", "sample": str(shape), "cond": describe(cond)}
-    folder = engine.open(out, samples, settings)
 
     def draw(first: int, last: int) -> dict[str, Tensor]:
         drawn = sample(
@@ -111,7 +116,12 @@ def sample_to_folder(
         }  # fmt: skip
         return {name: _keep(value) for name, value in {"x": drawn.x, **found}.items()}
 
-    return Shards(out, resumed=engine.run(folder, lambda *_: draw, progress=progress))
+    dtype = arguments.get("dtype") or engine.model.dtype
+    _, resumed = engine.run(
+        out, samples, settings, lambda *_: draw, size=math.prod(shape) * dtype.itemsize,
+        progress=progress, overwrite=overwrite,
+    )  # fmt: skip
+    return Shards(out, resumed=resumed)
 
 
 def encode_to_folder(
@@ -125,6 +135,7 @@ def encode_to_folder(
     seed: int = 0,
     cond: Conditioning | None = None,
     progress: bool = True,
+    overwrite: bool = False,
     accelerator: Accelerator | None = None,
     **arguments: Any,
 ) -> Shards:
@@ -142,6 +153,7 @@ def encode_to_folder(
         seed: What the dequantisation follows from.
         cond: Conditioning that differs between samples, as for :func:`~sde_models.evaluate`.
         progress: Show a progress bar, in the main process.
+        overwrite: As for :func:`sample_to_folder`.
         accelerator: As for :func:`sample_to_folder`.
         **arguments: Those of :func:`~sde_models.encode` but for ``path``, and conditioning that is
             the same for all samples.
@@ -180,8 +192,11 @@ def encode_to_folder(
     settings = {"verb": "encode", "name": "z", "levels": levels, **_about(source)}
     if levels is not None:
         settings |= describe_range(engine.model)
-    folder = engine.open(out, len(source), settings)
-    return Shards(out, resumed=engine.run(folder, source.each(work), progress=progress))
+    _, resumed = engine.run(
+        out, len(source), settings, source.each(work), size=source.size(),
+        progress=progress, overwrite=overwrite,
+    )  # fmt: skip
+    return Shards(out, resumed=resumed)
 
 
 def decode_to_folder(
@@ -193,6 +208,7 @@ def decode_to_folder(
     chunk: int = 1024,
     cond: Conditioning | None = None,
     progress: bool = True,
+    overwrite: bool = False,
     accelerator: Accelerator | None = None,
     **arguments: Any,
 ) -> Shards:
@@ -207,6 +223,7 @@ def decode_to_folder(
         chunk: Samples in one shard, and at most in one batch.
         cond: Conditioning that differs between samples, as for :func:`~sde_models.evaluate`.
         progress: Show a progress bar, in the main process.
+        overwrite: As for :func:`sample_to_folder`.
         accelerator: As for :func:`sample_to_folder`.
         **arguments: Those of :func:`~sde_models.decode` but for ``path``, and conditioning that is
             the same for all samples.
@@ -227,8 +244,12 @@ def decode_to_folder(
         z = z.to(engine.model.device)
         return {"x": _keep(decode(engine.model, z, **arguments, **_place(cond, engine.model)).x)}
 
-    folder = engine.open(out, len(source), {"verb": "decode", "name": "x", **_about(source)})
-    return Shards(out, resumed=engine.run(folder, source.each(work), progress=progress))
+    settings = {"verb": "decode", "name": "x", **_about(source)}
+    _, resumed = engine.run(
+        out, len(source), settings, source.each(work), size=source.size(),
+        progress=progress, overwrite=overwrite,
+    )  # fmt: skip
+    return Shards(out, resumed=resumed)
 
 
 def _about(source: Source) -> dict[str, str]:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typer.testing import CliRunner
 import sde_models as sm
 from sde_models.cli import app
 from sde_models.data import read_array
+from sde_models.owned_folders import MARKER
 from sde_models.training import Progress
 
 SMALL = ("--network", "residual", "--width", 8, "--depth", 1, "--batch-size", 8)
@@ -98,9 +98,11 @@ def test_digits_from_training_to_bits_per_dimension(tmp_path: Path) -> None:
     every = ("--samples-every", 10, "--bits-every", 12)
     run("train", "digits", *QUICK, *every, "--out", out)
     assert {path.name for path in out.iterdir()} == {
-        "checkpoints", "config.json", "metrics.json", "model.safetensors", "samples", "samples.png"
+        MARKER, "checkpoints", "config.json", "metrics.json", "model.safetensors", "samples",
+        "samples.png",
     }  # fmt: skip
-    assert [path.name for path in (out / "samples").iterdir()] == ["step-00000010.png"]
+    pictures = {path.name for path in (out / "samples").iterdir()}
+    assert pictures == {MARKER, "step-00000010.png"}
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["steps"] == 12
     assert metrics["steps_per_second"] == pytest.approx(12 / metrics["seconds"])
@@ -144,7 +146,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            sys.modules["sde_models.cli.train"],
+            sm.training,
             "fit",
             lambda *a, callback, **k: sm.fit(*a, callback=[*callback, ctrl_c], **k),
         )
@@ -232,6 +234,7 @@ def test_other_data(points: Path, tmp_path: Path) -> None:
         ("digit", "no data set of that name; did you mean 'digits'"),
         ("nowhere.npz", "no file nowhere.npz"),
         ("mnist", "mnist is read from files: root must be their folder"),
+        ("digits --root /tmp", "--root is for mnist, fashion-mnist, cifar10, got digits"),
         ("digits --levels 8", "from 0 to 7 for levels=8"),
         ("two-moons --labels", "no labels to train with"),
         ("two-moons --bits-every 3", "--bits-every: the data have no levels"),
@@ -267,10 +270,14 @@ def test_mistakes_in_files_and_folders(points: Path, tmp_path: Path) -> None:
     assert "subtract their mean and divide" in fail("train", large, *QUICK, *out)
     whole = save(tmp_path / "whole.npz", x=np.zeros((3, 2), dtype=np.uint8))
     assert "give --levels, 256 for bytes" in fail("train", whole, *QUICK, *out)
-    assert "an array 'label' of as many" in fail("train", points, "--labels", *QUICK, *out)
+    said = fail("train", points, "--labels", *QUICK, *out)
+    assert "--labels: " in said
+    assert "holds the arrays x, and none named label or labels" in said
+    short = save(tmp_path / "short.npz", x=x, label=np.zeros(3, dtype=int))
+    assert "an array 'label' of as many" in fail("train", short, "--labels", *QUICK, *out)
     assert not (tmp_path / "run").exists()
-    assert "holds other things than a run" in fail("train", points, "--out", tmp_path)
-    assert "is a file: give a folder" in fail("train", points, "--out", points)
+    assert "is not empty, and no" in fail("train", points, "--out", tmp_path)
+    assert "there is a file of that name" in fail("train", points, "--out", points)
 
 
 def test_a_loss_that_explodes_is_work_that_failed(points: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import sde_models as sm
 from sde_models.cli import app
 from sde_models.data import read_array
+from sde_models.owned_folders import MARKER
 
 QUICK = "--n 9 --solver ddim --steps 3 --chunk 4"
 
@@ -98,7 +99,8 @@ def test_the_resolved_configuration_gives_the_same_bytes(model: Path, tmp_path: 
     config = tmp_path / "a.npz.config.json"
     written = json.loads(config.read_text())
     assert written == {
-        "command": "sample", "model": str(model), "out": str(a), "n": 5, "denoise": False,
+        "made_by": "sde-models", "command": "sample", "model": str(model), "out": str(a), "n": 5,
+        "denoise": False,
         "solver": "euler-maruyama", "steps": 4, "eta": 0.5, "chunk": 4096, "seed": 0,
         "device": "cpu", "dtype": "float64",
     }  # fmt: skip
@@ -149,7 +151,7 @@ def test_a_folder_of_shards_goes_on(model: Path, tmp_path: Path) -> None:
     run(*words)
     wanted = {path.name: path.read_bytes() for path in out.iterdir()}
     assert set(wanted) == {
-        "settings.json", "config.json", *(f"chunk-{i:06d}.safetensors" for i in range(3))
+        MARKER, "settings.json", "config.json", *(f"chunk-{i:06d}.safetensors" for i in range(3))
     }  # fmt: skip
     (out / "chunk-000001.safetensors").unlink()
     run(*words)
@@ -295,9 +297,12 @@ def test_mistakes_are_told_in_one_line(model: Path, points: Path, tmp_path: Path
         "log-prob", model, points, "--out", "x.png"
     )
     assert not (tmp_path / "x.npz.parts").exists()
+    run("sample", model, *QUICK.split(), "--out", tmp_path / "ours.npz")
+    said = fail("sample", model, "--out", tmp_path / "ours.npz")
+    assert "exists: give another --out, or --overwrite" in said
     (tmp_path / "x.npz").write_text("mine")
-    assert "exists: give another --out, or --overwrite" in fail("sample", model, *out)
-    assert "is no folder of shards" in fail("sample", model, "--out", tmp_path)
+    assert "no x.npz.config.json says it is ours" in fail("sample", model, *out, "--overwrite")
+    assert "choose another folder" in fail("sample", model, "--out", tmp_path)
     assert (tmp_path / "x.npz").read_text() == "mine"
 
 
@@ -322,6 +327,53 @@ def test_several_processes_write_shards(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "give --out a folder" in fail("sample", model, "--out", tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "log-prob", "train"])
+def test_an_array_that_is_not_there_is_refused_with_those_that_are(
+    command: str, model: Path, tmp_path: Path
+) -> None:
+    """In every kind of DATA; where there is a single array too."""
+    x = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+    np.savez(tmp_path / "one.npz", other=x)
+    np.savez(tmp_path / "two.npz", x=x, z=x + 1)
+    np.save(tmp_path / "bare.npy", x)
+    sm.sample_to_folder(
+        sm.load_model(model), 6, tmp_path / "shards", solver="ddim", steps=2, progress=False
+    )
+    (tmp_path / "images" / "class").mkdir(parents=True)
+    imsave(tmp_path / "images" / "class" / "0.png", np.zeros((4, 4, 3), dtype=np.uint8))
+    out = ("--out", tmp_path / ("out.npz" if command != "train" else "out"))
+    words = (command, *(() if command == "train" else (model,)))
+    for data, message in {
+        "one.npz": "holds the arrays other, and none named nosuch",
+        "two.npz": "holds the arrays x, z, and none named nosuch",
+        "bare.npy": "holds one array, which has no name: no nosuch in it",
+        "shards": "hold x, and nothing named nosuch",
+        "images": "images have no names",
+    }.items():
+        assert message in fail(*words, tmp_path / data, "--array", "nosuch", *out)
+    assert "no arrays to choose from" in fail(*words, "two-moons", "--array", "x", *out)
+    assert not out[1].exists()
+
+
+def test_an_array_is_taken_by_its_name(model: Path, tmp_path: Path) -> None:
+    rows = {name: np.full((3, 2), i, np.float32) for i, name in enumerate("xyz")}
+    np.savez(tmp_path / "data.npz", **rows)
+    words = ("--solver", "ddim", "--steps", 3)
+    for name, value in rows.items():
+        out = tmp_path / f"{name}.npz"
+        run("decode", model, tmp_path / "data.npz", "--array", name, *words, "--out", out)
+        wanted = sm.decode(sm.load_model(model), torch.from_numpy(value), solver="ddim", steps=3)
+        assert torch.equal(read_array(out), wanted.x)
+    run("decode", model, tmp_path / "data.npz", *words, "--out", tmp_path / "default.npz")
+    assert torch.equal(read_array(tmp_path / "default.npz"), read_array(tmp_path / "z.npz"))
+    drawn = sm.sample_to_folder(
+        sm.load_model(model), 2, tmp_path / "shards", solver="adams-batch", return_log_prob=True,
+        progress=False,
+    )  # fmt: skip
+    densities = sm.Shards(drawn.path, name="log_prob")
+    assert torch.equal(torch.stack(list(densities)), drawn.read(0)["log_prob"])
 
 
 def _two(folder: Path) -> Path:

@@ -27,6 +27,7 @@ from sde_models.demo.measure import (
     spherical,
 )
 from sde_models.models import Model
+from sde_models.owned_folders import MARKER
 from sde_models.sdes import VPSDE
 
 TINY = DemoSettings(train_steps=30, width=16, test_images=4, samples=3)
@@ -152,7 +153,7 @@ def without_times(value: Any) -> Any:
 def test_run_leaves_metrics_model_and_page(tiny: tuple[Path, dict[str, Any]]) -> None:
     folder, metrics = tiny
     names = {entry.name for entry in folder.iterdir()}
-    assert names == {"metrics.json", "model.safetensors", "report.html"}
+    assert names == {MARKER, "metrics.json", "model.safetensors", "report.html"}
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8")) == metrics
     assert load_model(folder / "model.safetensors").event_shape == (1, 8, 8)
     assert load_model(folder / "model.safetensors").data_range == (-1.0, 1.0)

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, TensorDataset
 from two_processes import run_two
 
 import sde_models as sm
+from sde_models.owned_folders import MARKER
 from sde_models.randomness import make_generator
 from sde_models.shards.folder import Folder
 
@@ -215,6 +216,7 @@ def test_a_full_disk_leaves_earlier_chunks(
             evaluate(tmp_path)
     assert caught.value.errno == errno.ENOSPC
     assert {path.name for path in tmp_path.iterdir()} == {
+        MARKER,
         "settings.json",
         "chunk-000000.safetensors",
     }
@@ -225,7 +227,7 @@ def test_a_full_disk_leaves_earlier_chunks(
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="cannot write"):
+    with pytest.raises(NotADirectoryError, match="cannot be written to"):
         evaluate(tmp_path / "file" / "out")
 
 

@@ -1,9 +1,9 @@
 """Imports point down: no module of sde_models may import from a floor above its own.
 
 A *room* is a top-level module or package of ``sde_models``; each stands on a floor. A module may
-import from its own floor and from those below it. The roof, ``sde_models/__init__.py``, gathers the
-public names and may import everything, so nothing below it may import the roof. Two modules may not
-import each other, not even in a roundabout way.
+import from its own floor and from those below it. The roof, ``sde_models/__init__.py``, gives the
+public names that ``_public`` gathers and may import everything, so nothing below may import it. Two
+modules may not import each other, not even in a roundabout way.
 
 The source is parsed, never run. An import counts wherever it stands, inside a function too. One
 under ``if TYPE_CHECKING:`` must point down like the rest, but cannot close a cycle, since it never
@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "sde_models"
 
 FLOORS: dict[int, tuple[str, ...]] = {
+    8: ("_public",),
     7: ("cli",),
     6: (
         "demo",
@@ -65,12 +66,15 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "conditioning",
         "counting",
         "errors",
+        "folder_locks",
         "network_calls",
+        "owned_folders",
         "priors",
         "progress_bars",
         "randomness",
         "whole_files",
         "_shapes",
+        "_version",
     ),
 }
 FLOOR_OF_ROOM = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

@@ -212,6 +212,7 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"method": "quadrature", "nodes": 34}, ValueError, "that 4 divides, 12 or more, got 34"),
     ({"method": "quadratur"}, ValueError, "did you mean 'quadrature'"),
     ({"solver": "ode:rk4", "nodes": 32}, ValueError, "no meaning for method='augmented'"),
+    ({"solver": "rk-batch", "nodes": 32}, ValueError, "no meaning for method='augmented'"),
     ({"tol": -1.0}, ValueError, "tol must be a positive number of nats, got -1"),
     ({"tol": 0.0}, ValueError, "tol must be a positive number of nats, got 0"),
     ({"tol": 0.1, "rtol": 1e-3}, ValueError, "tol= chooses rtol by itself"),

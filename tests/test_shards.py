@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import sde_models as sm
+from sde_models.owned_folders import MARKER
 from sde_models.randomness import make_generator
 from sde_models.shards import remove_shards
 from sde_models.shards.npz import write_npz
@@ -78,7 +79,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     draw(tmp_path / "whole", model=breaking())
     with pytest.raises(KeyboardInterrupt):
         draw(tmp_path / "out", model=breaking(9, KeyboardInterrupt()))
-    assert set(contents(tmp_path / "out")) == {"settings.json", "chunk-000000.safetensors"}
+    assert set(contents(tmp_path / "out")) == {MARKER, "settings.json", "chunk-000000.safetensors"}
     model = breaking()
     assert draw(tmp_path / "out", model=model).resumed == 4
     assert model.network.calls == 12
@@ -131,9 +132,14 @@ class Share:
 
 def test_processes_share_the_shards(tmp_path: Path, whole: sm.Shards) -> None:
     share: Any = Share(1)
-    draw(tmp_path, accelerator=share)
-    assert set(contents(tmp_path)) == {"settings.json", "chunk-000001.safetensors"}
+    with pytest.raises(FileNotFoundError, match="process 1 does not see"):
+        draw(tmp_path, accelerator=share)
     share = Share(0)
+    draw(tmp_path, accelerator=share)
+    assert set(contents(tmp_path)) == {
+        MARKER, "settings.json", "chunk-000000.safetensors", "chunk-000002.safetensors"
+    }  # fmt: skip
+    share = Share(1)
     draw(tmp_path, accelerator=share)
     assert contents(tmp_path) == contents(whole.path)
 

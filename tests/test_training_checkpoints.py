@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 import sde_models as sm
 from sde_models.losses import LearnedTimes, denoising_score_matching
+from sde_models.owned_folders import MARKER
 from sde_models.training import Progress
 from sde_models.training.checkpoints import FILES, SUMS, CheckpointFolder, DamagedError
 
@@ -140,7 +141,9 @@ def test_the_seed_of_the_run_is_taken_where_none_is_given(tmp_path: Path) -> Non
 
 def test_checkpoints_are_safetensors_json_and_plain_tensors(tmp_path: Path) -> None:
     result = train(tmp_path, keep=2)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-00000010", "step-00000012"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        MARKER, "step-00000010", "step-00000012"
+    ]  # fmt: skip
     newest = tmp_path / "step-00000012"
     assert {entry.name for entry in newest.iterdir()} == {*FILES, SUMS}
     loaded = sm.load_model(newest / "averaged.safetensors")
@@ -254,7 +257,7 @@ def test_a_full_disk_is_warned_of_and_earlier_checkpoints_stay(
     with pytest.warns(RuntimeWarning, match=r"step 5 could not be written.*No space.*goes on"):
         result = train(tmp_path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [
-        "step-00000000", "step-00000010", "step-00000012",
+        MARKER, "step-00000000", "step-00000010", "step-00000012",
     ]  # fmt: skip
     assert torch.equal(weights(result.model), weights(train(None).model))
 

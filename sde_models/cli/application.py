@@ -2,40 +2,74 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from sde_models._version import __version__
+
 app = typer.Typer(
     help="Score-based generative models as differential equations.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-MISTAKES = (OSError, ValueError, TypeError, ImportError)
-FAILURES = (RuntimeError, FloatingPointError)
+MISTAKES = (
+    ValueError, TypeError, ImportError,
+    FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
+)  # fmt: skip
+"""What was asked wrongly."""
+
+FAILURES = (RuntimeError, FloatingPointError, MemoryError, OSError)
+"""Work that failed."""
+
+
+def print_version(asked: bool) -> None:
+    """Print the version and end, if that is asked for."""
+    if asked:
+        typer.echo(f"sde-models {__version__}")
+        raise typer.Exit
+
+
+@app.callback(no_args_is_help=True)
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=print_version, help="Print the version."),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 class Command(TyperCommand):
-    """A command that tells what went wrong in one line, or with ``--debug`` in full.
+    """A command that says what went wrong in one line, or with ``--debug`` in full.
 
-    What was asked wrongly ends with exit code 2, work that failed (a solve, a lack of memory, a
-    loss that is no longer finite) with 1.
+    What was asked wrongly ends with exit code 2, work that failed (a solve, a lack of memory or of
+    room on the disk, a loss that is no longer finite) with 1, and Ctrl-C with 130.
     """
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            typer.echo("Stopped.", err=True)
+            raise typer.Exit(130) from error
         except MISTAKES + FAILURES as error:
-            if ctx.params.get("debug") or isinstance(error, typer.Exit | typer.Abort):
+            # Of a reader that has gone, as in `sde-models solvers | head`, click makes exit code 1.
+            own = isinstance(error, typer.Exit | typer.Abort | BrokenPipeError)
+            if own or ctx.params.get("debug"):
                 raise
-            typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(1 if isinstance(error, FAILURES) else 2) from error
+            typer.echo(f"Error: {_in_one_line(error)}", err=True)
+            raise typer.Exit(2 if isinstance(error, MISTAKES) else 1) from error
+
+
+def _in_one_line(error: BaseException) -> str:
+    ours = isinstance(error, OSError) and error.filename is None and error.strerror
+    return " ".join(str(ours or error).split()) or type(error).__name__
 
 
 def examples(*lines: str) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 import typer
 
 from sde_models.errors import nearest_names
-from sde_models.whole_files import write_whole
+
+MADE_BY = {"made_by": "sde-models"}
+"""What a file of options that was written here begins with."""
 
 HOW_TO_RUN = frozenset({"config", "debug", "overwrite", "progress"})
 """Options that a result does not depend on."""
@@ -25,6 +27,7 @@ def load_config(ctx: typer.Context, config: Path | None) -> Path | None:
     if config is None:
         return None
     options = {name.replace("-", "_"): value for name, value in _read(config).items()}
+    options.pop("made_by", None)
     command = options.pop("command", ctx.info_name)
     if command != ctx.info_name:
         raise typer.BadParameter(f"{config} is for 'sde-models {command}'")
@@ -38,16 +41,12 @@ def load_config(ctx: typer.Context, config: Path | None) -> Path | None:
     return config
 
 
-def write_config(path: Path, ctx: typer.Context, **settled: Any) -> None:
-    """Write every option of a command as it was in the end, for ``--config``.
+def config_content(ctx: typer.Context, **settled: Any) -> bytes:
+    """Every option of a command as it was in the end, as a file for ``--config``.
 
     Args:
-        path: The file.
         ctx: Context of the command.
         **settled: Options that the command itself gave a value, by name.
-
-    Raises:
-        OSError: If the file cannot be written.
     """
     options = {str(p.name): ctx.params.get(str(p.name)) for p in ctx.command.params} | settled
     kept = {
@@ -55,8 +54,17 @@ def write_config(path: Path, ctx: typer.Context, **settled: Any) -> None:
         for name, value in options.items()
         if name not in HOW_TO_RUN and value is not None
     }
-    content = json.dumps({"command": ctx.info_name, **kept}, indent=2)
-    write_whole(path, f"{content}\n".encode())
+    content = json.dumps({**MADE_BY, "command": ctx.info_name, **kept}, indent=2)
+    return f"{content}\n".encode()
+
+
+def is_config_of(path: Path, out: Path) -> bool:
+    """Whether a file is of :func:`config_content`, for a result of this name."""
+    try:
+        found = dict(json.loads(path.read_bytes()))
+        return found.items() >= MADE_BY.items() and Path(found["out"]).name == out.name
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -7,9 +7,6 @@ import typer
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
 from sde_models.cli.groups import Control, Running, spell_out
-from sde_models.cli.inputs import choose_label, read_data, read_model, shape_of
-from sde_models.cli.outputs import open_output
-from sde_models.to_folder import decode_to_folder
 
 
 @app.command(
@@ -39,12 +36,18 @@ def decode(
 
     The same command goes on where it was interrupted.
     """
-    with open_output(out, (".npz", ".png", ""), overwrite=running.overwrite) as output:
-        network = read_model(model, running.device, running.dtype, data_range)
-        z, _ = read_data(latents, first=n, array=array, names=("z", "x"), precision=running.dtype)
-        output.check_shape(shape_of(z))
+    from sde_models.cli.inputs import choose_label, read_data, read_model, shape_of
+    from sde_models.cli.outputs import find_output
+    from sde_models.to_folder import decode_to_folder
+
+    output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite)
+    network = read_model(model, running.device, running.dtype, data_range)
+    z, _ = read_data(latents, first=n, array=array, names=("z", "x"), precision=running.dtype)
+    output.check_shape(shape_of(z))
+    with output.opened():
         shards = decode_to_folder(
             network, z, output.shards, solver=solver, chunk=chunk, progress=running.progress,
+            overwrite=running.overwrite,
             **control.given(), **choose_label(network, label),
         )  # fmt: skip
         count, rows = len(shards), shards.costs()["rows"]

@@ -9,8 +9,7 @@ import typer
 
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
-from sde_models.cli.configuration import write_config
-from sde_models.demo import DemoSettings, run_demo, summary
+from sde_models.cli.configuration import config_content
 
 
 @app.command(
@@ -35,8 +34,12 @@ def demo(
     Takes two to three minutes and leaves a page to open, report.html, beside metrics.json and
     model.safetensors.
     """
+    from sde_models.demo import DemoSettings, own_demo, run_demo, summary
+
     settings = DemoSettings.quick() if quick else DemoSettings()
-    metrics = run_demo(out, seed=seed, settings=settings, progress=progress)
-    write_config(out / "config.json", ctx)
+    with own_demo(out) as folder:
+        folder.check_names("config.json")
+        metrics = run_demo(folder, seed=seed, settings=settings, progress=progress)
+        folder.write("config.json", config_content(ctx))
     typer.echo(summary(metrics))
     typer.echo(f"\nOpen {out / 'report.html'} in a browser.")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
 from sde_models.cli.groups import Control, Running, spell_out
-from sde_models.cli.inputs import choose_label, read_data, read_model, shape_of
-from sde_models.cli.outputs import open_output
-from sde_models.models import ScoreModel
-from sde_models.to_folder import encode_to_folder
+
+if TYPE_CHECKING:
+    from sde_models.models import ScoreModel
 
 
 @app.command(
@@ -46,15 +47,20 @@ def encode(
     standard deviations of the noise around zero. The same command goes on where it was
     interrupted.
     """
-    with open_output(out, (".npz", ".png", ""), overwrite=running.overwrite) as output:
-        network = read_model(model, running.device, running.dtype, data_range)
-        x, levels = read_data(
-            data, levels=levels, first=n, array=array, root=root, precision=running.dtype
-        )
-        output.check_shape(shape_of(x))
+    from sde_models.cli.inputs import choose_label, read_data, read_model, shape_of
+    from sde_models.cli.outputs import find_output
+    from sde_models.to_folder import encode_to_folder
+
+    output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite)
+    network = read_model(model, running.device, running.dtype, data_range)
+    x, levels = read_data(
+        data, levels=levels, first=n, array=array, root=root, precision=running.dtype
+    )
+    output.check_shape(shape_of(x))
+    with output.opened():
         shards = encode_to_folder(
             network, x, output.shards, solver=solver, levels=levels, chunk=chunk, seed=seed,
-            progress=running.progress,
+            progress=running.progress, overwrite=running.overwrite,
             **control.given(), **choose_label(network, label),
         )  # fmt: skip
         count, rows = len(shards), shards.costs()["rows"]

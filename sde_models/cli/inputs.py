@@ -14,6 +14,7 @@ from sde_models.checkpoints import load_model
 from sde_models.cli.options import Precision
 from sde_models.data import DATA, TrainingData, find_data, image_folder, read_array
 from sde_models.data.dequantization import check_data_range
+from sde_models.data.named import FROM_FILES
 from sde_models.errors import nearest_names
 from sde_models.models import ScoreModel
 from sde_models.shards import Shards
@@ -149,16 +150,23 @@ def read_training_data(
         labels: Whether to read the labels of a file too.
         precision: As there.
     """
+    if root is not None and where not in FROM_FILES:
+        raise ValueError(f"--root is for {', '.join(FROM_FILES)}, got {where}: leave it out")
     if where in DATA:
+        if array is not None:
+            raise ValueError(f"--array: the data set {where} has no arrays to choose from")
         found = find_data(where, root)
         return found if levels is None else replace(found, levels=levels)
     if Path(where).is_dir():
-        return _read_folder(where, levels, None if precision is None else precision.dtype)
+        dtype = None if precision is None else precision.dtype
+        return _read_folder(where, array, levels, dtype)
     if not Path(where).exists() and not Path(where).suffix:
         raise FileNotFoundError(
             f"no file {where}, and no data set of that name; {nearest_names(where, DATA)}"
         )
-    x = _without_loss(read_array(where, names if array is None else (array,)))
+    x = _without_loss(
+        read_array(where, names) if array is None else _read_named("--array", where, (array,))
+    )
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(f"{where} holds an array of shape {tuple(x.shape)}, wanted (B, *event)")
     if levels is None and not x.is_floating_point():
@@ -177,8 +185,15 @@ def shape_of(dataset: Tensor | Dataset[Any]) -> tuple[int, ...]:
     return tuple((sample[0] if isinstance(sample, tuple) else sample).shape)
 
 
+def _read_named(option: str, where: str, names: tuple[str, ...]) -> Tensor:
+    try:
+        return read_array(where, names, strict=True)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
+
+
 def _read_labels(where: str, count: int) -> Tensor:
-    label = read_array(where, ("label", "labels"))
+    label = _read_named("--labels", where, ("label", "labels"))
     if label.shape != (count,) or label.is_floating_point() or int(label.long().min()) < 0:
         raise ValueError(
             f"--labels: {where} should hold, beside its {count} samples, an array 'label' of as "
@@ -194,11 +209,15 @@ def _without_loss(x: Tensor) -> Tensor:
     return x.to(torch.uint8) if x.dtype == torch.bool else x
 
 
-def _read_folder(where: str, levels: int | None, dtype: torch.dtype | None) -> TrainingData:
+def _read_folder(
+    where: str, array: str | None, levels: int | None, dtype: torch.dtype | None
+) -> TrainingData:
     """Shards if there are any, else images, and their levels."""
     try:
-        return TrainingData(Shards(where, dtype=dtype), levels=levels)
+        return TrainingData(Shards(where, name=array, dtype=dtype), levels=levels)
     except FileNotFoundError as no_shards:
+        if array is not None:
+            raise ValueError(f"--array: {no_shards}, and images have no names") from no_shards
         try:
             images = image_folder(where)
         except FileNotFoundError as error:

@@ -11,10 +11,6 @@ import typer
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
 from sde_models.cli.groups import Control, Running, spell_out
-from sde_models.cli.inputs import choose_label, read_data, read_model
-from sde_models.cli.outputs import open_output
-from sde_models.evaluation import evaluate
-from sde_models.shards import Shards
 
 
 @app.command(
@@ -67,14 +63,20 @@ def log_prob(
 
     The same command goes on where it was interrupted.
     """
-    with open_output(out, (".npz", ".json", ""), overwrite=running.overwrite) as output:
-        network = read_model(model, running.device, running.dtype, data_range)
-        x, levels = read_data(
-            data, levels=levels, first=n, array=array, root=root, precision=running.dtype
-        )
+    from sde_models.cli.inputs import choose_label, read_data, read_model
+    from sde_models.cli.outputs import find_output
+    from sde_models.evaluation import evaluate
+    from sde_models.shards import Shards
+
+    output = find_output(out, (".npz", ".json", ""), overwrite=running.overwrite)
+    network = read_model(model, running.device, running.dtype, data_range)
+    x, levels = read_data(
+        data, levels=levels, first=n, array=array, root=root, precision=running.dtype
+    )
+    with output.opened():
         found = evaluate(
             network, x, output.shards, levels=levels, chunk=chunk, seed=seed, solver=solver,
-            progress=running.progress,
+            progress=running.progress, overwrite=running.overwrite,
             **control.given(), **choose_label(network, label),
             **o.given(tol=tol, divergence=divergence, nodes=nodes),
         )  # fmt: skip

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
 from sde_models.cli.configuration import load_config
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Precision(StrEnum):
@@ -21,6 +23,8 @@ class Precision(StrEnum):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of that name."""
+        import torch
+
         return {"float32": torch.float32, "float64": torch.float64}[self.value]
 
 

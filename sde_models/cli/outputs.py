@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import typer
 
-from sde_models.cli.configuration import write_config
+from sde_models.cli.configuration import config_content, is_config_of
+from sde_models.owned_folders import OwnedFolder
 from sde_models.pictures import check_drawable, draw
-from sde_models.shards import Shards, remove_shards
+from sde_models.shards import Shards
+from sde_models.shards.folder import own_shards
 from sde_models.whole_files import write_whole
+
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -23,16 +27,25 @@ class Output:
 
     Attributes:
         out: The result: a file, or a folder of shards.
-        shards: The folder of shards; for a file it stands beside it until the file is whole.
+        shards: The folder of shards; for a file it stands next to it until the file is whole.
+        overwrite: Whether to replace what an earlier command has left there.
     """
 
     out: Path
-    shards: Path
+    shards: OwnedFolder
+    overwrite: bool
 
     @property
     def is_folder(self) -> bool:
         """Whether the shards are the result."""
-        return self.shards == self.out
+        return self.shards.path == self.out
+
+    @property
+    def config(self) -> Path:
+        """The file of the options that the result was made with."""
+        if self.is_folder:
+            return self.out / CONFIG
+        return self.out.with_name(f"{self.out.name}.{CONFIG}")
 
     def check_shape(self, event_shape: tuple[int, ...]) -> None:
         """Refuse a picture of what cannot be drawn.
@@ -43,43 +56,78 @@ class Output:
         if self.out.suffix == ".png":
             check_drawable(event_shape)
 
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Hold the shards of a file from the first until the file is whole.
+
+        A folder of shards is held by what fills it, which may be several processes.
+
+        Raises:
+            FileExistsError: As in :meth:`check`; another command may have come in between.
+            BlockingIOError: If another command is at work there.
+        """
+        with nullcontext() if self.is_folder else self.shards:
+            self.check()
+            yield
+
+    def check(self) -> None:
+        """Refuse what is not to be replaced.
+
+        Raises:
+            FileExistsError: Saying what is in the way.
+        """
+        self.shards.check()
+        if self.is_folder:
+            ours = self.shards.has(CONFIG)
+        else:
+            ours = is_config_of(self.config, self.out)
+            if os.path.lexists(self.out) and not (ours and self.overwrite):
+                hint = "or --overwrite" if ours else f"since no {self.config.name} says it is ours"
+                raise FileExistsError(f"{self.out} exists: give another --out, {hint}")
+        if os.path.lexists(self.config) and not ours:
+            raise FileExistsError(
+                f"{self.config} is in the way, and was not written here: give another --out"
+            )
+
     def write(self, content: bytes, ctx: typer.Context) -> None:
-        """Write a file, and its configuration beside it; the shards are no longer needed."""
+        """Write a file, and its configuration next to it; the shards are no longer needed."""
+        self._describe(ctx)
         write_whole(self.out, content)
-        self._finish(ctx)
+        self.shards.remove()
 
     def gather(
         self, shards: Shards, ctx: typer.Context, data_range: tuple[float, float] | None = None
     ) -> None:
-        """Turn the shards into what was asked for, with the configuration beside it or in it.
+        """Turn the shards into what was asked for, with the configuration next to it or in it.
 
         Args:
             shards: The results.
             ctx: Context of the command.
             data_range: What a picture shows black and white.
         """
+        self._describe(ctx)
+        if self.is_folder:
+            return
         if self.out.suffix == ".png":
             write_whole(self.out, draw(_first_of(shards), data_range=data_range))
-        elif not self.is_folder:
+        else:
             shards.save_npz(self.out)
-        self._finish(ctx)
+        self.shards.remove()
 
-    def _finish(self, ctx: typer.Context) -> None:
+    def _describe(self, ctx: typer.Context) -> None:
         if self.is_folder:
-            write_config(self.out / "config.json", ctx)
-            return
-        write_config(self.out.with_name(f"{self.out.name}.config.json"), ctx)
-        remove_shards(self.shards)
+            self.shards.write(CONFIG, config_content(ctx))
+        else:
+            write_whole(self.config, config_content(ctx))
 
 
-@contextmanager
-def open_output(out: Path, endings: tuple[str, ...], *, overwrite: bool) -> Iterator[Output]:
-    """Make way for a result, and leave nothing behind where there was none to be had.
+def find_output(out: Path, endings: tuple[str, ...], *, overwrite: bool) -> Output:
+    """Say where a result goes, if it may go there; nothing is written yet.
 
     Args:
         out: Where it goes.
         endings: Which endings there are; an empty one stands for a folder.
-        overwrite: Whether to replace what is there.
+        overwrite: Whether to replace what an earlier command has left there.
 
     Raises:
         ValueError: For another ending, or a file where several processes share the work.
@@ -88,29 +136,12 @@ def open_output(out: Path, endings: tuple[str, ...], *, overwrite: bool) -> Iter
     if out.suffix not in endings:
         wanted = ", ".join(ending or "none for a folder of shards" for ending in endings)
         raise ValueError(f"--out {out} must have an ending of these: {wanted}")
-    shards = out if not out.suffix else out.with_name(f"{out.name}.parts")
     if out.suffix and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(f"several processes write shards: give --out a folder in place of {out}")
-    _make_way(out, shards, overwrite)
-    try:
-        yield Output(out, shards)
-    except BaseException:
-        if (shards / "settings.json").is_file() and not any(shards.glob("chunk-*")):
-            remove_shards(shards)
-        raise
-
-
-def _make_way(out: Path, shards: Path, overwrite: bool) -> None:
-    ours = (shards / "settings.json").is_file()
-    if shards == out:
-        if out.exists() and not ours and not (out.is_dir() and not any(out.iterdir())):
-            raise FileExistsError(f"{out} exists and is no folder of shards: give another --out")
-    elif out.is_dir() or (out.exists() and not overwrite):
-        hint = "another --out" if out.is_dir() else "another --out, or --overwrite"
-        raise FileExistsError(f"{out} exists: give {hint}")
-    if ours and overwrite:
-        remove_shards(shards)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    shards = out if not out.suffix else out.with_name(f"{out.name}.parts")
+    output = Output(out, own_shards(shards), overwrite)
+    output.check()
+    return output
 
 
 def _first_of(shards: Shards) -> torch.Tensor:

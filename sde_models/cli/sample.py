@@ -9,9 +9,6 @@ import typer
 from sde_models.cli import options as o
 from sde_models.cli.application import Command, app, examples
 from sde_models.cli.groups import Control, Running, spell_out
-from sde_models.cli.inputs import choose_label, read_model, read_shape
-from sde_models.cli.outputs import open_output
-from sde_models.to_folder import sample_to_folder
 
 
 @app.command(
@@ -51,13 +48,18 @@ def sample(
 
     The same command goes on where it was interrupted.
     """
-    with open_output(out, (".npz", ".png", ""), overwrite=running.overwrite) as output:
-        network = read_model(model, running.device, running.dtype, data_range)
-        event_shape = read_shape(shape, network)
-        output.check_shape(event_shape)
+    from sde_models.cli.inputs import choose_label, read_model, read_shape
+    from sde_models.cli.outputs import find_output
+    from sde_models.to_folder import sample_to_folder
+
+    output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite)
+    network = read_model(model, running.device, running.dtype, data_range)
+    event_shape = read_shape(shape, network)
+    output.check_shape(event_shape)
+    with output.opened():
         shards = sample_to_folder(
             network, n, output.shards, solver=solver, event_shape=event_shape, chunk=chunk,
-            seed=seed, progress=running.progress, denoise=denoise,
+            seed=seed, progress=running.progress, overwrite=running.overwrite, denoise=denoise,
             **control.given(), **choose_label(network, label), **o.given(eta=eta),
         )  # fmt: skip
         rows = shards.costs()["rows"]

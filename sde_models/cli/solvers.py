@@ -5,10 +5,11 @@ from __future__ import annotations
 import typer
 
 from sde_models.cli.application import Command, app, examples
-from sde_models.solvers import solvers
 
 
 @app.command("solvers", cls=Command, epilog=examples("sde-models solvers | grep adaptive"))
 def list_solvers() -> None:
     """Print every solver name and what it can do."""
+    from sde_models.solvers import solvers
+
     typer.echo(str(solvers()))

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sde_models.cli.inputs import read_range
-from sde_models.data import TrainingData
-from sde_models.losses import WEIGHTINGS, find_objective
-from sde_models.losses.named import OBJECTIVES
-from sde_models.losses.times import TIME_SAMPLERS
-from sde_models.models import ScoreModel
-from sde_models.nn import NETWORKS, find_network, usual_network
-from sde_models.predictions import PREDICTIONS
-from sde_models.sdes import SDES, find_sde
-from sde_models.training import Loss
+from sde_models.cli.names import (
+    NETWORKS,
+    OBJECTIVES,
+    PREDICTIONS,
+    SDES,
+    TIME_SAMPLERS,
+    WEIGHTINGS,
+)
+
+if TYPE_CHECKING:
+    from sde_models.data import TrainingData
+    from sde_models.models import ScoreModel
+    from sde_models.training import Loss
 
 STEPS = 2000
 """Steps where neither steps nor seconds are given: a minute or two for 8 x 8 pixels on a CPU."""
@@ -66,6 +69,8 @@ class Architecture:
 
     def settled(self, data: TrainingData) -> dict[str, Any]:
         """The options, with those that the data or others decide."""
+        from sde_models.nn import usual_network
+
         given = {name: value for name, value in asdict(self).items() if value is not None}
         chosen: dict[str, Any] = {"network": usual_network(data.event_shape)}
         if self.data_std is None:
@@ -83,6 +88,11 @@ class Architecture:
         Raises:
             ValueError: If an option cannot be used, or a range is given to levels.
         """
+        from sde_models.cli.inputs import read_range
+        from sde_models.models import ScoreModel
+        from sde_models.nn import find_network
+        from sde_models.sdes import find_sde
+
         options = self.settled(data)
         if data.levels is not None and self.data_range is not None:
             raise ValueError("--data-range: levels are spread over -1 to 1, leave it out")
@@ -116,6 +126,8 @@ class Minimised:
 
     def make(self) -> Loss:
         """The loss."""
+        from sde_models.losses import find_objective
+
         return find_objective(self.objective, weighting=self.weighting, times=self.times)
 
 

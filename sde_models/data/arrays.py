@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 
-def read_array(path: str | os.PathLike[str], names: Sequence[str] = ("x", "z")) -> Tensor:
+def read_array(
+    path: str | os.PathLike[str], names: Sequence[str] = ("x", "z"), *, strict: bool = False
+) -> Tensor:
     """Read an array from an ``.npz`` or ``.npy`` file.
 
     Nothing in the file is ever unpickled. What an ``.npy`` holds is read when it is wanted.
@@ -21,10 +23,12 @@ def read_array(path: str | os.PathLike[str], names: Sequence[str] = ("x", "z")) 
         path: The file.
         names: Names in an ``.npz``, the first that is there is taken; where there is a single
             array it is taken whatever its name.
+        strict: Take no array of another name, even if it is the only one. The array of an
+            ``.npy`` has no name.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no file of arrays, or none has one of the names.
+        ValueError: If it is no file of arrays, or none has one of the names, with those there are.
 
     Example:
         >>> import numpy, tempfile
@@ -41,23 +45,29 @@ def read_array(path: str | os.PathLike[str], names: Sequence[str] = ("x", "z")) 
             f"{path} is no .npz or .npy file of numbers: numpy.save('x.npy', x.numpy()) makes one "
             "of a tensor x"
         )
+    if strict and path.suffix == ".npy":
+        raise ValueError(f"{path} holds one array, which has no name: no {_any_of(names)} in it")
     try:
         if path.suffix == ".npy":
             return _as_tensor(np.load(path, mmap_mode="c"))
         with np.load(path) as archive:
             known = list(archive)
             name = next((name for name in names if name in known), known[0])
-            if name in names or len(known) == 1:
+            if name in names or (len(known) == 1 and not strict):
                 return _as_tensor(archive[name])
     except (ValueError, TypeError, EOFError, IndexError, BadZipFile, AttributeError) as error:
         raise ValueError(
             f"{path} is no .npz or .npy file of numbers, or is damaged: {error}"
         ) from error
     raise ValueError(
-        f"{path} holds the arrays {', '.join(known)}, and none named {' or '.join(names)}: name one"
+        f"{path} holds the arrays {', '.join(known)}, and none named {_any_of(names)}: name one"
     )
 
 
 def _as_tensor(array: np.ndarray) -> Tensor:
     """The same memory, or a copy in the byte order of this machine if it has another."""
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+
+
+def _any_of(names: Sequence[str]) -> str:
+    return " or ".join(names)

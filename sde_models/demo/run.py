@@ -33,6 +33,7 @@ from sde_models.demo.measure import (
 from sde_models.demo.page import Pictures, build_page
 from sde_models.models import ScoreModel
 from sde_models.nn import ResidualNetwork
+from sde_models.owned_folders import OwnedFolder
 from sde_models.randomness import entropy_from
 from sde_models.sdes import VPSDE
 from sde_models.training import Fit, fit
@@ -96,17 +97,21 @@ def run_demo(
         What ``metrics.json`` holds.
 
     Raises:
+        FileExistsError: If the folder is not empty, and holds no demonstration.
+        BlockingIOError: If another process is at work in it.
         OSError: If the folder cannot be written to, before any work is done.
     """
     start = time.perf_counter()
     settings = settings or DemoSettings()
-    folder = prepare_folder(out)
-    with one_thread():
-        metrics, pictures = _work(folder, seed, settings, progress)
-    page = build_page(metrics, pictures)
-    metrics["seconds"] = time.perf_counter() - start
-    page.write(folder / "report.html")
-    write_json(folder / "metrics.json", metrics)
+    with own_demo(out) as folder:
+        folder.note("metrics.json", "model.safetensors", "report.html")
+        with one_thread():
+            metrics, pictures = _work(folder.path, seed, settings, progress)
+        page = build_page(metrics, pictures)
+        metrics["seconds"] = time.perf_counter() - start
+        page.write(folder.path / "report.html")
+        content = json.dumps(metrics, indent=2, allow_nan=False)
+        folder.write("metrics.json", f"{content}\n".encode())
     return metrics
 
 
@@ -274,31 +279,6 @@ def summary(metrics: dict[str, Any]) -> str:
     return "\n".join(f"{name:<22}{value}" for name, value in lines)
 
 
-def prepare_folder(out: str | os.PathLike[str]) -> Path:
-    """Make the folder if it is not there, and try to write into it.
-
-    Raises:
-        OSError: Saying why it cannot be used.
-    """
-    folder = Path(out)
-    probe = folder / f".{os.getpid()}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        reason = "there is a file of that name" if folder.is_file() else error.strerror
-        raise type(error)(
-            f"the results cannot be written to {folder}: {reason}; choose another folder"
-        ) from error
-    return folder
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write values as JSON, under a temporary name first."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def own_demo(out: str | os.PathLike[str]) -> OwnedFolder:
+    """The folder of a demonstration, to be entered, or as it is where it is entered already."""
+    return out if isinstance(out, OwnedFolder) else OwnedFolder(out, "a demonstration")

@@ -29,6 +29,9 @@ EVALUATING = Verb(
     "nodes=, or a network of lower precision",
 )
 
+NUMBERS = 4
+"""Bytes of each number that is written, at least."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -105,6 +108,7 @@ def evaluate(
     seed: int = 0,
     cond: Conditioning | None = None,
     progress: bool = True,
+    overwrite: bool = False,
     accelerator: Accelerator | None = None,
     **arguments: Any,
 ) -> Evaluation:
@@ -127,6 +131,7 @@ def evaluate(
         cond: Conditioning for the network that differs between samples: tensors by name, each of
             length B, or a function from the list of the items of a chunk to such tensors.
         progress: Show a progress bar, in the main process.
+        overwrite: Replace the results that are there, once the first new ones are known.
         accelerator: Of the ``accelerate`` package, to share the chunks among its processes. If
             None one is made where the environment tells of several processes.
         **arguments: Those of :func:`~sde_models.log_prob` or :func:`~sde_models.bits_per_dim`,
@@ -136,6 +141,8 @@ def evaluate(
         ValueError: If the folder holds results of other settings, with what differs, and whatever
             the verb raises.
         TypeError: For a dataset without length, or a ``generator=``.
+        FileExistsError: If the folder is not empty, and was not made by an evaluation.
+        BlockingIOError: If another process is at work in it.
         OSError: If a file cannot be written; what was written before is whole.
         torch.OutOfMemoryError: If a single sample does not fit into memory.
 
@@ -156,10 +163,11 @@ def evaluate(
     settings = {"sample": source.describe_sample(), "levels": levels, "cond": describe(cond)}
     if levels is not None:
         settings |= describe_range(engine.model)
-    folder = engine.open(out, len(source), settings)
     verb = Batches(engine.model, levels, seed, arguments)
-
-    resumed = engine.run(folder, source.each(verb.run), progress=progress)
+    folder, resumed = engine.run(
+        out, len(source), settings, source.each(verb.run), size=NUMBERS * len(RESULTS),
+        progress=progress, overwrite=overwrite,
+    )  # fmt: skip
     unit = "nats" if levels is None else "bits per dimension"
     return _gather(folder, unit, resumed)
 

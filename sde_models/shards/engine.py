@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,15 +85,113 @@ class Engine:
         self.model: Model = self.processes.place(model)
         check_model(self.model)
 
-    def open(
-        self, out: str | os.PathLike[str], samples: int, settings: Mapping[str, str | int | None]
-    ) -> Folder:
-        """The folder of this work, with everything that its numbers depend on written down.
+    def run(
+        self,
+        out: str | os.PathLike[str],
+        samples: int,
+        settings: Mapping[str, str | int | None],
+        prepare: Callable[[int, int], Part],
+        *,
+        size: int,
+        progress: bool,
+        overwrite: bool,
+    ) -> tuple[Folder, int]:
+        """Make the shards that are missing, and wait for the other processes.
+
+        Nothing that is there is deleted, and no shard is written, before the first one is made: by
+        then all arguments have proved to be of use.
+
+        Args:
+            out: The folder.
+            samples: How many there are.
+            settings: What their numbers depend on, besides the arguments.
+            prepare: Called with the first sample of a shard and the one after its last; returns
+                what works on any part of these.
+            size: Bytes of the results of a sample.
+            progress: Show a progress bar, in the main process.
+            overwrite: Whether to replace the shards that are there.
+
+        Returns:
+            The folder, and the number of samples that were found done, by all processes.
 
         Raises:
             ValueError: If there are results of other settings.
-            OSError: If the folder cannot be written to.
+            FileExistsError: If the folder is somebody else's.
+            BlockingIOError: If another process is at work in it.
+            OSError: If it cannot be written to, or the results do not fit on the disk.
         """
+        folder, processes = self._folder(out, samples, settings), self.processes
+        with ExitStack() as held:
+            processes.first(lambda: held.enter_context(folder.owned))
+            if not folder.owned.check():
+                raise FileNotFoundError(
+                    f"process {processes.rank} does not see {folder.path}, which the first has "
+                    "made: give a folder that all processes see"
+                )
+            if not overwrite:
+                folder.check()
+            needed = folder.check_room(size)
+            try:
+                with self._bar(folder, needed, progress) as bar:
+                    resumed = self._make(folder, prepare, bar, overwrite)
+            except BaseException:
+                if processes.rank == 0:
+                    folder.give_up()
+                raise
+            processes.wait()
+        return folder, processes.add_up(resumed)
+
+    def _make(
+        self, folder: Folder, prepare: Callable[[int, int], Part], bar: Any, overwrite: bool
+    ) -> int:
+        resumed, begun = 0, False
+        parts = FittingParts(self.chunk, self.verb.relief)
+
+        def begin() -> None:
+            self.processes.first(lambda: folder.begin(overwrite=overwrite))
+
+        for index in self._own(folder):
+            first, last = folder.bounds(index)
+            if not overwrite and folder.read(index) is not None:
+                resumed += last - first
+                bar.initial = resumed  # so that its rate is that of what is done now
+                bar.update(last - first)
+                continue
+            bar.refresh()
+            try:
+                shard = _work(prepare, parts, first, last)
+                if not begun:
+                    begin()
+                begun = True
+                folder.write(index, shard)
+            except Exception as error:
+                error.add_note(f"while samples {first} to {last - 1} were {self.verb.done}")
+                raise
+            bar.update(last - first)
+            if parts.size < self.chunk:
+                bar.set_postfix(at_once=parts.size)
+        if not begun:
+            begin()
+        return resumed
+
+    def _own(self, folder: Folder) -> range:
+        """The shards of this process."""
+        return range(self.processes.rank, len(folder), self.processes.count)
+
+    def _bar(self, folder: Folder, needed: int, progress: bool) -> Any:
+        rank, count, own = self.processes.rank, self.processes.count, self._own(folder)
+        missing = folder.chunk * len(folder) - folder.samples if len(folder) - 1 in own else 0
+        shares = f" (1 of {count} shares)" if count > 1 else ""
+        size = f", {needed / 1e9:.3g} GB" if needed >= 1e9 else ""
+        return open_bar(
+            total=len(own) * folder.chunk - missing, desc=f"{self.verb.doing}{shares}{size}",
+            unit=" samples", disable=not (progress and rank == 0),
+        )  # fmt: skip
+
+    def _folder(
+        self, out: str | os.PathLike[str], samples: int, settings: Mapping[str, str | int | None]
+    ) -> Folder:
+        """The folder of this work, with everything that its numbers depend on written down."""
         given = {k: describe(value) for k, value in self.arguments.items() if k != "callback"}
         return Folder(
             out,
@@ -106,42 +205,6 @@ class Engine:
                 **{f"argument {name}": value for name, value in given.items()},
             },
         )
-
-    def run(self, folder: Folder, prepare: Callable[[int, int], Part], *, progress: bool) -> int:
-        """Make the shards that are missing, and wait for the other processes.
-
-        Args:
-            folder: Where they go.
-            prepare: Called with the first sample of a shard and the one after its last; returns
-                what works on any part of these.
-            progress: Show a progress bar, in the main process.
-
-        Returns:
-            Number of samples that were found done, by all processes.
-        """
-        processes = self.processes
-        own = {i: folder.bounds(i) for i in range(processes.rank, len(folder), processes.count)}
-        missing = [index for index in own if folder.read(index) is None]
-        total = sum(last - first for first, last in own.values())
-        resumed = total - sum(own[index][1] - own[index][0] for index in missing)
-        parts = FittingParts(self.chunk, self.verb.relief)
-        shares = f" (1 of {processes.count} shares)" if processes.count > 1 else ""
-        with open_bar(
-            total=total, initial=resumed, desc=self.verb.doing + shares, unit=" samples",
-            disable=not (progress and processes.rank == 0),
-        ) as bar:  # fmt: skip
-            for index in missing:
-                first, last = own[index]
-                try:
-                    folder.write(index, _work(prepare, parts, first, last))
-                except Exception as error:
-                    error.add_note(f"while samples {first} to {last - 1} were {self.verb.done}")
-                    raise
-                bar.update(last - first)
-                if parts.size < self.chunk:
-                    bar.set_postfix(at_once=parts.size)
-        processes.wait()
-        return processes.add_up(resumed)
 
 
 def _work(prepare: Callable[[int, int], Part], parts: FittingParts, first: int, last: int) -> Shard:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from sde_models.owned_folders import OwnedFolder
 from sde_models.shards.fingerprints import hash_tensors, list_differences
 from sde_models.whole_files import write_whole
 
@@ -20,6 +23,7 @@ Settings = dict[str, str | int | None]
 
 SETTINGS = "settings.json"
 SHARDS = "chunk-*.safetensors"
+PATTERN = r"settings\.json|chunk-\d{6,}\.safetensors"
 METADATA = "sde_models"
 
 
@@ -36,33 +40,82 @@ class Shard:
     costs: dict[str, int]
 
 
+def own_shards(path: str | os.PathLike[str]) -> OwnedFolder:
+    """The folder of some shards, to be entered, or as it is where it is entered already."""
+    return path if isinstance(path, OwnedFolder) else OwnedFolder(path, "shards", PATTERN)
+
+
 class Folder:
     """Results on disk, of one piece of work and no other.
 
     Args:
-        path: The folder, made if it is not there.
+        path: The folder.
         settings: What the numbers depend on; among them ``samples``, how many there are, and
             ``chunk``, how many of them are in a shard.
 
     Attributes:
+        owned: The folder, to be entered by who writes.
         samples: Number of samples.
         chunk: Samples in a shard; the last may be smaller.
-
-    Raises:
-        ValueError: If there are results of other settings.
-        OSError: If the folder cannot be written to.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Settings) -> None:
         self.path = Path(path)
-        content = json.dumps(settings, indent=2, sort_keys=True)
-        self.digest = hash_tensors({}, content)
+        self.owned = own_shards(path)
+        self.content = json.dumps(settings, indent=2, sort_keys=True)
+        self.digest = hash_tensors({}, self.content)
         self.samples, self.chunk = int(settings["samples"] or 0), int(settings["chunk"] or 1)
+
+    def check(self) -> None:
+        """Refuse shards of other settings.
+
+        Raises:
+            ValueError: With what differs.
+        """
         file = self.path / SETTINGS
         if file.is_file() and any(self.path.glob(SHARDS)):
-            self._check(settings, file)
-        else:
-            self._write(file, content.encode())
+            self._check(json.loads(self.content), file)
+
+    def begin(self, *, overwrite: bool) -> None:
+        """Write the settings, before the first shard.
+
+        Args:
+            overwrite: Whether to delete the shards that are there.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
+        if overwrite:
+            self.owned.clear()
+        file = self.path / SETTINGS
+        if not (file.is_file() and file.read_bytes() == self.content.encode()):
+            self._write(SETTINGS, self.content.encode())
+
+    def check_room(self, size: int) -> int:
+        """Bytes that the missing shards take.
+
+        Args:
+            size: Bytes of the results of a sample, which are numbers that hardly compress.
+
+        Raises:
+            OSError: If they are more than are free.
+        """
+        there = sum(1 for _ in self.path.glob(SHARDS))
+        needed = max(0, self.samples - there * self.chunk) * size
+        disk = shutil.disk_usage(self.path)
+        if disk.total and needed > disk.free:
+            raise OSError(
+                errno.ENOSPC,
+                f"the results of {self.samples} samples take {needed / 1e9:.3g} GB in {self.path}, "
+                f"where {disk.free / 1e9:.3g} GB are free: ask for fewer samples, or choose a "
+                "folder on a larger disk",
+            )
+        return needed
+
+    def give_up(self) -> None:
+        """Leave no settings behind where there is no shard."""
+        if not any(self.path.glob(SHARDS)):
+            self.owned.clear()
 
     def __len__(self) -> int:
         return -(-self.samples // self.chunk)
@@ -125,7 +178,7 @@ class Folder:
         signed = described | {"sha256": _checksum(shard.tensors, described)}
         # One entry: safetensors puts several in an order that changes from call to call.
         content = save(shard.tensors, {METADATA: json.dumps(signed, sort_keys=True)})
-        self._write(self._file(index), content)
+        self._write(self._file(index).name, content)
 
     def _read(self, path: Path, first: int, last: int) -> Shard:
         with safe_open(path, framework="pt") as file:
@@ -155,9 +208,9 @@ class Folder:
                 "another folder, or delete this one, or go back to the settings there"
             )
 
-    def _write(self, path: Path, content: bytes) -> None:
+    def _write(self, name: str, content: bytes) -> None:
+        path = self.path / name
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             write_whole(path, content)
         except OSError as error:
             raise OSError(
@@ -179,13 +232,12 @@ def remove_shards(path: str | os.PathLike[str]) -> None:
     """Delete the shards and the settings of a folder, and the folder if nothing else is in it.
 
     Raises:
-        FileNotFoundError: If there are no settings, so that it may be another's folder.
+        FileNotFoundError: If there are no settings.
+        FileExistsError: If no marker in it says that it is ours.
+        BlockingIOError: If somebody is at work in it.
     """
-    folder = Path(path)
-    if not (folder / SETTINGS).is_file():
-        raise FileNotFoundError(f"no shards in {folder}: it has no {SETTINGS}")
-    for file in folder.glob(SHARDS):
-        file.unlink()
-    (folder / SETTINGS).unlink()
-    if not any(folder.iterdir()):
-        folder.rmdir()
+    folder = own_shards(path)
+    if not (folder.path / SETTINGS).is_file():
+        raise FileNotFoundError(f"no shards in {folder.path}: it has no {SETTINGS}")
+    with folder:
+        folder.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,25 @@ class Processes:
         """Wait until every process is here."""
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
+
+    def first(self, act: Callable[[], object]) -> None:
+        """Do something in the first process, while the others wait.
+
+        Raises:
+            Exception: What it raises there.
+            OSError: In the others, if it fails there.
+        """
+        caught = None
+        if self.rank == 0:
+            try:
+                act()
+            except Exception as error:
+                caught = error
+        failed = self.add_up(int(caught is not None))
+        if caught is not None:
+            raise caught
+        if failed:
+            raise OSError("the first process could not go on: see what it says")
 
     def add_up(self, number: int) -> int:
         """Sum of a number over the processes."""

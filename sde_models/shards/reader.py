@@ -23,17 +23,20 @@ class Shards(Dataset[Tensor]):
 
     Args:
         path: Folder that :func:`~sde_models.sample_to_folder` or one of its like has filled.
+        name: Which of its tensors to give as a dataset; the main one if None.
         dtype: Floating dtype of the samples it gives as a dataset; their own if None.
         resumed: Samples that were found done when the folder was filled.
 
     Attributes:
         path: The folder.
         resumed: As given.
-        name: Name of the main tensor: "x" for data, "z" for latents, "value" for likelihoods.
+        name: As given, or the name of the main tensor: "x" for data, "z" for latents, "value" for
+            likelihoods.
 
     Raises:
         FileNotFoundError: If there is no such folder, or nothing of this kind in it.
-        ValueError: If its settings are damaged.
+        ValueError: If its settings are damaged, or there is no tensor of that name.
+        OSError: If a name is given, and the first shard is missing or damaged.
 
     Example:
         >>> import tempfile
@@ -51,6 +54,7 @@ class Shards(Dataset[Tensor]):
         self,
         path: str | os.PathLike[str],
         *,
+        name: str | None = None,
         dtype: torch.dtype | None = None,
         resumed: int = 0,
     ) -> None:
@@ -63,10 +67,15 @@ class Shards(Dataset[Tensor]):
             self._folder = Folder(self.path, settings)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is damaged or of something else: {error!r}") from error
-        self.name = str(settings.get("name", "value"))
+        self.name = str(settings.get("name", "value")) if name is None else name
         self.dtype = dtype
         self.resumed = resumed
         self._last: tuple[int, dict[str, Tensor]] | None = None
+        if name is not None and name not in self.read(0):
+            raise ValueError(
+                f"the shards in {self.path} hold {', '.join(sorted(self.read(0)))}, and nothing "
+                f"named {name}"
+            )
 
     def __len__(self) -> int:
         return self._folder.samples

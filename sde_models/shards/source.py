@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Sized
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -93,9 +94,18 @@ class Source:
 
         return prepare
 
+    @cached_property
+    def _first_sample(self) -> Tensor:
+        return _data_of(self.dataset[0])
+
+    def size(self) -> int:
+        """Bytes of the first sample as floating numbers, of single precision if it has levels."""
+        sample = self._first_sample
+        return sample.numel() * (sample.element_size() if sample.is_floating_point() else 4)
+
     def describe_sample(self) -> str:
         """Dtype and shape of the first sample."""
-        sample = _data_of(self.dataset[0])
+        sample = self._first_sample
         return f"{sample.dtype} of shape {tuple(sample.shape)}"
 
 

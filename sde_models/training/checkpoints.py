@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import warnings
 from dataclasses import dataclass
 from hashlib import sha256
@@ -21,6 +20,8 @@ from uuid import uuid4
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+
+from sde_models.owned_folders import OwnedFolder
 
 SUMS = "SHA256SUMS"
 WEIGHTS, AVERAGED, SETTINGS, STATE = (
@@ -72,6 +73,11 @@ class CheckpointFolder:
     def __init__(self, path: str | os.PathLike[str], keep: int = 3) -> None:
         self.path = Path(path)
         self.keep = keep
+
+    @property
+    def owned(self) -> OwnedFolder:
+        """The folder, to be entered by who writes."""
+        return OwnedFolder(self.path, "checkpoints")
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, readable or not, in rising order."""
@@ -151,27 +157,49 @@ class CheckpointFolder:
             os.replace(temporary, self.folder(step))
             _sync_folder(self.path)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _delete(temporary)
         for old in self.steps()[: -self.keep]:
             self._remove(old)
 
     def tidy(self, newest: int) -> None:
         """Remove what a killed run left half-written, and what is damaged after a step."""
-        for left in self.path.glob(".step-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for left in self.path.glob(".step-*.tmp"):
+            _delete(left)
         for step in self.steps():
             if step > newest:
                 self._remove(step)
+
+    def clear(self) -> None:
+        """Remove all checkpoints."""
+        self.tidy(newest=-1)
+
+    def remove(self) -> None:
+        """Remove all checkpoints, and the folder if nothing else is in it."""
+        self.clear()
+        self.owned.remove()
 
     def _remove(self, step: int) -> None:
         # Renamed first, or there would be a moment with half a checkpoint of that name.
         if self.folder(step).exists():
             temporary = self._temporary(step)
             os.replace(self.folder(step), temporary)
-            shutil.rmtree(temporary, ignore_errors=True)
+            _delete(temporary)
 
     def _temporary(self, step: int) -> Path:
         return self.path / f".step-{step:08d}.{uuid4().hex}.tmp"
+
+
+def _delete(folder: Path) -> None:
+    """Delete a checkpoint, file by file; what else is in it is kept under another name."""
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_symlink():
+        for name in (*FILES, SUMS):
+            (folder / name).unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+            return
+    os.replace(folder, folder.with_name(f"kept{folder.name.removesuffix('.tmp')}"))
 
 
 def _checksums(content: dict[str, bytes]) -> bytes:

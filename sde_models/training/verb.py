@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,6 +61,7 @@ def fit(
     checkpoint_every: int = 1000,
     keep: int = 3,
     resume: bool = True,
+    overwrite: bool = False,
     progress: bool = True,
     log_dir: str | os.PathLike[str] | None = None,
     callback: Callback | Sequence[Callback] | None = None,
@@ -100,6 +103,8 @@ def fit(
         checkpoint_every: Steps between checkpoints.
         keep: How many checkpoints are kept.
         resume: Go on where the run in ``out`` stopped; False refuses a folder that holds one.
+        overwrite: Remove the run in ``out``, once model, data and settings have been checked, and
+            begin anew.
         progress: Show a progress bar with loss and steps per second.
         log_dir: Folder for TensorBoard.
         callback: Called after each step with a :class:`~sde_models.training.Progress`; or several.
@@ -108,6 +113,8 @@ def fit(
         ValueError: If not exactly one of ``steps`` and ``seconds`` is given, a setting is out of
             range, the data are NaN or far out of range, or the folder holds another run.
         TypeError: If the data are not floating, or ``loss`` is no function.
+        FileExistsError: If ``out`` is not empty, and holds no checkpoints of ``fit``.
+        BlockingIOError: If another process trains in ``out``.
         FloatingPointError: If the loss is no longer finite, naming the step.
         KeyboardInterrupt: After Ctrl-C; with ``out``, once a checkpoint is written.
         SystemExit: The same after SIGTERM.
@@ -129,26 +136,35 @@ def fit(
     )  # fmt: skip
     _check_split(settings, group)
     folder = None if out is None else CheckpointFolder(out, keep)
-    found = None if folder is None else _find_run(folder, group, resume)
-    order = Order(_choose_seed(seed, generator, found, group), batch_size, group.rank, group.count)
-    source = make_source(data, order, model, workers)
-    description = {} if folder is None else describe_run(settings, order.seed, model, data, loss)
-    if found is not None:
-        check_same_run(found.settings, description, out)
-    learner = Learner(model, loss, settings, order, group)
-    loop = Loop(
-        settings, description, learner, source, group, folder,
-        callbacks=_as_sequence(callback),
-        log=open_log(log_dir, 0 if found is None else len(found.state["losses"]), group.main),
-        show=progress,
-        history=History([], learning_rate, scaled=learner.scaler.is_enabled()),
-    )  # fmt: skip
-    if found is not None:
-        loop.restore(found)
-    try:
-        loop.run()
-    finally:
-        loop.log.close()
+    with ExitStack() as held:
+        if folder is not None:
+            group.first(partial(held.enter_context, folder.owned))
+        found = None if folder is None or overwrite else _find_run(folder, group, resume)
+        order = Order(
+            _choose_seed(seed, generator, found, group), batch_size, group.rank, group.count
+        )
+        source = make_source(data, order, model, workers)
+        description = (
+            {} if folder is None else describe_run(settings, order.seed, model, data, loss)
+        )
+        if found is not None:
+            check_same_run(found.settings, description, out)
+        learner = Learner(model, loss, settings, order, group)
+        loop = Loop(
+            settings, description, learner, source, group, folder,
+            callbacks=_as_sequence(callback),
+            log=open_log(log_dir, 0 if found is None else len(found.state["losses"]), group.main),
+            show=progress,
+            history=History([], learning_rate, scaled=learner.scaler.is_enabled()),
+        )  # fmt: skip
+        if folder is not None and group.main:
+            folder.tidy(-1 if found is None else len(found.state["losses"]))
+        if found is not None:
+            loop.restore(found)
+        try:
+            loop.run()
+        finally:
+            loop.log.close()
     return Fit(
         model=learner.average.model,
         losses=torch.tensor(loop.history.losses, dtype=torch.float64),
@@ -180,10 +196,7 @@ def _find_run(folder: CheckpointFolder, group: Group, resume: bool) -> Checkpoin
     step = group.agree(-1 if newest is None else newest[0])
     if step < 0:
         return None
-    if newest is not None:
-        folder.tidy(step)
-        return newest[1]
-    return folder.read(step)
+    return folder.read(step) if newest is None else newest[1]
 
 
 def _choose_seed(

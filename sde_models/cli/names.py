@@ -1,0 +1,15 @@
+"""Names of the library's tables for the help, which is printed without loading the library.
+
+``tests/test_cli.py`` holds them equal to the tables.
+"""
+
+DATA = (
+    "digits", "patches", "two-moons", "swiss-roll", "checkerboard", "pinwheel", "eight-gaussians",
+    "twenty-five-gaussians", "rings", "spiral", "mnist", "fashion-mnist", "cifar10",
+)  # fmt: skip
+SDES = ("vp", "subvp", "ve", "cosine", "flow-matching")
+NETWORKS = ("residual", "mixing", "ddpm++", "ncsn++")
+PREDICTIONS = ("eps", "x0", "v", "score")
+OBJECTIVES = ("denoising", "sliced", "finite-difference", "implicit")
+WEIGHTINGS = ("output", "edm", "simple", "min-snr", "likelihood")
+TIME_SAMPLERS = ("uniform", "log-snr", "importance", "log-normal")
