@@ -142,9 +142,7 @@ class Loop(Generic[AnyModel]):
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put everything back as a checkpoint has it."""
         state = checkpoint.state
-        self.learner.model.load_state_dict(checkpoint.weights)
-        self.learner.average.model.load_state_dict(checkpoint.averaged)
-        self.learner.load_state(state["learner"])
+        self.learner.load(checkpoint.weights, checkpoint.averaged, state["learner"])
         self.history.losses = state["losses"].tolist()
         self.seconds = state["seconds"]
         self.first = self.written = self.tried = self.history.step

@@ -27,6 +27,7 @@ from sde_models.training.identity import check_same_run, describe_run
 from sde_models.training.learner import Learner
 from sde_models.training.logs import open_log
 from sde_models.training.loop import Loop
+from sde_models.training.module_state import check_trainable
 from sde_models.training.objective import Loss, check_loss
 from sde_models.training.progress import AnyModel, Callback, Fit
 from sde_models.training.settings import Settings
@@ -120,6 +121,7 @@ def fit(
         torch.Size([5])
     """
     check_loss(loss)
+    check_trainable(model)
     group = Group(accelerator)
     settings = Settings(
         steps=steps, seconds=seconds, batch_size=batch_size, learning_rate=learning_rate,
