@@ -56,6 +56,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     0: (
         "nn",
         "data",
+        "buffers",
         "base_divergence",
         "split_batches",
         "brownian",
@@ -67,6 +68,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "network_calls",
         "priors",
         "randomness",
+        "tensor_files",
         "whole_files",
         "_shapes",
     ),

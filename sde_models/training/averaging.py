@@ -12,12 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from sde_models.training.module_state import (
-    check_same_parameters,
-    copy_buffers,
-    copy_model,
-    find_buffers,
-)
+from sde_models.buffers import copy_buffers, find_buffers
+from sde_models.training.module_state import check_same_parameters, copy_model
 from sde_models.training.progress import AnyModel
 
 WIDER = {

@@ -12,15 +12,16 @@ import json
 import os
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
+
+from sde_models.tensor_files import DamagedError, TensorFile, unpack
 
 SUMS = "SHA256SUMS"
 WEIGHTS, AVERAGED, SETTINGS, STATE = (
@@ -45,11 +46,7 @@ class Checkpoint:
     averaged: dict[str, Tensor]
     settings: dict[str, Any]
     state: dict[str, Any]
-    metadata: dict[str, str] | None = None
-
-
-class DamagedError(ValueError):
-    """A checkpoint that is not as it was written."""
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 class CheckpointFolder:
@@ -119,12 +116,19 @@ class CheckpointFolder:
             raise DamagedError(f"{folder} is damaged ({error})") from error
         if sums != _checksums(content):
             raise DamagedError(f"{folder} is damaged (its checksums do not fit)")
-        return Checkpoint(
-            weights=load(content[WEIGHTS]),
-            averaged=load(content[AVERAGED]),
-            settings=json.loads(content[SETTINGS]),
-            state=torch.load(io.BytesIO(content[STATE]), map_location="cpu", weights_only=True),
-        )
+        try:
+            checkpoint = Checkpoint(
+                weights=unpack(content[WEIGHTS]).tensors,
+                averaged=unpack(content[AVERAGED]).tensors,
+                settings=dict(json.loads(content[SETTINGS])),
+                state=dict(torch.load(io.BytesIO(content[STATE]), "cpu", weights_only=True)),
+            )
+        except Exception as error:  # from bytes of anyone anything may come
+            raise DamagedError(
+                f"{folder} is damaged, or was not written by this library: its checksums fit, its "
+                f"content does not ({(str(error) or repr(error)).splitlines()[0]})"
+            ) from error
+        return checkpoint
 
     def write(self, step: int, checkpoint: Checkpoint) -> None:
         """Write a checkpoint under a temporary name, rename it, and remove the oldest.
@@ -135,8 +139,8 @@ class CheckpointFolder:
         buffer = io.BytesIO()
         torch.save(checkpoint.state, buffer)
         content = {
-            WEIGHTS: save(_own_memory(checkpoint.weights), checkpoint.metadata),
-            AVERAGED: save(_own_memory(checkpoint.averaged), checkpoint.metadata),
+            WEIGHTS: TensorFile(checkpoint.weights, checkpoint.metadata).pack(),
+            AVERAGED: TensorFile(checkpoint.averaged, checkpoint.metadata).pack(),
             SETTINGS: json.dumps(checkpoint.settings, indent=2, sort_keys=True).encode(),
             STATE: buffer.getvalue(),
         }
@@ -177,11 +181,6 @@ class CheckpointFolder:
 def _checksums(content: dict[str, bytes]) -> bytes:
     lines = (f"{sha256(content[name]).hexdigest()}  {name}\n" for name in sorted(content))
     return "".join(lines).encode()
-
-
-def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU: safetensors refuses tied weights, which share theirs."""
-    return {name: v.detach().to("cpu", copy=True).contiguous() for name, v in tensors.items()}
 
 
 def _write_through(path: Path, content: bytes) -> None:

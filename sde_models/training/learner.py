@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from sde_models._shapes import without_waiting
+from sde_models.buffers import find_buffers, find_transient
 from sde_models.split_batches import PartGenerator
 from sde_models.training.averaging import MovingAverage
 from sde_models.training.group import Group
-from sde_models.training.module_state import copy_buffers, find_buffers
+from sde_models.training.module_state import load_tensors
 from sde_models.training.objective import Loss, find_states
 from sde_models.training.progress import AnyModel
 from sde_models.training.seeds import global_seed, seed_at
@@ -135,17 +136,17 @@ class Learner(Generic[AnyModel]):
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
             "loss": [part.state_dict() for part in self.states],
-            "buffers": find_buffers(self.model),
+            "transient": find_transient(self.model),
             "average": self.average.state(),
         }
 
     def load(self, weights: Tensors, averaged: Tensors, state: dict[str, Any]) -> None:
         """Put back the raw weights, the averaged ones, and what :meth:`state` gave."""
-        if "buffers" in state:  # not in checkpoints of version 0.1
-            for model in (self.model, self.average.model):
-                copy_buffers(state["buffers"], model)
-        self.model.load_state_dict(weights)
-        self.average.model.load_state_dict(averaged)
+        for model, tensors in ((self.model, weights), (self.average.model, averaged)):
+            if "transient" in state:
+                load_tensors(model, tensors, state["transient"])
+            else:  # of a version whose checkpoints left buffers out
+                model.load_state_dict(tensors)
         self.average.load_state(state.get("average", {}))
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])

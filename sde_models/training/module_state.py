@@ -6,15 +6,11 @@ import copy
 from collections.abc import Mapping
 from itertools import chain
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sde_models.models import Model
+from sde_models.buffers import copy_buffers
 from sde_models.training.progress import AnyModel
-
-Buffers = Mapping[str, tuple[Tensor, bool]]
-"""Tensors by name, each with whether it is in the state dictionary."""
 
 
 def check_trainable(model: nn.Module) -> None:
@@ -75,38 +71,18 @@ def copy_model(model: AnyModel) -> AnyModel:
         ) from error
 
 
-def find_buffers(model: nn.Module) -> Buffers:
-    """All buffers by name, each with whether it is in the state dictionary."""
-    return {
-        f"{path}.{name}".lstrip("."): (value, name not in part._non_persistent_buffers_set)
-        for path, part in model.named_modules()
-        for name, value in part._buffers.items()
-        if value is not None
-    }
+def load_tensors(
+    model: nn.Module, tensors: Mapping[str, Tensor], transient: Mapping[str, Tensor]
+) -> None:
+    """Put back all parameters and buffers of a model, whatever shapes its buffers have.
 
-
-@torch.no_grad()
-def copy_buffers(buffers: Buffers, model: Model) -> None:
-    """Give a model these buffers and no others, in place where it has one of that shape."""
-    there = find_buffers(model)
-    for name, (value, persistent) in buffers.items():
-        own = there[name][0] if name in there else None
-        if own is not None and _takes(own, value):
-            own.copy_(value)
-        else:
-            device = model.device if own is None else own.device
-            module, leaf = _place(name, model)
-            module.register_buffer(leaf, value.detach().to(device, copy=True), persistent)
-    for name in there.keys() - buffers.keys():
-        module, leaf = _place(name, model)
-        module._buffers[leaf] = None
-
-
-def _takes(own: Tensor, value: Tensor) -> bool:
-    same = own.shape == value.shape and own.dtype == value.dtype
-    return same and own.is_contiguous() and not own.is_inference()
-
-
-def _place(name: str, model: nn.Module) -> tuple[nn.Module, str]:
-    path, _, leaf = name.rpartition(".")
-    return model.get_submodule(path), leaf
+    Args:
+        model: The model.
+        tensors: Those of its state dictionary.
+        transient: The buffers that this leaves out.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    state = {name: value for name, value in tensors.items() if name not in transient}
+    buffers = {name: (value, True) for name, value in state.items() if name not in parameters}
+    copy_buffers(buffers | {name: (value, False) for name, value in transient.items()}, model)
+    model.load_state_dict(state)

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from sde_models.losses import denoising_score_matching
 from sde_models.randomness import entropy_from
+from sde_models.tensor_files import DamagedError
 from sde_models.training.checkpoints import Checkpoint, CheckpointFolder
 from sde_models.training.group import Group
 from sde_models.training.history import History
@@ -35,6 +36,12 @@ from sde_models.training.sources import BatchSource, Order, make_source
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+FOREIGN = (
+    "the newest checkpoint in {folder} was not written by fit, or not for this model ({why}): "
+    "remove it to go on from the one before"
+)
 
 
 def fit(
@@ -146,7 +153,7 @@ def fit(
         history=History([], learning_rate, scaled=learner.scaler.is_enabled()),
     )  # fmt: skip
     if found is not None:
-        loop.restore(found)
+        _restore(loop, found, out)
     try:
         loop.run()
     finally:
@@ -184,8 +191,19 @@ def _find_run(folder: CheckpointFolder, group: Group, resume: bool) -> Checkpoin
         return None
     if newest is not None:
         folder.tidy(step)
-        return newest[1]
-    return folder.read(step)
+    found = folder.read(step) if newest is None else newest[1]
+    losses, seed = found.state.get("losses"), found.settings.get("seed")
+    if not isinstance(losses, Tensor) or not isinstance(seed, int):
+        raise DamagedError(FOREIGN.format(folder=folder.path, why="it has no losses or no seed"))
+    return found
+
+
+def _restore(loop: Loop[Any], found: Checkpoint, out: Any) -> None:
+    try:
+        loop.restore(found)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = (str(error) or repr(error)).splitlines()[0]
+        raise DamagedError(FOREIGN.format(folder=out, why=why)) from error
 
 
 def _choose_seed(
