@@ -1,7 +1,8 @@
 """One file that holds a score model: weights and the settings that rebuild it.
 
-The file is in the safetensors format. Its metadata hold the settings as JSON; nothing in it is
-ever unpickled or run.
+The file is in the safetensors format. Its metadata hold the settings as JSON and a checksum over
+every bit; nothing in it is ever unpickled or run. It holds all parameters and buffers, also those
+that are not persistent, each in its own dtype.
 """
 
 from __future__ import annotations
@@ -9,21 +10,28 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from sde_models.buffers import copy_buffers, find_buffers, find_transient
 from sde_models.models import ScoreModel
 from sde_models.nn import MixingNetwork, ResidualNetwork, UNet
 from sde_models.predictions import EDM, PREDICTIONS
 from sde_models.sdes import VESDE, VPSDE, CosineSDE, FlowMatchingSDE, SubVPSDE
+from sde_models.tensor_files import DamagedError, TensorFile, unpack
 from sde_models.whole_files import write_whole
 
-FORMAT = 1
+FORMAT = 2
+"""What is written: 2 has a checksum and holds all buffers; 1 had neither, and is read too."""
+
 SETTINGS_KEY = "sde_models"
 
 SDES: dict[str, type[nn.Module]] = {
@@ -45,8 +53,8 @@ def save_model(path: str | os.PathLike[str], model: ScoreModel) -> None:
         model: A score model whose SDE and network are classes of this library.
 
     Raises:
-        TypeError: If the model, its SDE or its network is of another class, which this library
-            could not rebuild.
+        TypeError: If the model, its SDE or its network is of another class, or its layers were
+            changed after it was made, so that this library could not rebuild it.
         OSError: If the file cannot be written.
 
     Example:
@@ -57,9 +65,16 @@ def save_model(path: str | os.PathLike[str], model: ScoreModel) -> None:
         ...     load_model(f"{folder}/model.safetensors").sde
         VPSDE(beta_min=0.1, beta_max=20, t_min=1e-05)
     """
-    metadata = {SETTINGS_KEY: json.dumps(describe_model(model))}
-    tensors = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
-    write_whole(path, save(tensors, metadata))
+    settings, tensors = describe_model(model), find_tensors(model)
+    try:
+        _check_fit(settings, tensors)
+    except ValueError as error:
+        raise TypeError(
+            f"save_model cannot rebuild this model, whose layers are not those that its class "
+            f"makes ({error}): keep its weights by safetensors.torch.save_model and build the "
+            "model in your own code"
+        ) from error
+    write_whole(path, TensorFile(tensors, {SETTINGS_KEY: json.dumps(settings)}).pack())
 
 
 def load_model(path: str | os.PathLike[str]) -> ScoreModel:
@@ -69,32 +84,48 @@ def load_model(path: str | os.PathLike[str]) -> ScoreModel:
         path: The file.
 
     Returns:
-        The model on the CPU, in evaluation mode, with the weights' own dtypes.
+        The model on the CPU, in evaluation mode, with the dtypes that it was saved in.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, was written by something else, or by a later version.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the file in it, as in model.safetensors")
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or is damaged: {error}") from error
-    if SETTINGS_KEY not in metadata:
+        file = unpack(path.read_bytes())
+    except DamagedError as error:
+        _refuse_damaged(path, str(error))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}; restore it from a copy") from error
+    if SETTINGS_KEY not in file.metadata:
         raise ValueError(
             f"{path} holds no settings of sde_models: it was not written by save_model. Build the "
             "model yourself and read the weights by safetensors.torch.load_model"
         )
     try:
+        settings = json.loads(file.metadata[SETTINGS_KEY], parse_constant=_refuse_constant)
+        if not isinstance(settings, dict):
+            raise ValueError(f"the settings are {settings!r:.40}, no JSON object")
         with torch.random.fork_rng(devices=[]):  # fresh weights are drawn only to be replaced
-            model = build_model(json.loads(metadata[SETTINGS_KEY]))
-        model.load_state_dict(tensors, assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            _check_fit(settings, file.tensors)
+            model = build_model(settings)
+        _fill(model, file.tensors)
+        _check_same(settings, model)
+    except UNFIT as error:
         raise ValueError(f"the settings or weights in {path} do not fit: {error}") from error
+    if not file.checked and settings["format"] > 1:
+        _refuse_damaged(path, "its checksum is missing")
+    if not file.checked:
+        warnings.warn(
+            f"{path} was written by an earlier version and has no checksum, so damage would not "
+            "be noticed: sm.save_model(path, model) writes it anew with one",
+            UserWarning,
+            stacklevel=2,
+        )
     return model.eval()
 
 
@@ -125,9 +156,14 @@ def build_model(settings: dict[str, Any]) -> ScoreModel:
     Raises:
         ValueError: If the settings are of a later version or name an unknown class.
     """
-    if settings.get("format") != FORMAT:
-        raise ValueError(f"format {settings.get('format')!r} is not known here, only {FORMAT}")
+    if settings.get("format") not in range(1, FORMAT + 1):
+        raise ValueError(
+            f"format {settings.get('format')!r} is not known here, only those up to {FORMAT}: "
+            "update sde_models if a later version wrote it"
+        )
     event_shape = settings["event_shape"]
+    if not all(isinstance(size, int) and size > 0 for size in event_shape or ()):
+        raise ValueError(f"event_shape must hold positive integers, got {event_shape!r}")
     return ScoreModel(
         _build(settings["network"], NETWORKS),
         _build(settings["sde"], SDES),
@@ -135,6 +171,83 @@ def build_model(settings: dict[str, Any]) -> ScoreModel:
         preconditioning=settings["preconditioning"],
         event_shape=None if event_shape is None else tuple(event_shape),
         data_range=settings.get("data_range"),  # there are older files without it
+    )
+
+
+def find_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a file of a model holds: its state dictionary, and the buffers that this leaves out."""
+    return {**model.state_dict(), **find_transient(model)}
+
+
+UNFIT = (
+    ArithmeticError, AttributeError, KeyError, MemoryError, RecursionError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
+"""What settings that this library did not write may raise on their way to a model."""
+
+
+def _check_fit(settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Compare names and shapes with those of a model without memory, however large it would be.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    with torch.device("meta"), _at_most(100 + 10 * len(tensors)):  # constructors replace some
+        model = build_model(settings)
+    needed = dict(model.state_dict()) if settings["format"] == 1 else find_tensors(model)
+    if needed.keys() != tensors.keys():
+        names = ", ".join(sorted(needed.keys() ^ tensors.keys())[:3])
+        raise ValueError(f"the model and the tensors of the file differ in {names}")
+    for name, value in needed.items():
+        if value.shape != tensors[name].shape:
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)} in the model and "
+                f"{tuple(tensors[name].shape)} in the file"
+            )
+
+
+@contextmanager
+def _at_most(count: int) -> Iterator[None]:
+    """Stop a constructor that makes more parameters than that, as one of forged depth would."""
+    left, thread = iter(range(count)), threading.get_ident()
+
+    def note(*_: Any) -> None:
+        if threading.get_ident() == thread and next(left, None) is None:
+            raise ValueError("the model has many times the tensors of the file")
+
+    hook = register_module_parameter_registration_hook(note)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _fill(model: ScoreModel, tensors: dict[str, Tensor]) -> None:
+    """Give a model its tensors; buffers that an early file lacks follow the dtype of the rest."""
+    transient = find_transient(model)
+    kept = {name: value for name, value in tensors.items() if name not in transient}
+    model.load_state_dict(kept, assign=True)
+    buffers = dict(find_buffers(model))
+    for name, value in transient.items():
+        buffers[name] = tensors.get(name, value.to(model.dtype)), False
+    copy_buffers(buffers, model)
+
+
+def _check_same(settings: dict[str, Any], model: ScoreModel) -> None:
+    """Refuse settings that a constructor took for others."""
+    made = json.loads(json.dumps(describe_model(model)))
+    for name in settings.keys() - {"format"}:
+        if name not in made or made[name] != settings[name]:
+            raise ValueError(f"{name} is {settings[name]!r}, and the model has {made.get(name)!r}")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"the settings hold {name}")
+
+
+def _refuse_damaged(path: Path, why: str) -> NoReturn:
+    raise DamagedError(
+        f"{path} is damaged ({why}): restore it from a copy, or save the model again"
     )
 
 

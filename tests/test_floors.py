@@ -57,6 +57,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     0: (
         "nn",
         "data",
+        "buffers",
         "base_divergence",
         "split_batches",
         "streams",
@@ -72,6 +73,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "priors",
         "progress_bars",
         "randomness",
+        "tensor_files",
         "whole_files",
         "_shapes",
         "_version",

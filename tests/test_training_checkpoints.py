@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -22,7 +24,13 @@ import sde_models as sm
 from sde_models.losses import LearnedTimes, denoising_score_matching
 from sde_models.owned_folders import MARKER
 from sde_models.training import Progress
-from sde_models.training.checkpoints import FILES, SUMS, CheckpointFolder, DamagedError
+from sde_models.training.checkpoints import (
+    FILES,
+    SUMS,
+    CheckpointFolder,
+    DamagedError,
+    _checksums,
+)
 
 DATA = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
 
@@ -155,24 +163,91 @@ def test_checkpoints_are_safetensors_json_and_plain_tensors(tmp_path: Path) -> N
     assert checked.returncode == 0
 
 
+class Harm:
+    """Would make a folder if it were unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def forge(folder: Path, name: str, content: bytes) -> None:
+    """Replace a file of a checkpoint, with checksums that fit."""
+    (folder / name).write_bytes(content)
+    forged = {file: (folder / file).read_bytes() for file in FILES}
+    (folder / SUMS).write_bytes(_checksums(forged))
+
+
+def saved(state: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
-    """A state that would run code if it were unpickled, with checksums that fit."""
-
-    class Harm:
-        def __reduce__(self) -> Any:
-            return os.mkdir, (str(tmp_path / "harm"),)
-
     train(tmp_path / "run")
     folder = CheckpointFolder(tmp_path / "run")
-    path = folder.folder(12)
-    torch.save({"losses": Harm()}, path / "state.pt")
-    from sde_models.training.checkpoints import _checksums
-
-    content = {name: (path / name).read_bytes() for name in FILES}
-    (path / SUMS).write_bytes(_checksums(content))
-    with pytest.raises(pickle.UnpicklingError):
-        folder.read(12)
+    harm = {"losses": Harm(tmp_path / "harm")}
+    for content in (saved(harm), pickle.dumps(harm, protocol=2)):
+        forge(folder.folder(12), "state.pt", content)
+        with pytest.raises(DamagedError, match="its checksums fit, its content does not"):
+            folder.read(12)
+        with pytest.warns(RuntimeWarning, match="before it is used"):
+            assert train(tmp_path / "run").steps == 12
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("state.pt", b""),
+        ("state.pt", b"PK garbage"),
+        ("state.pt", saved([1, 2])),
+        ("settings.json", b"[]x"),
+        ("settings.json", b"3"),
+        ("settings.json", b"[" * 100_000),
+        ("weights.safetensors", b""),
+        ("averaged.safetensors", b"\xff" * 64),
+    ],
+)
+def test_forged_checkpoints_with_checksums_that_fit_are_passed_over(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    whole = train(tmp_path)
+    folder = CheckpointFolder(tmp_path)
+    forge(folder.folder(12), name, content)
+    with pytest.raises(DamagedError, match="damaged, or was not written by this library"):
+        folder.read(12)
+    with pytest.warns(RuntimeWarning, match="the checkpoint before it is used"):
+        assert torch.equal(weights(train(tmp_path).model), weights(whole.model))
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """Its files have no checksums of their own and lack some buffers, which never change."""
+    whole = train(tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(tmp_path / "cut", callback=stop_at(7))
+    folder = CheckpointFolder(tmp_path / "cut")
+    path, found = folder.folder(5), folder.read(5)
+    for name, tensors in {"weights": found.weights, "averaged": found.averaged}.items():
+        early = {key: value for key, value in tensors.items() if "frequencies" not in key}
+        forge(path, f"{name}.safetensors", save(early))
+    settings = json.dumps(found.settings | {"model.format": 1})
+    forge(path, "settings.json", settings.encode())
+    for name in ("transient", "average"):
+        found.state["learner"].pop(name)
+    forge(path, "state.pt", saved(found.state))
+    assert torch.equal(weights(train(tmp_path / "cut").model), weights(whole.model))
+
+
+@pytest.mark.parametrize("state", [{}, {"losses": 3}, {"losses": torch.zeros(2)}])
+def test_a_state_without_what_a_run_needs_is_refused(tmp_path: Path, state: Any) -> None:
+    train(tmp_path)
+    forge(CheckpointFolder(tmp_path).folder(12), "state.pt", saved(state))
+    with pytest.raises(ValueError, match=r"newest checkpoint .* was not written by fit.*remove it"):
+        train(tmp_path, seed=None)
 
 
 @pytest.mark.parametrize("name", [*FILES, SUMS])

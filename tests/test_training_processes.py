@@ -86,6 +86,44 @@ LOSSES: dict[str, Callable[[], Any]] = {
 }
 
 
+class Watching(nn.Module):
+    """A network that replaces a buffer by what it sees in its rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2).double()
+        self.register_buffer("mean", torch.zeros(2).double())
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + x.detach().mean(0)
+        return self.layer(x) + self.mean
+
+
+class Random(nn.Module):
+    """A network with dropout and noise of its own, which keeps what it drew in each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2).double()
+        self.dropout = nn.Dropout(0.5)
+        self.drawn: list[Tensor] = []
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        mask, noise = self.dropout(torch.ones(64).double()), torch.randn(64).double()
+        self.drawn.append(torch.stack([mask, noise]))
+        return self.layer(x) * mask[:2] + noise[:2]
+
+
+def draw(**changes: Any) -> tuple[Tensor, sm.Fit[Any]]:
+    """What a random network drew in training, one row for each of its calls."""
+    torch.manual_seed(0)
+    model = sm.ScoreModel(Random(), sm.VPSDE())
+    arguments = {"steps": 6, "batch_size": 9, "seed": 3, "progress": False}
+    result = sm.fit(model, DATA, **arguments | changes)
+    return torch.stack(model.network.drawn), result
+
+
 def train(data: Any, **changes: Any) -> sm.Fit[Any]:
     torch.manual_seed(0)
     network = sm.nn.ResidualNetwork((2,), width=8, depth=1, classes=3).double()
@@ -126,6 +164,29 @@ def test_other_losses_draw_for_each_part_anew() -> None:
     assert torch.equal(train(DATA, loss=loss, accumulate=2).losses, parts.losses)
 
 
+def all_differ(drawn: Tensor) -> bool:
+    """Whether no two calls drew the same mask or the same noise; by chance they do at 2^-64."""
+    return all(len(rows.unique(dim=0)) == len(rows) for rows in drawn.unbind(1))
+
+
+def test_what_a_network_draws_follows_from_seed_step_and_part() -> None:
+    whole, _ = draw()
+    parts, _ = draw(accumulate=2)
+    assert len(whole) == 6
+    assert all_differ(whole)
+    assert len(parts) == 12
+    assert all_differ(parts)
+    again, other = draw()[0], draw(seed=4)[0]
+    assert torch.equal(again, whole)
+    assert all_differ(torch.cat([whole, other]))
+    torch.manual_seed(99)  # what the process did before must not matter
+    model = sm.ScoreModel(Random(), sm.VPSDE())
+    before = torch.get_rng_state()
+    sm.fit(model, DATA, steps=6, batch_size=9, seed=3, progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.stack(model.network.drawn), whole)
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes that talk over gloo leave."""
@@ -141,9 +202,12 @@ def together(folder: Path) -> None:
     class Stop(Exception):
         pass
 
-    def stop(progress: Any) -> None:
-        if progress.step == 7:
-            raise Stop
+    def stop_at(step: int) -> Any:
+        def callback(progress: Any) -> None:
+            if progress.step == step:
+                raise Stop
+
+        return callback
 
     def told(progress: Any) -> None:
         if progress.step == 5 and rank == "1":
@@ -162,9 +226,20 @@ def together(folder: Path) -> None:
     times = LearnedTimes(bins=4)
     train(DATA, loss=partial(learned(), times=times), accumulate=2)
     torch.save(times.density, folder / f"density-{rank}.pt")
+    drawn, result = draw(out=folder / "drawn")
+    random, out = {"whole": drawn, "weights": weights(result.model)}, folder / "drawn again"
+    try:
+        draw(out=out, checkpoint_every=2, callback=stop_at(5))
+    except Stop:
+        random["resumed"], result = draw(out=out, checkpoint_every=2)
+        random["resumed weights"] = weights(result.model)
+    torch.save(random, folder / f"random-{rank}.pt")
+    result = sm.fit(sm.ScoreModel(Watching(), sm.VPSDE()), DATA, steps=3, batch_size=9, seed=3,
+                    progress=False)  # fmt: skip
+    torch.save(result.model.network.mean, folder / f"buffer-{rank}.pt")
     out = folder / "resumed"
     try:
-        train(DATA, out=out, checkpoint_every=4, callback=stop)
+        train(DATA, out=out, checkpoint_every=4, callback=stop_at(7))
     except Stop:
         keep("resumed", train(DATA, out=out, checkpoint_every=4))
     try:
@@ -205,6 +280,23 @@ def test_times_learn_from_the_rows_of_all_processes(shared: Path) -> None:
     for rank in (0, 1):
         got = torch.load(shared / f"density-{rank}.pt", weights_only=True)
         assert torch.allclose(got, times.density, rtol=1e-9)
+
+
+def test_networks_draw_other_numbers_in_each_process_and_the_same_when_resumed(
+    shared: Path,
+) -> None:
+    kept = [torch.load(shared / f"random-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert all_differ(torch.cat([own["whole"] for own in kept]))
+    for own in kept:
+        assert torch.equal(own["resumed"], own["whole"][4:])
+        assert torch.equal(own["resumed weights"], own["weights"])
+        assert torch.equal(own["weights"], kept[0]["weights"])
+
+
+def test_replaced_buffers_are_those_of_the_first_process(shared: Path) -> None:
+    first, second = (torch.load(shared / f"buffer-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(first, second)
+    assert float(first.abs().max()) > 0
 
 
 def test_processes_leave_together_when_one_is_told_to(shared: Path) -> None:

@@ -5,44 +5,76 @@ r"""The exponential moving average of a model's weights.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Generic
 
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from sde_models.buffers import copy_buffers, find_buffers
+from sde_models.training.module_state import check_same_parameters, copy_model
 from sde_models.training.progress import AnyModel
+
+WIDER = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.complex32: torch.complex64,
+}
+"""Dtypes in which an average would stand still, since its steps round to nothing."""
 
 
 class MovingAverage(Generic[AnyModel]):
     """A model of its own that holds averaged weights from the first step on, and never raw ones.
+
+    The average of weights in half precision is kept in single precision, and rounded into the
+    averaged model. Frozen parameters and buffers of the averaged model are those of the raw one.
 
     Args:
         model: The model whose weights are averaged.
         decay: What is kept at each step, d.
 
     Attributes:
-        model: The averaged model, in evaluation mode. Buffers are those of the raw model.
+        model: The averaged model, in evaluation mode.
+
+    Raises:
+        TypeError: If the model cannot be copied.
     """
 
     def __init__(self, model: AnyModel, decay: float) -> None:
-        self.model: AnyModel = copy.deepcopy(model).eval()
+        self.model: AnyModel = copy_model(model).eval()
         self._average = get_ema_multi_avg_fn(decay)
-        self._weights = list(self.model.parameters()), list(model.parameters())
-        self._buffers = list(self.model.buffers()), list(model.buffers())
+        self._raw, self._weights = model, dict(model.named_parameters())
+        self._averages: dict[str, Tensor] = dict(self.model.named_parameters())
+        self._narrow = {name: w for name, w in self._averages.items() if w.dtype in WIDER}
+        for name, weight in self._narrow.items():
+            self._averages[name] = weight.detach().to(WIDER[weight.dtype])
 
     @torch.no_grad()
     def update(self, first: bool) -> None:
-        """Take in the raw weights after a step; after the first they are the average."""
-        averaged, raw = self._weights
-        if first:
-            _copy(averaged, raw)
-        else:
-            self._average(averaged, raw, None)
-        _copy(*self._buffers)
+        """Take in the raw weights after a step; after the first they are the average.
 
+        Raises:
+            ValueError: If the network has made, dropped or replaced a parameter.
+        """
+        check_same_parameters(self._weights, self._raw)
+        learning = {} if first else {n: w for n, w in self._weights.items() if w.requires_grad}
+        if learning:
+            averages = [self._averages[name] for name in learning]
+            raw = [w.to(own.dtype) for w, own in zip(learning.values(), averages, strict=True)]
+            self._average(averages, raw, None)
+        for name in self._weights.keys() - learning.keys():
+            self._averages[name].copy_(self._weights[name])
+        for name, weight in self._narrow.items():
+            weight.copy_(self._averages[name])
+        copy_buffers(find_buffers(self._raw), self.model)
 
-def _copy(targets: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-    for target, value in zip(targets, values, strict=True):
-        target.copy_(value)
+    def state(self) -> dict[str, Tensor]:
+        """What the averaged model itself does not hold: averages of weights in half precision."""
+        return {name: self._averages[name] for name in self._narrow}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`state` gave, after the averaged model has its weights."""
+        for name, weight in self._narrow.items():
+            self._averages[name].copy_(state.get(name, weight))

@@ -11,17 +11,17 @@ import io
 import json
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
 from sde_models.owned_folders import OwnedFolder
+from sde_models.tensor_files import DamagedError, TensorFile, unpack
 
 SUMS = "SHA256SUMS"
 WEIGHTS, AVERAGED, SETTINGS, STATE = (
@@ -46,11 +46,7 @@ class Checkpoint:
     averaged: dict[str, Tensor]
     settings: dict[str, Any]
     state: dict[str, Any]
-    metadata: dict[str, str] | None = None
-
-
-class DamagedError(ValueError):
-    """A checkpoint that is not as it was written."""
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 class CheckpointFolder:
@@ -125,12 +121,19 @@ class CheckpointFolder:
             raise DamagedError(f"{folder} is damaged ({error})") from error
         if sums != _checksums(content):
             raise DamagedError(f"{folder} is damaged (its checksums do not fit)")
-        return Checkpoint(
-            weights=load(content[WEIGHTS]),
-            averaged=load(content[AVERAGED]),
-            settings=json.loads(content[SETTINGS]),
-            state=torch.load(io.BytesIO(content[STATE]), map_location="cpu", weights_only=True),
-        )
+        try:
+            checkpoint = Checkpoint(
+                weights=unpack(content[WEIGHTS]).tensors,
+                averaged=unpack(content[AVERAGED]).tensors,
+                settings=dict(json.loads(content[SETTINGS])),
+                state=dict(torch.load(io.BytesIO(content[STATE]), "cpu", weights_only=True)),
+            )
+        except Exception as error:  # from bytes of anyone anything may come
+            raise DamagedError(
+                f"{folder} is damaged, or was not written by this library: its checksums fit, its "
+                f"content does not ({(str(error) or repr(error)).splitlines()[0]})"
+            ) from error
+        return checkpoint
 
     def write(self, step: int, checkpoint: Checkpoint) -> None:
         """Write a checkpoint under a temporary name, rename it, and remove the oldest.
@@ -141,8 +144,8 @@ class CheckpointFolder:
         buffer = io.BytesIO()
         torch.save(checkpoint.state, buffer)
         content = {
-            WEIGHTS: save(_own_memory(checkpoint.weights), checkpoint.metadata),
-            AVERAGED: save(_own_memory(checkpoint.averaged), checkpoint.metadata),
+            WEIGHTS: TensorFile(checkpoint.weights, checkpoint.metadata).pack(),
+            AVERAGED: TensorFile(checkpoint.averaged, checkpoint.metadata).pack(),
             SETTINGS: json.dumps(checkpoint.settings, indent=2, sort_keys=True).encode(),
             STATE: buffer.getvalue(),
         }
@@ -205,11 +208,6 @@ def _delete(folder: Path) -> None:
 def _checksums(content: dict[str, bytes]) -> bytes:
     lines = (f"{sha256(content[name]).hexdigest()}  {name}\n" for name in sorted(content))
     return "".join(lines).encode()
-
-
-def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU: safetensors refuses tied weights, which share theirs."""
-    return {name: v.detach().to("cpu", copy=True).contiguous() for name, v in tensors.items()}
 
 
 def _write_through(path: Path, content: bytes) -> None:

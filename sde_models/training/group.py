@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,19 @@ class Group(Processes):
     def sum(self, values: Tensor) -> Tensor:
         """Sum of a tensor over the processes."""
         return values if self.count == 1 else self.accelerator.reduce(values, "sum")
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Give the tensors of every process the values that the first process has."""
+        if self.count == 1 or not tensors:
+            return
+        from accelerate.utils import broadcast
+
+        # As bytes, so that one exchange does for all dtypes.
+        own = [tensor.detach().reshape(-1).view(torch.uint8) for tensor in tensors]
+        first = broadcast(torch.cat(own)).split([len(part) for part in own])
+        with torch.no_grad():
+            for tensor, part in zip(tensors, first, strict=True):
+                tensor.copy_(part.clone().view(tensor.dtype).reshape(tensor.shape))
 
     def agree(self, value: int) -> int:
         """The number that the first process has."""

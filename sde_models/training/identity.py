@@ -17,6 +17,10 @@ FREE = ("accumulate", "checkpoint_every", "keep", "data_range")
 """Settings that may change when a run is resumed, since its result does not depend on them."""
 
 
+FILE = "model.format"
+"""The format of model files says nothing about a run, and older runs have an older one."""
+
+
 def describe_run(
     settings: Settings, seed: int, model: Model, data: Any, loss: Any
 ) -> dict[str, Any]:
@@ -46,12 +50,12 @@ def describe_run(
     }
 
 
-def metadata_of(model: Model) -> dict[str, str] | None:
+def metadata_of(model: Model) -> dict[str, str]:
     """What lets :func:`~sde_models.load_model` rebuild the model, if it can be rebuilt."""
     try:
         return {SETTINGS_KEY: json.dumps(describe_model(model))}  # type: ignore[arg-type]
     except TypeError:
-        return None
+        return {}
 
 
 def check_same_run(there: dict[str, Any], now: dict[str, Any], folder: Any) -> None:
@@ -61,7 +65,8 @@ def check_same_run(there: dict[str, Any], now: dict[str, Any], folder: Any) -> N
         ValueError: Listing each setting that differs, as it was and as it is.
     """
     # JSON knows no tuples: what was written is compared to what would be.
-    differing = list_differences(there, json.loads(json.dumps(now)))
+    both = (there, json.loads(json.dumps(now)))
+    differing = list_differences(*({k: v for k, v in run.items() if k != FILE} for run in both))
     if differing:
         raise ValueError(
             f"{folder} holds a run of another configuration ({'; '.join(differing)}): give the "

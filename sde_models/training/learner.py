@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic
 
@@ -10,14 +11,18 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from sde_models._shapes import without_waiting
+from sde_models.buffers import find_buffers, find_transient
 from sde_models.split_batches import PartGenerator
 from sde_models.training.averaging import MovingAverage
 from sde_models.training.group import Group
+from sde_models.training.module_state import load_tensors
 from sde_models.training.objective import Loss, find_states
 from sde_models.training.progress import AnyModel
-from sde_models.training.seeds import seed_at
+from sde_models.training.seeds import global_seed, seed_at
 from sde_models.training.settings import PRECISIONS, Settings
 from sde_models.training.sources import Order, Rows
+
+Tensors = Mapping[str, Tensor]
 
 FUSED = ("cpu", "cuda")
 """Devices on which all of AdamW is one kernel."""
@@ -61,13 +66,14 @@ class Learner(Generic[AnyModel]):
         self.average = MovingAverage(model, settings.averaging)
         self.device = model.device
         self.generator = PartGenerator(self.device)
-        self.parameters = list(model.parameters())
+        self.parameters = [p for p in model.parameters() if p.is_floating_point() or p.is_complex()]
+        real = all(parameter.is_floating_point() for parameter in self.parameters)
         self.optimiser = torch.optim.AdamW(
             self.parameters,
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
             betas=(0.9, 0.99),
-            fused=True if self.device.type in FUSED else None,
+            fused=True if real and self.device.type in FUSED else None,
         )
         # Half precision with few bits in its exponent needs a scale for its gradients.
         scaled = settings.mixed_precision == "fp16"
@@ -98,7 +104,12 @@ class Learner(Generic[AnyModel]):
                 seed_of_part=seed_at(self.order.seed, "part", step, first + begin),
             )  # fmt: skip
             own = {name: value[begin:end] for name, value in per_sample.items()}
-            with self.group.no_sync(self.module) if part < parts - 1 else nullcontext():
+            exchange = self.group.no_sync(self.module) if part < parts - 1 else nullcontext()
+            # What the network draws, dropout above all, differs by part and so by process.
+            chance = global_seed(
+                seed_at(self.order.seed, "network", step, first + begin), self.device
+            )
+            with exchange, chance:
                 with self._autocast(), without_waiting():
                     value = self.module(x0[begin:end], generator=self.generator, **own, **shared)
                 value = value * ((end - begin) / size)
@@ -116,6 +127,7 @@ class Learner(Generic[AnyModel]):
             group["lr"] = rate
         self.scaler.step(self.optimiser)
         self.scaler.update()
+        self.group.share([buffer for buffer, _ in find_buffers(self.model).values()])
         self.average.update(first)
 
     def state(self) -> dict[str, Any]:
@@ -124,10 +136,18 @@ class Learner(Generic[AnyModel]):
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
             "loss": [part.state_dict() for part in self.states],
+            "transient": find_transient(self.model),
+            "average": self.average.state(),
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state` gave."""
+    def load(self, weights: Tensors, averaged: Tensors, state: dict[str, Any]) -> None:
+        """Put back the raw weights, the averaged ones, and what :meth:`state` gave."""
+        for model, tensors in ((self.model, weights), (self.average.model, averaged)):
+            if "transient" in state:
+                load_tensors(model, tensors, state["transient"])
+            else:  # of a version whose checkpoints left buffers out
+                model.load_state_dict(tensors)
+        self.average.load_state(state.get("average", {}))
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         for part, kept in zip(self.states, state["loss"], strict=True):

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Generic
 
 import torch
+from torch import nn
 
+from sde_models.checkpoints import find_tensors
 from sde_models.progress_bars import open_bar
 from sde_models.training.checkpoints import Checkpoint, CheckpointFolder
 from sde_models.training.group import Group
@@ -111,9 +113,12 @@ class Loop(Generic[AnyModel]):
         if self.folder is None or step == self.tried:
             return
         self.tried = step
+        metadata = metadata_of(self.learner.model)
+        # A model file holds all buffers; networks of others are read by their state dictionary.
+        held = find_tensors if metadata else nn.Module.state_dict
         checkpoint = Checkpoint(
-            weights=self.learner.model.state_dict(),
-            averaged=self.learner.average.model.state_dict(),
+            weights=held(self.learner.model),
+            averaged=held(self.learner.average.model),
             settings=self.description,
             state={
                 "losses": torch.tensor(self.history.losses, dtype=torch.float64),
@@ -121,7 +126,7 @@ class Loop(Generic[AnyModel]):
                 "learner": self.learner.state(),
                 "generators": self._generators(),
             },
-            metadata=metadata_of(self.learner.model),
+            metadata=metadata,
         )
         if not self.group.main:
             return
@@ -142,9 +147,7 @@ class Loop(Generic[AnyModel]):
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put everything back as a checkpoint has it."""
         state = checkpoint.state
-        self.learner.model.load_state_dict(checkpoint.weights)
-        self.learner.average.model.load_state_dict(checkpoint.averaged)
-        self.learner.load_state(state["learner"])
+        self.learner.load(checkpoint.weights, checkpoint.averaged, state["learner"])
         self.history.losses = state["losses"].tolist()
         self.seconds = state["seconds"]
         self.first = self.written = self.tried = self.history.step

@@ -5,6 +5,8 @@ A run that is stopped and resumed, or spread over another number of processes, d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 
 import torch
@@ -28,3 +30,25 @@ def seed_at(seed: int, *place: int | str) -> int:
 def generator_at(seed: int, *place: int | str) -> torch.Generator:
     """A generator on the CPU for one place; arguments as in :func:`seed_at`."""
     return torch.Generator().manual_seed(seed_at(seed, *place))
+
+
+@contextmanager
+def global_seed(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators of the CPU and of a device; afterwards they are as before.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with global_seed(1, torch.device("cpu")):
+        ...     drawn = torch.rand(())
+        >>> bool(drawn == torch.rand((), generator=torch.Generator().manual_seed(1)))
+        True
+        >>> torch.equal(torch.get_rng_state(), before)
+        True
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":  # this one alone: torch.manual_seed changes all of the machine
+            torch.cuda.default_generators[device.index].manual_seed(seed)
+        elif device.type != "cpu":
+            torch.get_device_module(device).manual_seed(seed)
+        yield

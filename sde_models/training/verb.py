@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from sde_models.losses import denoising_score_matching
 from sde_models.randomness import entropy_from
+from sde_models.tensor_files import DamagedError
 from sde_models.training.checkpoints import Checkpoint, CheckpointFolder
 from sde_models.training.group import Group
 from sde_models.training.history import History
@@ -29,6 +30,7 @@ from sde_models.training.identity import check_same_run, describe_run
 from sde_models.training.learner import Learner
 from sde_models.training.logs import open_log
 from sde_models.training.loop import Loop
+from sde_models.training.module_state import check_trainable
 from sde_models.training.objective import Loss, check_loss
 from sde_models.training.progress import AnyModel, Callback, Fit
 from sde_models.training.settings import Settings
@@ -36,6 +38,12 @@ from sde_models.training.sources import BatchSource, Order, make_source
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+FOREIGN = (
+    "the newest checkpoint in {folder} was not written by fit, or not for this model ({why}): "
+    "remove it to go on from the one before"
+)
 
 
 def fit(
@@ -127,6 +135,7 @@ def fit(
         torch.Size([5])
     """
     check_loss(loss)
+    check_trainable(model)
     group = Group(accelerator)
     settings = Settings(
         steps=steps, seconds=seconds, batch_size=batch_size, learning_rate=learning_rate,
@@ -160,7 +169,7 @@ def fit(
         if folder is not None and group.main:
             folder.tidy(-1 if found is None else len(found.state["losses"]))
         if found is not None:
-            loop.restore(found)
+            _restore(loop, found, out)
         try:
             loop.run()
         finally:
@@ -196,7 +205,19 @@ def _find_run(folder: CheckpointFolder, group: Group, resume: bool) -> Checkpoin
     step = group.agree(-1 if newest is None else newest[0])
     if step < 0:
         return None
-    return folder.read(step) if newest is None else newest[1]
+    found = folder.read(step) if newest is None else newest[1]
+    losses, seed = found.state.get("losses"), found.settings.get("seed")
+    if not isinstance(losses, Tensor) or not isinstance(seed, int):
+        raise DamagedError(FOREIGN.format(folder=folder.path, why="it has no losses or no seed"))
+    return found
+
+
+def _restore(loop: Loop[Any], found: Checkpoint, out: Any) -> None:
+    try:
+        loop.restore(found)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = (str(error) or repr(error)).splitlines()[0]
+        raise DamagedError(FOREIGN.format(folder=out, why=why)) from error
 
 
 def _choose_seed(

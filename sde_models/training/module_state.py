@@ -1,0 +1,88 @@
+"""What a network holds beside the parameters that learn, and that training must not lose."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from itertools import chain
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from sde_models.buffers import copy_buffers
+from sde_models.training.progress import AnyModel
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Refuse a model whose state could not be averaged and kept.
+
+    Raises:
+        ValueError: Naming a parameter or buffer without a shape, or a module with a state that is
+            no tensor.
+    """
+    for name, value in chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(value):
+            raise ValueError(
+                f"{name} has no shape before the first call (a lazy module): call the model once "
+                "before fit, as in model.eps(0.5, x)"
+            )
+    for name, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise ValueError(
+                f"{name} ({type(module).__name__}) has an extra state (get_extra_state), which "
+                "fit can neither average nor keep: hold it in buffers"
+            )
+
+
+def check_same_parameters(before: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Refuse a model that does not have the parameters that it had.
+
+    Raises:
+        ValueError: Naming the first that is new, missing or another tensor.
+    """
+    now = dict(model.named_parameters())
+    for name in [*before, *now]:
+        if before.get(name) is not now.get(name):
+            what = "made" if name not in before else "replaced" if name in now else "removed"
+            raise ValueError(
+                f"the network {what} its parameter {name} in training, and the optimiser has only "
+                "those of the start: make all parameters in the constructor, and change them in "
+                "place"
+            )
+
+
+def copy_model(model: AnyModel) -> AnyModel:
+    """A copy with memory of its own; what hooks compute from weights is cut from the graph.
+
+    Raises:
+        TypeError: If a part of the model cannot be copied.
+    """
+    held = chain.from_iterable(
+        chain(vars(part).values(), part._buffers.values()) for part in model.modules()
+    )
+    # Such as the weight of torch.nn.utils.weight_norm, which deepcopy refuses.
+    inner = [v for v in held if isinstance(v, Tensor) and not v.is_leaf]
+    try:
+        return copy.deepcopy(model, {id(value): value.detach().clone() for value in inner})
+    except (RuntimeError, TypeError) as error:
+        raise TypeError(
+            f"the model cannot be copied ({error}), and the averaged weights need a copy: keep "
+            "what copy.deepcopy refuses out of its attributes"
+        ) from error
+
+
+def load_tensors(
+    model: nn.Module, tensors: Mapping[str, Tensor], transient: Mapping[str, Tensor]
+) -> None:
+    """Put back all parameters and buffers of a model, whatever shapes its buffers have.
+
+    Args:
+        model: The model.
+        tensors: Those of its state dictionary.
+        transient: The buffers that this leaves out.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    state = {name: value for name, value in tensors.items() if name not in transient}
+    buffers = {name: (value, True) for name, value in state.items() if name not in parameters}
+    copy_buffers(buffers | {name: (value, False) for name, value in transient.items()}, model)
+    model.load_state_dict(state)
