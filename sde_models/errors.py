@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class SolveError(RuntimeError):
-    """A solve that could not be finished.
+    """A solve that could not be finished. What it carries shares no memory with the solve.
 
     Attributes:
         t: Model time reached; shape ``(B,)`` where each sample has its own.
@@ -20,8 +20,8 @@ class SolveError(RuntimeError):
 
     def __init__(self, message: str, *, t: float | Tensor, x: Tensor | None, nfe: int) -> None:
         super().__init__(message)
-        self.t = t
-        self.x = x
+        self.t = t.detach().clone() if isinstance(t, Tensor) else t
+        self.x = None if x is None else x.detach().clone()
         self.nfe = nfe
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from sde_models.base_divergence import Divergence, most_numbers
-from sde_models.conditioning import of_some_samples
+from sde_models.conditioning import copied, of_some_samples
 from sde_models.models import Model
 
 GREGORY = (3 / 8, 7 / 6, 23 / 24)
@@ -145,9 +145,11 @@ def estimate_traces(
         at, part = t[rows].to(x), x[rows]
 
         def eps(y: Tensor, at: Tensor = at, own: dict[str, Any] = own) -> Tensor:
-            return model.denoise(at, y, **own)[1]
+            return model.denoise(at.clone(), y, **copied(own))[1]
 
-        found.append(estimator(eps, part, estimator.draw(part, generator), isotropic[rows])[1])
+        found.append(
+            estimator(eps, part, estimator.draw(part.clone(), generator), isotropic[rows])[1]
+        )
     value = torch.cat([trace.value for trace in found])
     stderr = torch.cat([trace.stderr for trace in found])
     products = torch.full_like(stderr, estimator.products_for(x[0].numel()))

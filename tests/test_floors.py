@@ -63,6 +63,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "low_rank_divergence",
         "conditioning",
         "counting",
+        "dependence",
         "errors",
         "network_calls",
         "priors",
