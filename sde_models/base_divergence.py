@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sde_models._shapes import leaf_copy
 from sde_models.counting import record
+from sde_models.dependence import value_with_graph
 
 Field = Callable[[Tensor], Tensor]
 MOST_NUMBERS = {"cpu": 2**18}
@@ -47,8 +48,8 @@ class Products:
 
     @property
     def point(self) -> Tensor:
-        """Where, without a graph."""
-        return self._point.detach()
+        """Where, without a graph; a copy."""
+        return self._point.detach().clone()
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Take products with flat vectors of shape ``(k, B, D)``, as many at once as memory has."""
@@ -60,8 +61,6 @@ class Products:
     def _products(self, vectors: Tensor) -> Tensor:
         value, point = self._value, self._point
         record(vjps=len(vectors), vjp_rows=len(vectors) * len(value))
-        if not value.requires_grad:  # a field that does not depend on x
-            return torch.zeros_like(vectors)
         graph = {"retain_graph": True, "create_graph": self._differentiable}
         shaped = vectors.reshape(len(vectors), *value.shape)
         if len(vectors) == 1:
@@ -182,9 +181,9 @@ class Divergence(ABC):
         differentiable = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
             point = x if differentiable and x.requires_grad else leaf_copy(x)
-            value = field(point)
+            value = value_with_graph(field, point)
             products = Products(value, point, isotropic, differentiable)
-            found = self.estimate(products, None if drawn is None else drawn.flatten(2))
+            found = self.estimate(products, None if drawn is None else drawn.flatten(2).clone())
             known = size * torch.as_tensor(isotropic, dtype=x.dtype, device=x.device).reshape(-1, 1)
             trace = TraceEstimate(found.estimates + known, found.stderr.detach())
         return (value if differentiable else value.detach()), trace

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sde_models._shapes import Time, may_look_at
 from sde_models.base_systems import System
+from sde_models.conditioning import copied
 from sde_models.priors import IsotropicGaussian
 
 
@@ -82,9 +83,9 @@ class SDE(System):
 
         With ``eta`` 0 it is the probability flow, with 1 the reverse SDE of Anderson (1982).
         """
-        g = self.g(t, x)
-        score = model.score(t, x, **cond)
-        return self.f(t, x) - 0.5 * (1 + eta**2) * g.square() * score
+        g = self.g(t.clone(), x.clone())
+        score = model.score(t.clone(), x.clone(), **copied(cond))
+        return self.f(t.clone(), x.clone()) - 0.5 * (1 + eta**2) * g.square() * score
 
     def prior(self, event_shape: Sequence[int]) -> IsotropicGaussian:
         """The distribution at ``t_max``; unknown without a Gaussian kernel.
@@ -115,6 +116,9 @@ class SDE(System):
                 f"{given} outside [t_min, t_max] = [{self.t_min:g}, {self.t_max:g}] "
                 f"of {type(self).__name__}"
             )
+
+    def check_keeps_times(self) -> None:
+        """Refuse functions of time that change the times they are given in place."""
 
     def check_reversible(self) -> None:
         """Refuse an SDE whose reverse the formulas here do not cover.

@@ -16,6 +16,7 @@ class System(nn.Module):
 
     A subclass defines :meth:`drift`, and :meth:`noise_scale` if it is stochastic, both in model
     time and for batches ``(B, *event)``. Run backwards, the same drift is stepped with dt < 0.
+    Solvers hand both of them copies, which they may change in place.
 
     Attributes:
         stochastic: Whether there is noise. An SDE solver is then wanted, else an ODE solver.
@@ -99,11 +100,11 @@ class AtNodes:
 
     def drift(self, k: int, x: Tensor) -> Tensor:
         """The drift at node ``k``."""
-        return self.system.drift(self.t[k], x)
+        return self.system.drift(self.t[k].clone(), x.clone())
 
     def noise_scale(self, k: int, x: Tensor) -> Any:
         """The noise scale at node ``k``: a number, or broadcastable against ``x``."""
-        return self.system.noise_scale(self.t[k], x)
+        return self.system.noise_scale(self.t[k].clone(), x.clone())
 
     def denoise(self, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """The estimates (x0, eps) at node ``k``, where the system is that of a model."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -89,6 +90,17 @@ def usable(value: Any) -> Any:
         return value
     with torch.inference_mode(False):
         return value.clone()
+
+
+def copied(value: Any) -> Any:
+    """Tensors and arrays copied, also those in dicts, lists and tuples; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, dict):
+        return {key: copied(entry) for key, entry in value.items()}
+    return type(value)(map(copied, value)) if type(value) in (list, tuple) else value
 
 
 def of_each_sample(cond: Mapping[str, Any], count: int) -> dict[str, Tensor]:

@@ -135,8 +135,8 @@ def bits_per_dim(
     def draw() -> tuple[Tensor, LogProb]:
         """Log of p(y) / q(y) for a point y of each cell."""
         filled = [
-            density.draw(images[rows], levels, spread_over, own, dtype)
-            for rows, own in independent_parts(source, len(images))
+            density.draw(images[rows].clone(), levels, spread_over, stream, dtype)
+            for rows, stream in independent_parts(source, len(images))
         ]
         y, log_q = (torch.cat(column) for column in zip(*filled, strict=True))
         z, log_det = _change_of_variables(to_model, y)
@@ -238,12 +238,12 @@ def _change_of_variables(transform: Transform, y: Tensor) -> tuple[Tensor, Tenso
     Raises:
         ValueError: If it is not made for these numbers, or gives none that are finite.
     """
-    if not bool(torch.as_tensor(transform.domain.check(y)).all()):
+    if not bool(torch.as_tensor(transform.domain.check(y.clone())).all()):
         raise ValueError(
             f"transform {transform!r} takes numbers in {transform.domain}, and the images have "
             f"some from {float(y.min()):.4g} to {float(y.max()):.4g}: give it another data_range="
         )
-    z = transform(y)
+    z = transform(y.clone()).clone()
     check_batch(z, name="the batch of transformed images")
-    log_det: Tensor = transform.log_abs_det_jacobian(y, z)
+    log_det: Tensor = transform.log_abs_det_jacobian(y.clone(), z.clone())
     return z, log_det.reshape(len(y), -1).sum(1)

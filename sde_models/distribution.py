@@ -60,7 +60,7 @@ class LatentTransform(Transform):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Log of the determinant by which decoding the latents ``x`` to ``y`` stretches volume."""
-        return self.prior.log_prob(x.reshape(-1, *self.event_shape)).reshape(
+        return self.prior.log_prob(x.reshape(-1, *self.event_shape).clone()).reshape(
             self._batch(x)
         ) - self.log_prob(y)
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class SolveError(RuntimeError):
-    """A solve that could not be finished.
+    """A solve that could not be finished. What it carries shares no memory with the solve.
 
     Attributes:
         t: Model time reached; shape ``(B,)`` where each sample has its own.
@@ -21,8 +21,8 @@ class SolveError(RuntimeError):
 
     def __init__(self, message: str, *, t: float | Tensor, x: Tensor | None, nfe: int) -> None:
         super().__init__(message)
-        self.t = t
-        self.x = x
+        self.t = t.detach().clone() if isinstance(t, Tensor) else t
+        self.x = None if x is None else x.detach().clone()
         self.nfe = nfe
 
     def __reduce__(self) -> tuple[Any, ...]:

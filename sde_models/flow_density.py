@@ -149,7 +149,7 @@ def integrate_flow(
         stderr=estimate.stderr,
         solver_error=solver_error.to(estimate.value.dtype),
         quadrature_error=estimate.quadrature_error,
-        z=estimate.z,
+        z=estimate.z.clone(),
         nfe=cost.nfe,
         vjps=cost.vjps,
         accepted=estimate.solution.accepted,

@@ -28,7 +28,12 @@ from torch import Tensor
 from sde_models._shapes import Time, as_time, check_floating, leaf_copy, per_sample
 from sde_models.base_sdes import SDE
 from sde_models.base_systems import AtNodes, as_coefficients
+from sde_models.conditioning import copied
 from sde_models.priors import IsotropicGaussian
+
+FUNCTIONS_OF_TIME = (
+    "alpha", "sigma", "alpha_rate", "sigma_rate", "drift_coefficient", "diffusion", "log_snr",
+)  # fmt: skip
 
 
 class GaussianSDE(SDE):
@@ -181,7 +186,7 @@ class GaussianSDE(SDE):
         .. math:: \alpha'_t \hat x_0 + \sigma'_t \hat\epsilon
                   + \frac{\eta^2}{2} \frac{g^2}{\sigma_t} \hat\epsilon .
         """
-        x0, eps = model.denoise(t, x, **cond)
+        x0, eps = model.denoise(t.clone(), x.clone(), **copied(cond))
         of_x0, of_eps = self.reverse_coefficients(t, eta)
         return per_sample(of_x0, x) * x0 + per_sample(of_eps, x) * eps
 
@@ -194,6 +199,23 @@ class GaussianSDE(SDE):
 
     def at_nodes(self, times: Tensor, like: Tensor) -> AtNodes:
         return _ForwardAtNodes(self, times, like)
+
+    def check_keeps_times(self) -> None:
+        """Refuse functions of time that change the times they are given in place.
+
+        Raises:
+            ValueError: With the name of the function.
+        """
+        times = self.times([self.t_min, self.t_max])
+        for name in FUNCTIONS_OF_TIME:
+            given = times.clone()
+            with torch.no_grad():
+                getattr(self, name)(given)
+            if not torch.equal(given, times):
+                raise ValueError(
+                    f"{name} of {type(self).__name__} changes its times in place, which would "
+                    "spoil those of whoever asks: write t * 2 in place of t.mul_(2)"
+                )
 
     def check_reversible(self) -> None:
         """Refuse an alpha and sigma that are no noising process.

@@ -97,7 +97,7 @@ class Likelihood(ABC):
         Raises:
             ValueError: If the prior gives one for each coordinate.
         """
-        value = self.prior.log_prob(z)
+        value = self.prior.log_prob(z.clone())
         if value.shape != z.shape[:1]:
             raise ValueError(
                 f"prior.log_prob gave shape {tuple(value.shape)} for {len(z)} latents, wanted "
@@ -115,7 +115,7 @@ class AugmentedLikelihood(Likelihood):
     def run(self, *, callback: Callback | None = None, **arguments: Any) -> Estimate:
         augmented = AugmentedFlow(
             ProbabilityFlow(self.model, **self.cond), tuple(self.x.shape[1:]), self.estimator,
-            draw_rows(self.estimator.draw, self.x, self.fresh_source(), dim=1),
+            draw_rows(self.estimator.draw, self.x.clone(), self.fresh_source(), dim=1),
         )  # fmt: skip
 
         def tell(step: Step) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sde_models.base_systems import AtNode, add_scaled, as_coefficients, linear_sum, scalars_like
+from sde_models.conditioning import copied
 from sde_models.counting import record
 from sde_models.network_calls import NetworkCall, check_shape
 
@@ -35,8 +36,8 @@ class ModelNodes:
 
     def denoise(self, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """The estimates (x0, eps) at node ``k``."""
-        estimates: tuple[Tensor, Tensor] = self.model.denoise(self.t[k], x, **self.cond)
-        return estimates
+        x0, eps = self.model.denoise(self.t[k].clone(), x.clone(), **copied(self.cond))
+        return x0.clone(), eps.clone()
 
     def x0(self, k: int, x: Tensor) -> Tensor:
         """The estimate of x0 alone."""

@@ -273,11 +273,6 @@ class EnergyModel(Model):
             cond = {key: usable(value) for key, value in cond.items()}
             energy = self._energy(usable(t), point, **cond).sum()
             record(vjps=1)
-            if not energy.requires_grad:
-                raise ValueError(
-                    "the energy does not depend on x, or the network cuts the graph (no_grad or "
-                    "detach in its forward?): there is no gradient to take"
-                )
             (gradient,) = torch.autograd.grad(energy, point, create_graph=differentiable)
         sde = self._gaussian()
         alpha, sigma = per_sample(sde.alpha(t), x), per_sample(sde.sigma(t), x)
@@ -304,6 +299,7 @@ def _check_sde(sde: Any) -> None:
     if not isinstance(sde, SDE):
         given = f"the class {sde.__name__}" if isinstance(sde, type) else type(sde).__name__
         raise TypeError(f"sde must be an SDE such as sm.VPSDE(), got {given}")
+    sde.check_keeps_times()
 
 
 def check_is_function(model: nn.Module) -> None:

@@ -1,21 +1,21 @@
-"""Calling a user's network, and refusing what would spoil the answer without a word."""
+"""Calling a user's network, which shares no tensor with whoever calls it."""
 
 from __future__ import annotations
 
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 
-HALF = (torch.float16, torch.bfloat16)
+from sde_models.conditioning import copied
+from sde_models.dependence import value_with_graph
 
 
 class NetworkCall:
     """A network made ready to be called as ``network(t, x, **cond)``.
 
-    A network in half precision is given half-precision inputs, and its output comes back in the
-    dtype of the state, which stays in single or double precision. The network's dtype is looked up
-    here, once.
+    It is called in its own dtype, whatever that of the state, and its output comes back in that of
+    the state. What it is given is its own to change in place, and what it returns is copied, so
+    that it may return a tensor that it keeps. The network's dtype is looked up here, once.
 
     Args:
         network: The network.
@@ -24,7 +24,6 @@ class NetworkCall:
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self.dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
-        self.half = self.dtype in HALF
 
     def __call__(self, t: Tensor, x: Tensor, cond: dict[str, Any]) -> Tensor:
         """Call the network.
@@ -35,44 +34,26 @@ class NetworkCall:
             cond: Conditioning by name.
 
         Raises:
-            TypeError: If the network does not return a tensor, or its dtype is not that of x.
-            ValueError: If it changes x in place or cuts the graph where a derivative is wanted.
+            TypeError: If the network does not return a tensor.
+            ValueError: If it cuts the graph where a derivative with respect to x is needed.
         """
-        own = self.dtype
-        given, half = x, False
-        if own is not None and own != x.dtype:
-            half = self.half and x.dtype not in HALF
-            if not half:
-                raise TypeError(
-                    f"x is {x.dtype} and the network {own}: use x.to({own}) or model.to({x.dtype})"
-                )
-            given, t = x.to(own), t.to(own)
-        before = None if given.is_inference() else given._version
+        dtype = x.dtype if self.dtype is None else self.dtype
+
+        def call(given: Tensor) -> Any:
+            return self.network(t.to(dtype, copy=True), given, **copied(cond))
+
         try:
-            output = self.network(t, given, **cond)
+            output = value_with_graph(call, x, dtype)
         except TypeError as error:
             error.add_note("the network is called as network(t, x, **cond), with t of shape (B,)")
             raise
         if not isinstance(output, Tensor):
             refuse_output(output)
-        if before is not None and given._version != before:
-            raise ValueError(
-                "the network changed its input x in place (an inplace=True activation?), which "
-                "would spoil the solver's state: use inplace=False, or x.clone() first"
-            )
-        wanted = own is not None and x.requires_grad and torch.is_grad_enabled()
-        if wanted and not output.requires_grad:
-            raise ValueError(
-                "the network cuts the graph (no_grad or detach in its forward?), but a derivative "
-                "with respect to x is wanted, as log_prob and gradients do"
-            )
-        return output.to(x.dtype) if half else output
+        return output.to(x.dtype, copy=True)
 
 
 def call_network(network: nn.Module, t: Tensor, x: Tensor, cond: dict[str, Any]) -> Tensor:
     """Call a network once, as :class:`NetworkCall` does."""
-    if torch.compiler.is_compiling():
-        return network(t, x, **cond)
     return NetworkCall(network)(t, x, cond)
 
 

@@ -179,7 +179,7 @@ def _check_has_density(
 def _denoised(model: Model, x: Tensor, arguments: dict[str, Any]) -> Tensor:
     cond = {key: value for key, value in arguments.items() if key not in SOLVE_ARGUMENTS}
     with torch.set_grad_enabled(x.requires_grad):
-        return model.x0(model.sde.t_min, x, **cond)
+        return model.x0(model.sde.t_min, x.clone(), **cond).clone()
 
 
 def _check_denoised(model: Model, clean: Tensor, nfe: int) -> None:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from sde_models.base_divergence import Divergence, most_numbers
-from sde_models.conditioning import of_some_samples
+from sde_models.conditioning import copied, of_some_samples
 from sde_models.models import Model
 from sde_models.split_batches import draw_rows
 from sde_models.streams import Source, of_some_rows
@@ -147,9 +147,9 @@ def estimate_traces(
         at, part = t[rows].to(x), x[rows]
 
         def eps(y: Tensor, at: Tensor = at, own: dict[str, Any] = own) -> Tensor:
-            return model.denoise(at, y, **own)[1]
+            return model.denoise(at.clone(), y, **copied(own))[1]
 
-        probes = draw_rows(estimator.draw, part, of_some_rows(source, rows), dim=1)
+        probes = draw_rows(estimator.draw, part.clone(), of_some_rows(source, rows), dim=1)
         found.append(estimator(eps, part, probes, isotropic[rows])[1])
     value = torch.cat([trace.value for trace in found])
     stderr = torch.cat([trace.stderr for trace in found])

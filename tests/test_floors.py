@@ -66,6 +66,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "low_rank_divergence",
         "conditioning",
         "counting",
+        "dependence",
         "errors",
         "folder_locks",
         "network_calls",

@@ -93,8 +93,6 @@ def test_a_network_may_change_its_dtype_between_solves() -> None:
     network, x = make_network(), torch.randn(5, 4, generator=generator())
     flow = sm.ProbabilityFlow(sm.ScoreModel(network, SDE))
     single = sm.solve(flow, x, (1.0, 0.1), "ddim", steps=STEPS).x
-    with pytest.raises(TypeError, match=r"x is torch\.float64 and the network torch\.float32"):
-        sm.solve(flow, x.double(), (1.0, 0.1), "ddim", steps=STEPS)
     network.double()
     double = sm.solve(flow, x.double(), (1.0, 0.1), "ddim", steps=STEPS).x
     assert double.dtype == torch.float64

@@ -117,7 +117,6 @@ def test_what_is_no_model_is_refused(thing: Any, message: str) -> None:
 OUTPUTS: list[tuple[Any, type[Exception], str]] = [
     (lambda f, t, x: (f(x), None), TypeError, "returned a tuple: .* first entry"),
     (lambda f, t, x: type("Output", (), {"sample": f(x)})(), TypeError, r"\.sample of that"),
-    (lambda f, t, x: f(x.mul_(2)), ValueError, "changed its input x in place"),
     (lambda f, t, x: f(t), RuntimeError, "."),
 ]
 
@@ -135,8 +134,9 @@ def test_a_network_that_cuts_the_graph_has_no_likelihood() -> None:
     assert sm.encode(model(network), X).nfe > 0
     with pytest.raises(ValueError, match="cuts the graph"):
         sm.log_prob(model(network), X)
+    cut = sm.EnergyModel(Wrapped(lambda f, t, x: x.detach().square().sum(1)), sm.VPSDE())
     with pytest.raises(ValueError, match="cuts the graph"):
-        sm.EnergyModel(Wrapped(lambda f, t, x: torch.zeros(len(x))), sm.VPSDE()).score(0.5, X)
+        cut.score(0.5, X)
 
 
 def test_the_order_of_the_networks_arguments_is_said() -> None:
@@ -165,8 +165,6 @@ def test_half_precision_networks_have_a_float32_state() -> None:
     assert out.x.dtype == torch.float32
     with pytest.raises(TypeError, match="too coarse for the state"):
         sm.encode(half, X.bfloat16())
-    with pytest.raises(TypeError, match="and the network torch"):
-        sm.encode(model().double(), X)
 
 
 CALLS: list[tuple[Any, type[Exception], str]] = [

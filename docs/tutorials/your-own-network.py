@@ -246,7 +246,7 @@ print(sm.ScoreModel(theirs, sde).eps(0.5, torch.ones(1, 2)))
 #
 # ## What is asked of a network
 #
-# A solver takes the network for one smooth function of $(t, x)$. Four things break that, and are
+# A solver takes the network for one smooth function of $(t, x)$. Three things break that, and are
 # refused at the first call:
 
 
@@ -263,7 +263,6 @@ class Wrong(nn.Module):
 
 for title, how in {
     "another shape": lambda y, x: y.sum(1),
-    "changes its input": lambda y, x: x.mul_(2),
     "cuts the graph": lambda y, x: y.detach(),
 }.items():
     wrong = sm.ScoreModel(Wrong(how), sde)
@@ -275,7 +274,11 @@ for title, how in {
         raise AssertionError(title)
 
 # %% [markdown]
-# The fourth is dropout or batch normalisation in training mode: `model.eval()`.
+# The third is a layer that is random, depends on the batch or learns in training mode, such as dropout or
+# batch normalisation: `model.eval()`.
+#
+# What a network is given are copies in its own dtype: it may change them in place, and the state of a solve
+# may be in double precision where the network is in single.
 #
 # **Smoothness.** A likelihood uses the derivative of the network along a path, and an adaptive solver
 # takes small steps wherever a derivative jumps. With ReLU the network's derivative jumps at every

@@ -92,4 +92,4 @@ def denoising_score_matching(
     found = find_weighting(weighting)
     levels = NoiseLevels(t, noise, sigma, times, stratified, generator)
     batch = levels.apply(model, x0, found.times, found.divides_by_density)
-    return batch.mean(found.error(model, batch, cond))
+    return batch.mean(found.error(model, batch.copied(), cond))

@@ -149,9 +149,9 @@ def _residual(
 
         def velocity(y: Tensor) -> Tensor:
             scores.append(model.score(clock, y, **cond))
-            return sde.f(time, y) - half_square * scores[0]
+            return sde.f(time, y) - half_square * scores[-1]
 
-        probes = draw_rows(estimator.draw, point, generator, dim=1)
+        probes = draw_rows(estimator.draw, x.clone(), generator, dim=1)
         flow, trace = estimator(velocity, point, probes)
         score = scores[0]
         lost = trace.value + (flow * score).flatten(1).sum(1)

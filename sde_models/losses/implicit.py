@@ -77,7 +77,7 @@ def implicit_score_matching(
 
     def objective(score: Field, batch: NoisedBatch) -> Tensor:
         estimator = find_divergence(divergence, batch.xt[0].numel(), along_a_path=False)
-        probes = draw_rows(estimator.draw, batch.xt, generator, dim=1)
+        probes = draw_rows(estimator.draw, batch.xt.clone(), generator, dim=1)
         value, trace = estimator(score, batch.xt, probes)
         return trace.value + 0.5 * value.flatten(1).square().sum(1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -40,6 +40,11 @@ class NoisedBatch:
     xt: Tensor
     times: TimeSampler | None = None
     generator: torch.Generator | None = None
+
+    def copied(self) -> NoisedBatch:
+        """The same in tensors of its own, which a function of the user's may change in place."""
+        names = ("x0", "noise", "t", "inverse_density", "xt")
+        return replace(self, **{name: getattr(self, name).clone() for name in names})
 
     def mean(self, errors: Tensor) -> Tensor:
         """The mean of the terms of a loss, shape ``(B, *event)`` or ``(B,)``, shown to the times.

@@ -146,7 +146,8 @@ class _Flat(nn.Module):
         self.sde, self.shape = sde, shape
 
     def f(self, t: Tensor, x: Tensor) -> Tensor:
-        return self.sde.f(t, x.reshape(self.shape)).reshape(x.shape)
+        return self.sde.f(t.clone(), x.reshape(self.shape).clone()).reshape(x.shape)
 
     def g(self, t: Tensor, x: Tensor) -> Tensor:
-        return self.sde.g(t, x.reshape(self.shape)).expand(self.shape).reshape(x.shape)
+        scale = self.sde.g(t.clone(), x.reshape(self.shape).clone())
+        return scale.expand(self.shape).reshape(x.shape)

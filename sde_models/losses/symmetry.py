@@ -10,6 +10,7 @@ from torch import Tensor
 from sde_models._shapes import Time, check_batch, leaf_copy
 from sde_models.base_divergence import Products, check_count
 from sde_models.counting import record
+from sde_models.dependence import value_with_graph
 from sde_models.models import Model
 from sde_models.randomness import standard_normal_like
 
@@ -71,7 +72,7 @@ def asymmetry(
             check_count("probes", PROBES if probes is None else probes)
             shape = (PROBES if probes is None else probes, *flat.shape)
             vectors = standard_normal_like(flat.detach().new_empty(shape), generator)
-        value = model.score(t, point, **cond)
+        value = value_with_graph(lambda y: model.score(t, y, **cond), point)
         transposed = Products(value, point, 0.0, differentiable=False)(vectors)
         straight = _forward_products(value, point, vectors)
     difference = (straight - transposed).square().sum((0, 2))

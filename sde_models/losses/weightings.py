@@ -51,7 +51,7 @@ class Weighting:
                 "weighting='output' is an error of the network's output and no function of time: "
                 "use 'simple', 'edm', 'min-snr' or 'likelihood'"
             )
-        return batch.sde.sigma(batch.t).square() * self.noise_weight(batch)
+        return batch.sde.sigma(batch.t).square() * self.noise_weight(batch.copied())
 
 
 def noise_weighting(
@@ -72,7 +72,7 @@ def noise_weighting(
     """
 
     def error(model: Model, batch: NoisedBatch, cond: dict[str, Any]) -> Tensor:
-        weight = per_sample(noise_weight(batch), batch.xt)
+        weight = per_sample(noise_weight(batch.copied()), batch.xt)
         return weight * (model.denoise(batch.t, batch.xt, **cond)[1] - batch.noise).square()
 
     return Weighting(error, times, noise_weight, divides_by_density)

@@ -63,7 +63,7 @@ class Source:
         """Data and conditioning of the samples from ``first`` up to ``last``, that one excluded."""
         if isinstance(self.dataset, Tensor):
             x = self.dataset[first:last].detach()
-            items: Sequence[Any] = list(x)
+            items: Sequence[Any] = list(x.clone())
         else:
             items = [self.dataset[i] for i in range(first, last)]
             x = torch.stack([_data_of(item) for item in items])

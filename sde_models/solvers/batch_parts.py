@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sde_models._shapes import adds_up, describe_rows, non_finite_rows
-from sde_models.conditioning import of_some_samples
+from sde_models.conditioning import copied, of_some_samples
 from sde_models.errors import StepLimitError, StepSizeError
 from sde_models.solvers.problem import Problem, check_drift, refuse_non_finite
 
@@ -49,13 +49,13 @@ class PartOfBatch:
             NonFiniteError: If any entry is NaN or infinite; with the rows of the whole batch.
             ValueError: If the shape is not that of ``x``.
         """
-        drift = self.system.drift(t.to(x.dtype), x)
+        drift = self.system.drift(t.to(x.dtype, copy=True), x.clone())
         check_drift(self.system, drift, x)
         if not adds_up(drift):
             bad = [*non_finite_rows(x), *non_finite_rows(drift), 0][0]
             cost = self._problem.recorder.cost
             refuse_non_finite("drift", float(t[bad]), self._whole(x), self._whole(drift), cost)
-        return drift
+        return drift.clone()
 
     def denoise(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The estimates (x0, eps) of the system's model, at a time for each sample.
@@ -64,12 +64,13 @@ class PartOfBatch:
             NonFiniteError: If any entry is NaN or infinite; with the rows of the whole batch.
         """
         model: Any = self.system.model
-        x0, eps = model.denoise(t.to(x.dtype), x, **self.system.cond)
+        given = copied(self.system.cond)
+        x0, eps = model.denoise(t.to(x.dtype, copy=True), x.clone(), **given)
         if not adds_up(eps):
             bad = [*non_finite_rows(x), *non_finite_rows(eps), 0][0]
             cost = self._problem.recorder.cost
             refuse_non_finite("estimate", float(t[bad]), self._whole(x), self._whole(eps), cost)
-        return x0, eps
+        return x0.clone(), eps.clone()
 
     def _whole(self, values: Tensor) -> Tensor:
         """A batch with these values in their rows, and 0 elsewhere."""

@@ -76,7 +76,7 @@ class Problem:
 
     def noise_scale(self, t: Tensor, x: Tensor) -> Tensor:
         """The noise scale, checked as in :meth:`check_noise_scale`."""
-        scale: Tensor = self.check_noise_scale(self.system.noise_scale(t, x), x)
+        scale: Tensor = self.check_noise_scale(self.system.noise_scale(t.clone(), x.clone()), x)
         return scale
 
     def check_noise_scale(self, scale: Any, x: Tensor) -> Any:
@@ -131,6 +131,8 @@ class Problem:
 class GuardedDrift(nn.Module):
     """The drift, watched: a NaN ends the solve where it appears, with its time and rows.
 
+    A user's system shares no tensor with the solver: what it is given and returns is copied.
+
     A module, so that the adjoint finds the parameters.
     """
 
@@ -148,11 +150,11 @@ class GuardedDrift(nn.Module):
         """
         # Adaptive solvers probe beyond the end of their span, where sigma may be NaN.
         t = t.clamp(self.system.t_min, self.system.t_max)
-        drift = self.system.drift(t, x)
+        drift = self.system.drift(t.clone(), x.clone())
         check_drift(self.system, drift, x)
         if not adds_up(drift):
             refuse_non_finite("drift", float(t.detach().reshape(-1)[0]), x, drift, self._cost)
-        return drift
+        return drift.clone()
 
     def release(self) -> None:
         """Let go of the solver's callbacks, which hold the problem, so that nothing waits for
@@ -201,7 +203,7 @@ class GuardedNodes:
         check_drift(self._nodes.system, drift, x)
         if not adds_up(drift):
             refuse_non_finite("drift", self._times[k], x, drift, self._cost)
-        return drift
+        return drift.clone()
 
     def denoise(self, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """The estimates (x0, eps) at node ``k``.

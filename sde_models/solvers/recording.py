@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sde_models.conditioning import copied
 from sde_models.counting import Evaluations
 from sde_models.errors import StepLimitError
 from sde_models.solvers.progress import SolveProgress
@@ -15,7 +16,7 @@ from sde_models.solvers.progress import SolveProgress
 
 @dataclass(frozen=True)
 class Solution:
-    """What a solve gives back.
+    """What a solve gives back. Its tensors share no memory with one another or with what was given.
 
     Attributes:
         x: State at the end of the span, shape ``(B, *event)``.
@@ -48,7 +49,7 @@ class Step:
     Attributes:
         index: Steps taken so far, 1 after the first.
         t: Model time reached; shape ``(B,)`` for solvers in which each sample has its own.
-        x: State there, shape ``(B, *event)``. It is the solver's own: clone it to change it.
+        x: State there, shape ``(B, *event)``. It is a copy, and yours to change.
         nfe: Network forward passes so far.
     """
 
@@ -114,7 +115,7 @@ class Recorder:
     def tell(self, t: float | Tensor, x: Tensor) -> None:
         """Call the user's callback."""
         if self._callback is not None:
-            self._callback(Step(self.accepted, t, x, self.cost.nfe))
+            self._callback(Step(self.accepted, copied(t), x.clone(), self.cost.nfe))
 
     def accept(self, t: float) -> None:
         """Note a step that ended at ``t``."""
@@ -159,5 +160,12 @@ class Recorder:
             path = torch.stack([state for _, state in self._saved])
         cost = self.cost
         return Solution(
-            x, cost.nfe, self.accepted, self.rejected, times, path, cost.rows, self.density_error
+            x.clone(),
+            cost.nfe,
+            self.accepted,
+            self.rejected,
+            times,
+            path,
+            cost.rows,
+            self.density_error,
         )
