@@ -21,7 +21,7 @@ class SolveError(RuntimeError):
 
     def __init__(self, message: str, *, t: float | Tensor, x: Tensor | None, nfe: int) -> None:
         super().__init__(message)
-        self.t = t.detach().clone() if isinstance(t, Tensor) else t
+        self.t = t if isinstance(t, float | int) else t.detach().clone()
         self.x = None if x is None else x.detach().clone()
         self.nfe = nfe
 
