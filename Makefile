@@ -6,18 +6,19 @@
 PYTHON  ?= python3
 WORKERS ?= 2
 
-BIN   := .venv/bin
-STAMP := .venv/.installed
+BIN    := .venv/bin
+STAMP  := .venv/.installed
+OLDEST := .venv-oldest
 
 # Exits with status 1 on an interpreter that is too old.
 CHECK_VERSION := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format docs check-site bench clean
+.PHONY: help venv demo test test-oldest lint format docs check-site bench clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 venv: $(STAMP)  ## create .venv and install the package with its dev extra
 
@@ -43,6 +44,16 @@ demo: $(STAMP)  ## train a small model, sample, score; results in runs/demo
 # One thread per process: the workers already fill the cores.
 test: lint docs  ## lint, types, docs, and every test with coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term
+
+# Made anew when the declared versions change, since newer packages already there would be kept.
+$(OLDEST)/.installed: pyproject.toml | $(STAMP)
+	$(BIN)/python -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --quiet uv
+	$(OLDEST)/bin/uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct -e '.[dev]'
+	@touch $@
+
+test-oldest: $(OLDEST)/.installed  ## every test with the lowest versions that pyproject.toml declares
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS)
 
 lint: $(STAMP)  ## ruff and mypy, changing nothing
 	$(BIN)/ruff check .
@@ -76,4 +87,4 @@ bench: $(STAMP)  ## measure what solvers cost and give, beside other libraries; 
 clean:  ## remove what builds and tests leave; keeps .venv and runs/
 	rm -rf site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov
 	rm -f .coverage .coverage.*
-	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './.venv*/*' -prune -exec rm -rf {} +

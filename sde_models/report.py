@@ -208,8 +208,7 @@ class Page:
 
 
 def _as_svg(axes: Axes) -> str:
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    figure = axes.figure.canvas.figure  # where axes are in a subfigure, the one that holds it
     buffer = io.StringIO()
     # The salt makes names inside the SVG depend on what is drawn, not on chance.
     with mpl.rc_context({"svg.hashsalt": axes.get_title(loc="left"), "svg.fonttype": "path"}):
