@@ -125,6 +125,7 @@ def integrate_flow(
         model, x, found, estimator,
         model.sde.prior(tuple(x.shape[1:])) if prior is None else prior,
         0 if estimator.exact else entropy_from(generator),
+        x.device if generator is None else generator.device,
         {name: usable(value) for name, value in cond.items()}, _check_nodes(nodes), decodes,
     )  # fmt: skip
     with count_evaluations() as cost:

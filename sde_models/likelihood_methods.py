@@ -62,6 +62,7 @@ class Likelihood(ABC):
         estimator: Trace estimator.
         prior: Distribution at ``t_max``.
         seed: Seed of the probes.
+        drawn_on: Device that the probes are drawn on, that of the generator.
         cond: Conditioning by name.
         intervals: Intervals between the nodes of a quadrature.
         decodes: Whether ``x`` are latents, and paths run from them down to data.
@@ -75,6 +76,7 @@ class Likelihood(ABC):
     estimator: Divergence
     prior: Prior
     seed: int
+    drawn_on: torch.device
     cond: dict[str, Any]
     intervals: int
     decodes: bool = False
@@ -87,7 +89,7 @@ class Likelihood(ABC):
 
     def fresh_generator(self) -> torch.Generator:
         """A source of the same probes each time."""
-        return torch.Generator(device=self.x.device).manual_seed(self.seed)
+        return torch.Generator(device=self.drawn_on).manual_seed(self.seed)
 
     @abstractmethod
     def run(self, *, callback: Callback | None = None, **arguments: Any) -> Estimate:

@@ -25,6 +25,8 @@ class NetworkCall:
         self.network = network
         self.dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
         self.half = self.dtype in HALF
+        # Replayed as a CUDA graph it writes each output over the last, which a solver may keep.
+        self.compiled = hasattr(network, "_orig_mod")
 
     def __call__(self, t: Tensor, x: Tensor, cond: dict[str, Any]) -> Tensor:
         """Call the network.
@@ -66,6 +68,8 @@ class NetworkCall:
                 "the network cuts the graph (no_grad or detach in its forward?), but a derivative "
                 "with respect to x is wanted, as log_prob and gradients do"
             )
+        if self.compiled:
+            output = output.clone()
         return output.to(x.dtype) if half else output
 
 
