@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -51,7 +52,8 @@ class NetworkCall:
             given, t = x.to(own), t.to(own)
         before = None if given.is_inference() else given._version
         try:
-            output = self.network(t, given, **cond)
+            with keeping_buffers() if self.compiled else nullcontext():
+                output = self.network(t, given, **cond)
         except TypeError as error:
             error.add_note("the network is called as network(t, x, **cond), with t of shape (B,)")
             raise
@@ -71,6 +73,13 @@ class NetworkCall:
         if self.compiled:
             output = output.clone()
         return output.to(x.dtype) if half else output
+
+
+def keeping_buffers() -> AbstractContextManager[Any]:
+    """A block in which what is compiled lets several products be taken from one forward pass."""
+    from torch._functorch import config
+
+    return config.patch(donated_buffer=False)
 
 
 def call_network(network: nn.Module, t: Tensor, x: Tensor, cond: dict[str, Any]) -> Tensor:
