@@ -2,6 +2,7 @@
 #
 #   make PYTHON=python3.12 test     another interpreter (used only when .venv is created)
 #   make WORKERS=8 test             more pytest processes
+#   make GPU_PYTHON=python3 check-gpu    an interpreter that has the dependencies; no .venv is made
 
 PYTHON  ?= python3
 WORKERS ?= 2
@@ -10,11 +11,13 @@ BIN    := .venv/bin
 STAMP  := .venv/.installed
 OLDEST := .venv-oldest
 
+GPU_PYTHON ?= $(BIN)/python
+
 # Exits with status 1 on an interpreter that is too old.
 CHECK_VERSION := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-oldest lint format docs check-site bench clean
+.PHONY: help venv demo test test-oldest lint format docs check-site bench check-gpu clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -83,6 +86,9 @@ bench: $(STAMP)  ## measure what solvers cost and give, beside other libraries; 
 	$(BIN)/python benchmarks/score_matching.py
 	$(BIN)/python benchmarks/fokker_planck.py
 	$(BIN)/python benchmarks/training_overhead.py
+
+check-gpu: $(if $(filter $(BIN)/%,$(GPU_PYTHON)),$(STAMP))  ## tests and a benchmark on a GPU with CUDA; at most eight minutes
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON) benchmarks/check_gpu.py
 
 clean:  ## remove what builds and tests leave; keeps .venv and runs/
 	rm -rf site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov

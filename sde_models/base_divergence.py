@@ -19,13 +19,9 @@ from sde_models.counting import record
 from sde_models.dependence import value_with_graph
 
 Field = Callable[[Tensor], Tensor]
-MOST_NUMBERS = {"cpu": 2**18}
-"""Numbers in one batch of products; 2**24 on an accelerator, where larger arrays pay."""
-
-
-def most_numbers(device: torch.device) -> int:
-    """How many numbers may go through the network's derivative at once."""
-    return MOST_NUMBERS.get(device.type, 2**24)
+MOST_NUMBERS = 2**18
+"""Numbers that go through the network's derivative at once: 85 images of 3 x 32 x 32, for which a
+U-Net of 60 million weights remembers 7 GB."""
 
 
 class Products:
@@ -53,7 +49,7 @@ class Products:
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Take products with flat vectors of shape ``(k, B, D)``, as many at once as memory has."""
-        chunk = max(1, most_numbers(vectors.device) // vectors[0].numel())
+        chunk = max(1, MOST_NUMBERS // vectors[0].numel())
         found = [self._products(part) for part in vectors.split(chunk)]
         products = found[0] if len(found) == 1 else torch.cat(found)
         return products - self._isotropic * vectors

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from sde_models.base_divergence import (
+    MOST_NUMBERS,
     Divergence,
     Products,
     TraceEstimate,
     check_count,
     exact_trace,
-    most_numbers,
     quadratic_forms,
 )
 from sde_models.errors import nearest_names
@@ -39,8 +39,7 @@ class Exact(Divergence):
 
     Args:
         chunk: Coordinates taken at once; fewer need less memory. If None as many as make a
-            quarter of a million numbers on a CPU, where larger arrays are slower, and 16 million
-            on an accelerator.
+            quarter of a million numbers.
         limit: Largest number of coordinates for which this is done.
 
     Raises:
@@ -65,7 +64,7 @@ class Exact(Divergence):
 
     def estimate(self, products: Products, drawn: Tensor | None) -> TraceEstimate:
         x = products.point
-        return exact_trace(products, self.chunk or max(1, most_numbers(x.device) // x.numel()))
+        return exact_trace(products, self.chunk or max(1, MOST_NUMBERS // x.numel()))
 
     def products_for(self, size: int) -> int:
         return size

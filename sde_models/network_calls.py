@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ class NetworkCall:
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self.dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
+        # Replayed as a CUDA graph it writes each output over the last, which a solver may keep.
+        self.compiled = hasattr(network, "_orig_mod")
 
     def __call__(self, t: Tensor, x: Tensor, cond: dict[str, Any]) -> Tensor:
         """Call the network.
@@ -43,13 +46,21 @@ class NetworkCall:
             return self.network(t.to(dtype, copy=True), given, **copied(cond))
 
         try:
-            output = value_with_graph(call, x, dtype)
+            with keeping_buffers() if self.compiled else nullcontext():
+                output = value_with_graph(call, x, dtype)
         except TypeError as error:
             error.add_note("the network is called as network(t, x, **cond), with t of shape (B,)")
             raise
         if not isinstance(output, Tensor):
             refuse_output(output)
         return output.to(x.dtype, copy=True)
+
+
+def keeping_buffers() -> AbstractContextManager[Any]:
+    """A block in which what is compiled lets several products be taken from one forward pass."""
+    from torch._functorch import config
+
+    return config.patch(donated_buffer=False)
 
 
 def call_network(network: nn.Module, t: Tensor, x: Tensor, cond: dict[str, Any]) -> Tensor:

@@ -78,12 +78,13 @@ def repeatable(source: Source, count: int, device: torch.device) -> Callable[[],
     Args:
         source: Source of the seeds.
         count: Number of samples.
-        device: Where the numbers are drawn.
+        device: Where the numbers are drawn if the source is None; else where its generators are.
     """
-    seeds = [entropy_from(own) for _, own in independent_parts(source, count)]
+    parts = [own for _, own in independent_parts(source, count)]
+    seeded = [(device if own is None else own.device, entropy_from(own)) for own in parts]
 
     def make() -> Source:
-        made = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        made = [torch.Generator(where).manual_seed(seed) for where, seed in seeded]
         return Streams(made) if isinstance(source, Streams) else made[0]
 
     return make

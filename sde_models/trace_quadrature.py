@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models.base_divergence import Divergence, most_numbers
+from sde_models.base_divergence import MOST_NUMBERS, Divergence
 from sde_models.conditioning import copied, of_some_samples
 from sde_models.models import Model
 from sde_models.split_batches import draw_rows
@@ -140,7 +140,7 @@ def estimate_traces(
     sde: Any = model.sde
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     isotropic = (sigma / ((alpha * sde.data_std).square() + sigma.square())).detach().to(x)
-    window = max(1, most_numbers(x.device) // (x[0].numel() * estimator.probes))
+    window = max(1, MOST_NUMBERS // (x[0].numel() * estimator.probes))
     found = []
     for rows in torch.arange(len(x), device=x.device).split(window):
         own = of_some_samples(cond, rows, len(x))

@@ -259,6 +259,7 @@ SHORT = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
     RuntimeError("not enough memory: you tried to allocate 8 bytes"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     MemoryError(),
 ]
 

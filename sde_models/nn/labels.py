@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,11 @@ def as_labels(label: Tensor | int | None, classes: int | None, like: Tensor) -> 
         if label is not None:
             raise TypeError("label given to a network without classes: make it with classes=")
         return None
-    labels = torch.as_tensor(classes if label is None else label, device=like.device)
+    label = classes if label is None else label
+    number = isinstance(label, int) and not isinstance(label, bool)
+    # Filled there: a number that is copied to an accelerator makes the host wait for it.
+    make = partial(torch.full, ()) if number else torch.as_tensor
+    labels = make(label, device=like.device)
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise TypeError(
             f"label must hold integers, shape {tuple(like.shape)}, got dtype {labels.dtype}"
@@ -34,7 +40,7 @@ def as_labels(label: Tensor | int | None, classes: int | None, like: Tensor) -> 
             f"{tuple(labels.shape)}"
         )
     if not torch.compiler.is_compiling():
-        low, high = (int(v) for v in torch.aminmax(labels))
+        low, high = (label, label) if number else torch.stack(torch.aminmax(labels)).tolist()
         if low < 0 or high > classes:
             raise ValueError(
                 f"labels must lie from 0 to {classes}, where {classes} is no label; got labels "

@@ -14,7 +14,7 @@ SHORTAGE = (
     "out of memory",
     "not enough memory",
     "DefaultCPUAllocator",
-    "CUBLAS_STATUS_ALLOC_FAILED",
+    "_STATUS_ALLOC_FAILED",  # CUBLAS, CUDNN and CUSOLVER
 )
 """What a RuntimeError says where memory ran out: an accelerator's, or torch's on the CPU."""
 

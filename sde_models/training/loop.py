@@ -155,7 +155,10 @@ class Loop(Generic[AnyModel]):
         for kind, states in state["generators"].items():
             if self.group.rank < len(states):
                 own = states[self.group.rank]
-                torch.set_rng_state(own) if kind == "cpu" else torch.cuda.set_rng_state(own, device)
+                if kind == "cpu":
+                    torch.set_rng_state(own)
+                elif kind == device.type:  # a run may go on where there is no such device
+                    torch.cuda.set_rng_state(own, device)
 
     def _step(self, rows: Any, share: float, stop: bool) -> None:
         step, learner = self.history.step, self.learner
