@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from sde_models.randomness import standard_normal_like
+from sde_models.randomness import standard_normal
 from sde_models.split_batches import draw_rows
 from sde_models.streams import Source, as_source
 
@@ -65,8 +65,12 @@ class IsotropicGaussian(Distribution):
             TypeError, ValueError: For a ``generator`` that is neither one nor one for each sample.
         """
         count = math.prod(sample_shape)
-        like = torch.empty((count, *self.event_shape), dtype=dtype, device=device)
-        noise = draw_rows(standard_normal_like, like, as_source(generator, count))
+
+        def draw(like: Tensor, own: torch.Generator | None) -> Tensor:
+            return standard_normal(like.shape, generator=own, dtype=dtype, device=device)
+
+        shapes = torch.empty((count, *self.event_shape), device="meta")
+        noise = draw_rows(draw, shapes, as_source(generator, count))
         return self.std * noise.reshape(*sample_shape, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ def test_bar_moves_with_each_step_up_to_the_end(name: str, bars: list[Bar]) -> N
 def test_bar_is_in_the_middle_when_half_the_steps_are_taken(
     name: str, sde: sm.GaussianSDE, bars: list[Bar]
 ) -> None:
-    """Measured in t it stood at 1% there for encoding on VP, and at 81 to 98% for sampling."""
+    """On VP it stood at 81 to 93% there for sampling, and 15 to 32% for encoding, measured in t."""
     model = sm.GaussianMixture([[2.0, 0.0], [-2.0, 1.0], [0.0, 0.0]], 0.3).score_model(sde)
     how: dict[str, Any] = {"generator": generator(1)}
     if TABLE[name].deterministic:

@@ -81,7 +81,7 @@ def solve(
         gradient: "direct" to differentiate through the solver, "adjoint" for the adjoint
             equation. If None: direct where x or conditioning requires a gradient, else no graph
             is kept, also not for the parameters.
-        progress: Show a progress bar.
+        progress: Show a progress bar; about ten lines where standard error is no terminal.
         callback: Called with a :class:`~sde_models.Step` (index, t, x, nfe) after each step;
             what it returns is ignored, and what it raises ends the solve.
         **cond: Conditioning, handed to the network.
