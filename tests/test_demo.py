@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,13 @@ def test_seed_fixes_every_figure_and_the_threads_are_given_back(
 ) -> None:
     threads = torch.get_num_threads()
     torch.manual_seed(99)  # which must not matter
-    again = run_demo(tmp_path, seed=1, settings=TINY, progress=False)
+    out = tmp_path / "again"
+    shutil.copytree(tiny[0], out)  # what is ours is replaced, and nothing else
+    (out / "report.html").write_text("an earlier one")
+    (out / "notes.txt").write_text("mine")
+    again = run_demo(out, seed=1, settings=TINY, progress=False)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "report.html").read_text().startswith("<!")
     assert without_times(again) == without_times(tiny[1])
     assert torch.get_num_threads() == threads
 
