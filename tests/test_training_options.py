@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
+import random
 import sys
 import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -61,8 +63,10 @@ class Items(Dataset[Any]):
 
 
 class Augmented(Items):
+    """Augmentations from all global generators that there are."""
+
     def __getitem__(self, index: int) -> Any:
-        return self.items[index] + torch.randn(2)
+        return self.items[index] + torch.randn(2) + random.random() + np.random.rand()  # noqa: NPY002
 
 
 # Data.
@@ -75,6 +79,57 @@ def test_a_dataset_gives_the_batches_of_its_tensor() -> None:
 def test_worker_processes_change_nothing() -> None:
     alone = train(Augmented(DATA), steps=3)
     assert torch.equal(train(Augmented(DATA), steps=3, workers=1).losses, alone.losses)
+
+
+def careless(batch_size: int, generator: torch.Generator | None) -> Tensor:
+    """A batch that is drawn from global generators."""
+    return torch.randn(batch_size, 2) + random.random() + np.random.rand()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("data", [Augmented(DATA), careless])
+def test_data_drawn_from_global_generators_follow_from_the_seed_and_leave_them(data: Any) -> None:
+    runs = []
+    for before, seed in ((1, 3), (2, 3), (1, 4)):
+        random.seed(before)
+        np.random.seed(before)  # noqa: NPY002
+        torch.manual_seed(before)
+        model = small_model()
+        states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+        runs.append(train(data, model, seed=seed).losses)
+        after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+        assert after[:2] == states[:2]
+        assert torch.equal(after[2], states[2])
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+    assert len(runs[0].unique()) == len(runs[0])
+
+
+def test_data_of_inference_mode_or_with_a_graph_are_constants() -> None:
+    expected = train()
+    with torch.inference_mode():
+        frozen, labels = DATA.clone(), torch.zeros(8, dtype=torch.long)
+    learning = DATA.clone().requires_grad_()
+    for data in (frozen, Items(frozen), learning, 1.0 * learning):
+        assert torch.equal(train(data).losses, expected.losses)
+    assert learning.grad is None
+    with torch.no_grad():
+        assert torch.equal(train().losses, expected.losses)
+    rows = {"label": labels}
+    given = train(lambda n, generator: (frozen[:n], rows), small_model(classes=3))
+    assert torch.equal(
+        given.losses,
+        train(lambda n, generator: (DATA[:n], {"label": 0 * DATA[:n, 0].long()}),
+              small_model(classes=3)).losses,
+    )  # fmt: skip
+
+
+def test_a_model_without_anything_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no parameter .* needs a gradient.*requires_grad_\(\)"):
+        train(model=small_model().requires_grad_(False))
+    with torch.inference_mode():
+        model = small_model()
+    with pytest.raises(ValueError, match=r"weight was made in torch\.inference_mode"):
+        train(model=model)
 
 
 def test_the_order_follows_from_seed_and_step_alone() -> None:
@@ -359,6 +414,16 @@ def test_infinite_gradients_stop_a_run_unless_they_are_scaled(scaled: bool) -> N
     else:
         with pytest.raises(FloatingPointError, match="gradient has the norm inf at step 1"):
             history.read()
+
+
+def test_gradients_that_stay_infinite_stop_a_scaled_run_too() -> None:
+    history = History([], 1e-3, scaled=True)
+    for norm in [torch.inf] * 50 + [1.0] + [torch.nan] * 50:
+        history.add(torch.tensor([1.0, norm, 0.0]))
+    history.read()
+    history.add(torch.tensor([1.0, torch.nan, 0.0]))
+    with pytest.raises(FloatingPointError, match="gradient has the norm nan at step 102"):
+        history.read()
 
 
 def test_losses_are_read_late_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+MOST_SKIPPED = 50
+"""Steps in a row with infinite gradients, each of which halves a scale that begins at 2^16."""
+
 
 class History:
     """Losses so far, and those that still wait on the device.
@@ -28,6 +31,7 @@ class History:
         self.stop = False
         self.learning_rate = learning_rate
         self.scaled = scaled
+        self.skipped = 0
         self._waiting: list[Tensor] = []
 
     @property
@@ -55,7 +59,8 @@ class History:
             self.stop = self.stop or stop > 0
             if not math.isfinite(loss):
                 self._refuse(f"the loss is {loss}")
-            if not math.isfinite(norm) and not self.scaled:
+            self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
+            if self.skipped > (MOST_SKIPPED if self.scaled else 0):
                 self._refuse(f"the gradient has the norm {norm}")
 
     def _refuse(self, what: str) -> None:

@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from sde_models._shapes import without_waiting
 from sde_models.buffers import find_buffers, find_transient
+from sde_models.conditioning import usable
 from sde_models.split_batches import PartGenerator
 from sde_models.training.averaging import MovingAverage
 from sde_models.training.group import Group
@@ -90,7 +91,7 @@ class Learner(Generic[AnyModel]):
             This process's share of the loss, and the norm of the gradient before clipping,
             shape ``(2,)``.
         """
-        x0 = rows.x0.to(self.device, non_blocking=True)
+        x0 = _to_device({"x0": rows.x0}, self.device)["x0"]
         size, first = self.order.batch_size, self.order.own.start
         per_sample = _to_device(rows.cond, self.device)
         shared = _to_device(rows.shared, self.device)
@@ -159,7 +160,10 @@ class Learner(Generic[AnyModel]):
 
 
 def _to_device(cond: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Data on the device, as constants of which autograd takes no notice."""
     return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        name: usable(value.detach().to(device, non_blocking=True))
+        if isinstance(value, Tensor)
+        else value
         for name, value in cond.items()
     }

@@ -17,8 +17,8 @@ def check_trainable(model: nn.Module) -> None:
     """Refuse a model whose state could not be averaged and kept.
 
     Raises:
-        ValueError: Naming a parameter or buffer without a shape, or a module with a state that is
-            no tensor.
+        ValueError: Naming a parameter or buffer without a shape or made in inference mode, or a
+            module with a state that is no tensor; or if no parameter needs a gradient.
     """
     for name, value in chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(value):
@@ -26,6 +26,16 @@ def check_trainable(model: nn.Module) -> None:
                 f"{name} has no shape before the first call (a lazy module): call the model once "
                 "before fit, as in model.eps(0.5, x)"
             )
+        if value.is_inference():
+            raise ValueError(
+                f"{name} was made in torch.inference_mode, and can never learn: make the model "
+                "outside of it"
+            )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "no parameter of the model needs a gradient, so there is nothing to train: call "
+            "model.requires_grad_(), or that of its parts that are to learn"
+        )
     for name, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise ValueError(

@@ -5,10 +5,12 @@ A run that is stopped and resumed, or spread over another number of processes, d
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 
+import numpy as np
 import torch
 
 
@@ -34,7 +36,11 @@ def generator_at(seed: int, *place: int | str) -> torch.Generator:
 
 @contextmanager
 def global_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators of the CPU and of a device; afterwards they are as before.
+    """Seed the global generators of torch, NumPy and Python; afterwards they are as before.
+
+    Args:
+        seed: What all of them follow from.
+        device: Whose generator is seeded beside that of the CPU.
 
     Example:
         >>> before = torch.get_rng_state()
@@ -45,10 +51,17 @@ def global_seed(seed: int, device: torch.device) -> Iterator[None]:
         >>> torch.equal(torch.get_rng_state(), before)
         True
     """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":  # this one alone: torch.manual_seed changes all of the machine
-            torch.cuda.default_generators[device.index].manual_seed(seed)
-        elif device.type != "cpu":
-            torch.get_device_module(device).manual_seed(seed)
-        yield
+    python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002, what others draw from
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":  # this one alone: torch.manual_seed changes all there are
+                torch.cuda.default_generators[device.index].manual_seed(seed)
+            elif device.type != "cpu":
+                torch.get_device_module(device).manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)  # noqa: NPY002

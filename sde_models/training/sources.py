@@ -16,11 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 from sde_models._shapes import check_batch, check_floating
 from sde_models.conditioning import of_each_sample
 from sde_models.models import Model
-from sde_models.training.seeds import generator_at, seed_at
+from sde_models.training.seeds import generator_at, global_seed, seed_at
 
 Batch = Tensor | tuple[Tensor, dict[str, Any]]
 """Data, shape ``(B, *event)``, alone or with conditioning keywords for the network."""
 
+
+CPU = torch.device("cpu")
 
 MOST_STDS = 100.0
 """Data may be so many standard deviations from zero. Bytes as floats are far beyond."""
@@ -108,7 +110,9 @@ class FunctionSource:
     def stream(self, step: int) -> Iterator[Rows]:
         size = self.order.batch_size
         while True:
-            batch = self.draw(size, generator_at(self.order.seed, "order", step))
+            # What it draws from a global generator follows from the place, too.
+            with global_seed(seed_at(self.order.seed, "draw", step), self.model.device):
+                batch = self.draw(size, generator_at(self.order.seed, "order", step))
             x0, cond = batch if isinstance(batch, tuple) else (batch, {})
             # Looking at numbers on an accelerator means waiting for it.
             if isinstance(x0, Tensor) and x0.device.type == "cpu":
@@ -175,8 +179,7 @@ class SeededItems(Dataset[Any]):
 
     def __getitem__(self, place: tuple[int, int]) -> Any:
         index, seed = place
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with global_seed(seed, CPU):
             item = self.data[index]
         x0, cond = item if isinstance(item, tuple | list) and len(item) == 2 else (item, {})
         if not isinstance(x0, Tensor) or not isinstance(cond, dict):
@@ -224,7 +227,7 @@ def check_data(x: Tensor, model: Model, name: str) -> None:
     if std is None:
         return
     limit = MOST_STDS * float(std)
-    low, high = (float(v) for v in torch.aminmax(x))
+    low, high = (float(v) for v in torch.aminmax(x.detach()))
     if max(-low, high) > limit:
         row = int(x.abs().flatten(1).amax(1).argmax())
         raise ValueError(

@@ -46,6 +46,8 @@ FOREIGN = (
 )
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     model: AnyModel,
     data: Tensor | Dataset[Any] | BatchSource,
