@@ -75,6 +75,18 @@ def test_items_are_dequantised_anew_each_time() -> None:
     assert not torch.equal(without[2], without[2])
 
 
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.int32])
+def test_batches_of_any_integers_are_the_same(dtype: torch.dtype) -> None:
+    levels = torch.randint(0, 65536, (9, 2), generator=torch.Generator().manual_seed(0))
+    drawn = [
+        TrainingData(x, levels=65536).batches()(20, torch.Generator().manual_seed(1))
+        for x in (levels, levels.to(dtype))
+    ]
+    assert torch.equal(*drawn)
+    rows = {tuple(row) for row in quantize(drawn[0], 65536).tolist()}
+    assert rows <= {tuple(row) for row in levels.tolist()}
+
+
 def test_training_data_are_checked() -> None:
     with pytest.raises(ValueError, match="wanted whole numbers from 0 to 2"):
         TrainingData(torch.tensor([[3]]), levels=3)

@@ -18,6 +18,9 @@ IMAGE_STD = 0.5
 MEASURED = 10_000
 """How many samples the standard deviation of other data is measured on."""
 
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+"""Dtypes of the same size that torch does more with."""
+
 USUAL_RANGES = ((0.0, 1.0), DATA_RANGE, (0.0, 255.0))
 """Ranges that images are scaled to."""
 
@@ -162,7 +165,7 @@ class Batches:
     def __call__(self, batch_size: int, generator: torch.Generator | None) -> Any:
         """Draw samples, shape ``(batch_size, *event)``, alone or with their labels."""
         rows = torch.randint(len(self.x), (batch_size,), generator=generator)
-        x0 = _as_numbers(self.x[rows], self.levels, self.dtype, generator)
+        x0 = _as_numbers(_rows_of(self.x, rows), self.levels, self.dtype, generator)
         return x0 if self.labels is None else (x0, {"label": self.labels[rows]})
 
 
@@ -191,6 +194,12 @@ class Items(Dataset[Any]):
         x, label = _split(self.dataset[index])
         x0 = _as_numbers(x[None], self.levels, self.dtype, None)[0]
         return (x0, {"label": int(label)}) if self.labels else x0
+
+
+def _rows_of(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a tensor; unsigned ones by their bits, since torch 2.8 does not index them."""
+    signed = SIGNED.get(x.dtype)
+    return x[rows] if signed is None else x.view(signed)[rows].view(x.dtype)
 
 
 def _as_numbers(
