@@ -295,6 +295,11 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
         draw(tmp_path, solver="ddim")
 
 
+def disk(monkeypatch: pytest.MonkeyPatch, total: int, free: int) -> None:
+    """Let the disk have so many bytes."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=total, free=free))
+
+
 def test_more_samples_than_fit_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two numbers of four bytes each: 8 TB."""
     monkeypatch.setattr(
@@ -306,11 +311,11 @@ def test_more_samples_than_fit_on_the_disk(tmp_path: Path, monkeypatch: pytest.M
     assert caught.value.errno == errno.ENOSPC
     assert not (tmp_path / "out").exists()
     draw(tmp_path / "out", n=11)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=100, free=16))
+    disk(monkeypatch, 100, 16)
     (tmp_path / "out" / "chunk-000001.safetensors").unlink()
     with pytest.raises(OSError, match=r"take 24 bytes in .*, where 16 bytes are free"):
         draw(tmp_path / "out", n=11)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=100, free=24))
+    disk(monkeypatch, 100, 24)
     assert draw(tmp_path / "out", n=11).resumed == 7  # what is there takes no room again
 
 
