@@ -315,6 +315,10 @@ def test_work_that_fails_has_another_code(model: Path, tmp_path: Path) -> None:
     result = invoke("sample", model, "--max-steps", 1, "--out", tmp_path / "x.npz")
     assert result.exit_code == 1
     assert "max_steps" in result.stderr
+    result = invoke("sample", model, "-n", 10**30, "--out", tmp_path / "x.npz")
+    assert result.exit_code == 1
+    assert "samples take 8e+15 PB in" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import shutil
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -290,3 +293,51 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
         draw(tmp_path, seed=1, steps=7)
     with pytest.raises(ValueError, match="argument solver: 'euler-maruyama' there, 'ddim' now"):
         draw(tmp_path, solver="ddim")
+
+
+def disk(monkeypatch: pytest.MonkeyPatch, total: int, free: int) -> None:
+    """Let the disk have so many bytes."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=total, free=free))
+
+
+def test_more_samples_than_fit_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two numbers of four bytes each: 8 TB."""
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: SimpleNamespace(total=9 * 10**12, free=5 * 10**12)
+    )
+    said = r"results of 1000000000000 samples take 8 TB in .*out, where 5 TB are free"
+    with pytest.raises(OSError, match=said) as caught:
+        draw(tmp_path / "out", n=10**12)
+    assert caught.value.errno == errno.ENOSPC
+    assert not (tmp_path / "out").exists()
+    draw(tmp_path / "out", n=11)
+    disk(monkeypatch, 100, 16)
+    (tmp_path / "out" / "chunk-000001.safetensors").unlink()
+    with pytest.raises(OSError, match=r"take 24 bytes in .*, where 16 bytes are free"):
+        draw(tmp_path / "out", n=11)
+    disk(monkeypatch, 100, 24)
+    assert draw(tmp_path / "out", n=11).resumed == 7  # what is there takes no room again
+
+
+@pytest.mark.parametrize("n", [10**12, 10**17])
+def test_any_number_of_shards_takes_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], n: int
+) -> None:
+    """Begun, stopped and gone on with; a list of all shards would take terabytes."""
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: SimpleNamespace(total=10**20, free=10**20)
+    )
+    for calls in (13, 19):  # 6 for a shard
+        with pytest.raises(KeyboardInterrupt):
+            draw(tmp_path, n=n, model=breaking(calls, KeyboardInterrupt()), progress=True)
+    assert len(list(tmp_path.glob("chunk-*"))) == 5
+    said = capsys.readouterr().err
+    assert f"sampling, {8 * n / 1e12:g} TB: " in said or "PB: " in said
+    assert f"8/{n}" in said
+    shards = sm.Shards(tmp_path)
+    assert len(shards) == n
+    assert torch.equal(shards[19], shards.read(4)["x"][3])
+    with pytest.raises(OSError, match=r"chunk-.* cannot be read"):
+        shards[n - 1]
+    wanted = draw(tmp_path / "few", n=20, model=breaking())
+    assert torch.equal(wanted[19], shards[19])

@@ -14,7 +14,7 @@ from sde_models.counting import count_evaluations
 from sde_models.models import Model, check_model
 from sde_models.progress_bars import open_bar
 from sde_models.shards.fingerprints import describe
-from sde_models.shards.folder import Folder, Shard
+from sde_models.shards.folder import Folder, Shard, in_units
 from sde_models.shards.parts import FittingParts
 from sde_models.shards.processes import Processes
 from sde_models.shards.source import Part
@@ -22,6 +22,10 @@ from sde_models.solvers.arguments import whole_number
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+LARGE = 10**9
+"""Bytes of results that the progress bar speaks of."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ class Engine:
         rank, count, own = self.processes.rank, self.processes.count, self._own(folder)
         missing = folder.chunk * len(folder) - folder.samples if len(folder) - 1 in own else 0
         shares = f" (1 of {count} shares)" if count > 1 else ""
-        size = f", {needed / 1e9:.3g} GB" if needed >= 1e9 else ""
+        size = f", {in_units(needed)}" if needed >= LARGE else ""
         return open_bar(
             total=len(own) * folder.chunk - missing, desc=f"{self.verb.doing}{shares}{size}",
             unit=" samples", disable=not (progress and rank == 0),

@@ -25,6 +25,7 @@ SETTINGS = "settings.json"
 SHARDS = "chunk-*.safetensors"
 PATTERN = r"settings\.json|chunk-\d{6,}\.safetensors"
 METADATA = "sde_models"
+UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,9 @@ class Folder:
         if disk.total and needed > disk.free:
             raise OSError(
                 errno.ENOSPC,
-                f"the results of {self.samples} samples take {needed / 1e9:.3g} GB in {self.path}, "
-                f"where {disk.free / 1e9:.3g} GB are free: ask for fewer samples, or choose a "
-                "folder on a larger disk",
+                f"the results of {self.samples} samples take {in_units(needed)} in {self.path}, "
+                f"where {in_units(disk.free)} are free: ask for fewer samples, or choose a folder "
+                "on a larger disk",
             )
         return needed
 
@@ -226,6 +227,17 @@ class Folder:
 
 def _checksum(tensors: Mapping[str, Tensor], described: Mapping[str, object]) -> str:
     return hash_tensors(tensors, json.dumps(described, sort_keys=True))
+
+
+def in_units(size: int) -> str:
+    """A number of bytes, to three digits.
+
+    Example:
+        >>> in_units(24), in_units(8 * 10**12)
+        ('24 bytes', '8 TB')
+    """
+    power = min((len(str(size)) - 1) // 3, len(UNITS) - 1)
+    return f"{size / 1000**power:.3g} {UNITS[power]}"
 
 
 def remove_shards(path: str | os.PathLike[str]) -> None:
