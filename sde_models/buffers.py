@@ -12,11 +12,29 @@ Buffers = Mapping[str, tuple[Tensor, bool]]
 """Tensors by name, each with whether it is persistent: in the state dictionary."""
 
 
+def find_parts(module: nn.Module) -> dict[nn.Module, str]:
+    """A module and all in it, each with the beginning of its names.
+
+    The same as ``named_modules()``, whose nested generators cost a tenth of a training step.
+    """
+    found: dict[nn.Module, str] = {}
+
+    def visit(part: nn.Module, path: str) -> None:
+        if part not in found:
+            found[part] = path
+            for name, inner in part._modules.items():
+                if inner is not None:
+                    visit(inner, f"{path}{name}.")
+
+    visit(module, "")
+    return found
+
+
 def find_buffers(module: nn.Module) -> Buffers:
     """All buffers of a module."""
     return {
-        f"{path}.{name}".lstrip("."): (value, name not in part._non_persistent_buffers_set)
-        for path, part in module.named_modules()
+        path + name: (value, name not in part._non_persistent_buffers_set)
+        for part, path in find_parts(module).items()
         for name, value in part._buffers.items()
         if value is not None
     }

@@ -13,7 +13,11 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sde_models.buffers import copy_buffers, find_buffers
-from sde_models.training.module_state import check_same_parameters, copy_model
+from sde_models.training.module_state import (
+    check_same_parameters,
+    copy_model,
+    find_parameters,
+)
 from sde_models.training.progress import AnyModel
 
 WIDER = {
@@ -45,6 +49,7 @@ class MovingAverage(Generic[AnyModel]):
         self.model: AnyModel = copy_model(model).eval()
         self._average = get_ema_multi_avg_fn(decay)
         self._raw, self._weights = model, dict(model.named_parameters())
+        self._parameters = find_parameters(model)
         self._averages: dict[str, Tensor] = dict(self.model.named_parameters())
         self._narrow = {name: w for name, w in self._averages.items() if w.dtype in WIDER}
         for name, weight in self._narrow.items():
@@ -57,12 +62,15 @@ class MovingAverage(Generic[AnyModel]):
         Raises:
             ValueError: If the network has made, dropped or replaced a parameter.
         """
-        check_same_parameters(self._weights, self._raw)
-        learning = {} if first else {n: w for n, w in self._weights.items() if w.requires_grad}
+        check_same_parameters(self._parameters, find_parameters(self._raw))
+        learning: dict[str, Tensor] = {}
+        if not first:
+            learning |= {name: w for name, w in self._weights.items() if w.requires_grad}
         if learning:
             averages = [self._averages[name] for name in learning]
-            raw = [w.to(own.dtype) for w, own in zip(learning.values(), averages, strict=True)]
-            self._average(averages, raw, None)
+            for name in learning.keys() & self._narrow.keys():
+                learning[name] = learning[name].to(self._averages[name].dtype)
+            self._average(averages, list(learning.values()), None)
         for name in self._weights.keys() - learning.keys():
             self._averages[name].copy_(self._weights[name])
         for name, weight in self._narrow.items():

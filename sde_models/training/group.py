@@ -66,7 +66,7 @@ class Group(Processes):
 
     def share(self, tensors: Sequence[Tensor]) -> None:
         """Give the tensors of every process the values that the first process has."""
-        if self.count == 1 or not tensors:
+        if not tensors:
             return
         from accelerate.utils import broadcast
 

@@ -128,7 +128,8 @@ class Learner(Generic[AnyModel]):
             group["lr"] = rate
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        self.group.share([buffer for buffer, _ in find_buffers(self.model).values()])
+        if self.group.count > 1:
+            self.group.share([buffer for buffer, _ in find_buffers(self.model).values()])
         self.average.update(first)
 
     def state(self) -> dict[str, Any]:

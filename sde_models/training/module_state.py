@@ -9,7 +9,7 @@ from itertools import chain
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sde_models.buffers import copy_buffers
+from sde_models.buffers import copy_buffers, find_parts
 from sde_models.training.progress import AnyModel
 
 
@@ -44,14 +44,23 @@ def check_trainable(model: nn.Module) -> None:
             )
 
 
-def check_same_parameters(before: Mapping[str, Tensor], model: nn.Module) -> None:
+def find_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters by name, tied ones under each of their names."""
+    return {
+        path + name: value
+        for part, path in find_parts(model).items()
+        for name, value in part._parameters.items()
+        if value is not None
+    }
+
+
+def check_same_parameters(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:
     """Refuse a model that does not have the parameters that it had.
 
     Raises:
         ValueError: Naming the first that is new, missing or another tensor.
     """
-    now = dict(model.named_parameters())
-    for name in [*before, *now]:
+    for name in [*before, *(now.keys() - before.keys())]:
         if before.get(name) is not now.get(name):
             what = "made" if name not in before else "replaced" if name in now else "removed"
             raise ValueError(
