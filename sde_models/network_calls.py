@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -17,6 +16,9 @@ class NetworkCall:
     A network in half precision is given half-precision inputs, and its output comes back in the
     dtype of the state, which stays in single or double precision. The network's dtype is looked up
     here, once.
+
+    A compiled network is called as it was before where a derivative with respect to x is taken:
+    torch compiles no second derivatives, and lets a compiled product be taken once.
 
     Args:
         network: The network.
@@ -50,10 +52,13 @@ class NetworkCall:
                     f"x is {x.dtype} and the network {own}: use x.to({own}) or model.to({x.dtype})"
                 )
             given, t = x.to(own), t.to(own)
+        differentiated = x.requires_grad and torch.is_grad_enabled()
+        network: Any = self.network
+        if self.compiled and differentiated:
+            network = network._orig_mod
         before = None if given.is_inference() else given._version
         try:
-            with keeping_buffers() if self.compiled else nullcontext():
-                output = self.network(t, given, **cond)
+            output = network(t, given, **cond)
         except TypeError as error:
             error.add_note("the network is called as network(t, x, **cond), with t of shape (B,)")
             raise
@@ -64,8 +69,7 @@ class NetworkCall:
                 "the network changed its input x in place (an inplace=True activation?), which "
                 "would spoil the solver's state: use inplace=False, or x.clone() first"
             )
-        wanted = own is not None and x.requires_grad and torch.is_grad_enabled()
-        if wanted and not output.requires_grad:
+        if own is not None and differentiated and not output.requires_grad:
             raise ValueError(
                 "the network cuts the graph (no_grad or detach in its forward?), but a derivative "
                 "with respect to x is wanted, as log_prob and gradients do"
@@ -73,13 +77,6 @@ class NetworkCall:
         if self.compiled:
             output = output.clone()
         return output.to(x.dtype) if half else output
-
-
-def keeping_buffers() -> AbstractContextManager[Any]:
-    """A block in which what is compiled lets several products be taken from one forward pass."""
-    from torch._functorch import config
-
-    return config.patch(donated_buffer=False)
 
 
 def call_network(network: nn.Module, t: Tensor, x: Tensor, cond: dict[str, Any]) -> Tensor:
