@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from sde_models.conditioning import copied
@@ -17,6 +17,9 @@ class NetworkCall:
     It is called in its own dtype, whatever that of the state, and its output comes back in that of
     the state. What it is given is its own to change in place, and what it returns is copied, so
     that it may return a tensor that it keeps. The network's dtype is looked up here, once.
+
+    A compiled network is called as it was before where a derivative with respect to x is taken:
+    torch compiles no second derivatives, and lets a compiled product be taken once.
 
     Args:
         network: The network.
@@ -41,26 +44,21 @@ class NetworkCall:
             ValueError: If it cuts the graph where a derivative with respect to x is needed.
         """
         dtype = x.dtype if self.dtype is None else self.dtype
+        network: Any = self.network
+        if self.compiled and x.requires_grad and torch.is_grad_enabled():
+            network = network._orig_mod
 
         def call(given: Tensor) -> Any:
-            return self.network(t.to(dtype, copy=True), given, **copied(cond))
+            return network(t.to(dtype, copy=True), given, **copied(cond))
 
         try:
-            with keeping_buffers() if self.compiled else nullcontext():
-                output = value_with_graph(call, x, dtype)
+            output = value_with_graph(call, x, dtype)
         except TypeError as error:
             error.add_note("the network is called as network(t, x, **cond), with t of shape (B,)")
             raise
         if not isinstance(output, Tensor):
             refuse_output(output)
         return output.to(x.dtype, copy=True)
-
-
-def keeping_buffers() -> AbstractContextManager[Any]:
-    """A block in which what is compiled lets several products be taken from one forward pass."""
-    from torch._functorch import config
-
-    return config.patch(donated_buffer=False)
 
 
 def call_network(network: nn.Module, t: Tensor, x: Tensor, cond: dict[str, Any]) -> Tensor:
