@@ -109,7 +109,8 @@ class SDE(System):
         # An end rounded to float32 may lie outside, also when it arrives as float64.
         slack = 4 * max(torch.finfo(t.dtype).eps, torch.finfo(torch.float32).eps)
         low, high = (float(v) for v in torch.aminmax(t.detach()))
-        if not ((1 - slack) * self.t_min <= low and high <= (1 + slack) * self.t_max):
+        least = self.t_min - slack * (self.t_min or self.t_max)
+        if not (least <= low and high <= (1 + slack) * self.t_max):
             one = low == high or math.isnan(low)
             given = f"t={low:g}" if one else f"times from {low:g} to {high:g}"
             raise ValueError(

@@ -131,10 +131,11 @@ class GaussianSDE(SDE):
         low = torch.full_like(target, self.t_min)
         high = torch.full_like(target, self.t_max)
         for _ in range(70):
-            middle = 0.5 * (low + high)
+            # In the middle of log t, so that small times are found to their own precision.
+            middle = low.sqrt() * high.sqrt() if self.t_min > 0 else 0.5 * (low + high)
             noisier = self.log_snr(middle) < target
             low, high = torch.where(noisier, low, middle), torch.where(noisier, middle, high)
-        return 0.5 * (low + high)
+        return middle
 
     def f(self, t: Time, x: Tensor) -> Tensor:
         """Drift a(t) x."""
@@ -248,7 +249,7 @@ class GaussianSDE(SDE):
             with torch.no_grad():
                 measured = (scale(t + h) - scale(t - h)) / (2 * h)
                 stated = getattr(self, f"{name}_rate")(t)
-            if bool(((measured - stated).abs() > 0.02 * measured.abs().max() + 1e-6).any()):
+            if bool(((measured - stated).abs() > 0.02 * measured.abs().max() + 1e-6 / span).any()):
                 raise ValueError(
                     f"{name}_rate of {type(self).__name__} is not the derivative of {name}: "
                     f"override both, or derive from GaussianSDE and write {name} in torch "

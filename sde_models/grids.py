@@ -135,6 +135,16 @@ def time_grid(
     return _with_ends(times, t0, t1)
 
 
+def rounding_of(end: float, length: float) -> float:
+    """How far a time that is meant to be an end of a span may be from it.
+
+    A few roundings to float32 of the end itself, since what happens near it happens on the scale of
+    the end: from 1e-8 to 1e-7 a log-SNR changes as much as from 0.01 to 0.1. An end at 0 has no
+    scale but the length of the span.
+    """
+    return 4 * torch.finfo(torch.float32).eps * (abs(end) or length)
+
+
 def check_monotone(times: Tensor, t0: float, t1: float, name: str = "grid") -> None:
     """Refuse times that do not run strictly from ``t0`` to ``t1``.
 
@@ -150,11 +160,11 @@ def check_monotone(times: Tensor, t0: float, t1: float, name: str = "grid") -> N
         if not (a < b if t0 < t1 else a > b):
             what = f"repeats the time {a:g}" if a == b else f"turns back from {a:g} to {b:g}"
             raise ValueError(f"{name} must run strictly from {t0:g} to {t1:g}; entry {i} {what}")
-    slack = 1e-6 * abs(t1 - t0)
-    if abs(values[0] - t0) > slack or abs(values[-1] - t1) > slack:
+    ends = ((values[0], t0), (values[-1], t1))
+    if any(abs(given - end) > rounding_of(end, abs(t1 - t0)) for given, end in ends):
         raise ValueError(
-            f"{name} runs from {values[0]:g} to {values[-1]:g}, the span asked for is "
-            f"{t0:g} to {t1:g}"
+            f"{name} runs from {values[0]:.9g} to {values[-1]:.9g}, the span asked for is "
+            f"{t0:.9g} to {t1:.9g}"
         )
 
 

@@ -137,10 +137,11 @@ class ScoreModel(Model):
     """A network and the SDE it was trained for.
 
     The network is called as ``network(t, x, **cond)`` with ``t`` of shape ``(B,)`` and must
-    return the shape of ``x``.
+    return the shape of ``x``. It is called in its own dtype, whatever that of the state, with
+    copies that it may change in place; preconditioning is computed in that of the state.
 
     Args:
-        network: Any module with that call.
+        network: Any ``torch.nn.Module`` with that call.
         sde: Forward SDE. On an :class:`~sde_models.SDE` without a Gaussian kernel only
             ``prediction="score"`` has a meaning.
         prediction: What the network's output stands for: "eps", "x0", "v" or "score".

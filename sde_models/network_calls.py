@@ -28,7 +28,6 @@ class NetworkCall:
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self.dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
-        # Replayed as a CUDA graph it writes each output over the last, which a solver may keep.
         self.compiled = hasattr(network, "_orig_mod")
 
     def __call__(self, t: Tensor, x: Tensor, cond: dict[str, Any]) -> Tensor:

@@ -73,7 +73,8 @@ def sample(
         density: Further arguments of :func:`~sde_models.log_prob` for these, such as
             ``{"divergence": "auto"}``.
         prior: Distribution at ``t_max``, in place of the SDE's own.
-        dtype: Floating dtype, the model's if None.
+        dtype: Floating dtype of the state, the model's if None. The network is called in its own:
+            ``torch.float64`` gives samples of a network in float32 without the solver's rounding.
         device: Device, the model's if None.
         generator: Source of all randomness; torch's global one if None. A sequence with one for
             each sample, ``[torch.Generator().manual_seed(s) for s in seeds]``, makes a sample the

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from sde_models.base_systems import System
-from sde_models.grids import Grid, check_monotone
+from sde_models.grids import Grid, check_monotone, rounding_of
 from sde_models.solvers.base import Solver
 from sde_models.streams import Source, as_source
 
@@ -27,8 +27,9 @@ def check_span(system: System, t_span: tuple[float, float], method: Solver) -> t
     if t0 == t1:
         raise ValueError(f"t_span starts and ends at t={t0:g}: there is nothing to integrate")
     low, high = system.t_min, system.t_max
+    below, above = (rounding_of(end, high - low) for end in (low, high))
     for t in (t0, t1):
-        if not low * (1 - 1e-6) <= t <= high * (1 + 1e-6):
+        if not low - below <= t <= high + above:
             raise ValueError(
                 f"t_span ({t0:g}, {t1:g}) leaves [t_min, t_max] = [{low:g}, {high:g}] of "
                 f"{type(system).__name__}"
@@ -141,7 +142,7 @@ def check_precision(method: Solver, x: Tensor, rtol: float | None) -> None:
     if rtol < rounding:
         raise ValueError(
             f"rtol={rtol:g} is below the rounding of {x.dtype}, {rounding:.2g}: no step would be "
-            "small enough; loosen it, or use x.double() and a model in float64"
+            "small enough; loosen it, or use x.double()"
         )
 
 
@@ -173,17 +174,31 @@ def save_times(path: bool | Tensor | Sequence[float], span: tuple[float, float])
         times = torch.as_tensor(path, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         times = torch.empty(0, 0)
-    slack = 2e-7 * (high - low)  # ends that were rounded to float32
-    inside = bool(((times >= low - slack) & (times <= high + slack)).all())
+    for end, beyond in ((low, times < low), (high, times > high)):
+        times = torch.where(_means_the_end(times, end, beyond, high - low), end, times)
+    inside = bool(((times >= low) & (times <= high)).all())
     if times.ndim != 1 or len(times) == 0 or not inside:
         raise ValueError(
             f"path must be True, False, or times within ({span[0]:g}, {span[1]:g}), got {path!r}"
         )
-    for end in span:
-        times = torch.where((times - end).abs() <= slack, end, times)
     if len(times) > 1:
         start, end = float(times[0]), float(times[-1])
         if (end - start) * (span[1] - span[0]) <= 0:
             raise ValueError(f"path must run the way of the span, from {span[0]:g} to {span[1]:g}")
         check_monotone(times, start, end, "path")
     return times
+
+
+def _means_the_end(times: Tensor, end: float, beyond: Tensor, length: float) -> Tensor:
+    """Which times are an end of the span that was rounded.
+
+    Args:
+        times: Times in float64.
+        end: The end.
+        beyond: Which times lie beyond it, where there is nothing else to be meant.
+        length: Length of the span.
+    """
+    away = (times - end).abs()
+    in_single = times == float(torch.tensor(end, dtype=torch.float32))
+    in_double = away <= 4 * torch.finfo(torch.float64).eps * abs(end)
+    return (beyond & (away <= rounding_of(end, length))) | in_single | in_double
