@@ -18,6 +18,7 @@ from sde_models.models import Model
 from sde_models.priors import Prior
 from sde_models.probe_allocation import Allocation, Pairs
 from sde_models.solvers import Solution, Solver, Step, solve
+from sde_models.solvers.batch_parts import time_precision
 from sde_models.split_batches import draw_rows
 from sde_models.streams import Source, Streams, of_some_rows
 from sde_models.systems import ProbabilityFlow
@@ -203,7 +204,8 @@ class QuadratureLikelihood(Likelihood):
         """
         sde: Any = self.model.sde
         nodes, samples = pairs
-        times = sde.times(node_times(sde, len(states) - 1)).to(states.device)
+        times = sde.times(node_times(sde, len(states) - 1))
+        times = times.to(states.device, time_precision(states))
         # A trace is a derivative, and cannot be taken in inference mode.
         with torch.inference_mode(False), torch.set_grad_enabled(states.requires_grad):
             return estimate_traces(

@@ -216,6 +216,25 @@ def test_every_loss_runs_where_there_is_no_double_precision(name: str, kind: str
     torch.testing.assert_close(wide(got), loss(here, x0), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("divergence", ["hutchinson", "xtrace"])
+def test_probes_of_a_generator_are_the_same_on_every_device(divergence: str) -> None:
+    """They are drawn where the generator is: the device has no generators here."""
+    there, here = KINDS["edm"](), KINDS["edm"]()
+    x = torch.randn(5, 4, generator=generator(1))
+
+    def density(model: sm.ScoreModel, data: Tensor) -> Tensor:
+        return sm.log_prob(
+            model, data, "dpmpp-2m", steps=8, nodes=12, divergence=divergence,
+            generator=generator(2), estimate_solver_error=False,
+        ).value  # fmt: skip
+
+    with NarrowDevice():
+        put(there)
+        got = density(there, narrow(x))
+    assert got.device == DEVICE
+    torch.testing.assert_close(wide(got), density(here, x), rtol=1e-3, atol=1e-3)
+
+
 def test_the_device_without_double_precision_refuses_it() -> None:
     """What the test above would fall over."""
     x = narrow(torch.zeros(3))

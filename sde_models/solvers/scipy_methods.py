@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import integrate
-from scipy.sparse import block_diag
+from scipy.sparse import block_diag, coo_array
 from torch import Tensor
 
 from sde_models.errors import StepSizeError
@@ -154,7 +154,8 @@ class ImplicitScipy(ScipySolver):
 
     def _structure(self, problem: Problem) -> dict[str, Any]:
         batch, size = problem.x.shape[0], problem.x[0].numel()
-        return {"jac_sparsity": block_diag([np.ones((size, size))] * batch, format="csc")}
+        block = coo_array(np.ones((size, size)))
+        return {"jac_sparsity": block_diag([block] * batch, format="csc")}
 
 
 class LsodaScipy(ScipySolver):

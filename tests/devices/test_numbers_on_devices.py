@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import sde_models as sm
+from sde_models.solvers.diffusers_methods import diffusers_solvers
+from sde_models.solvers.diffusers_schedulers import SCHEDULERS
 
 TABLE = sm.solvers()
 NOISY = [name for name, solver in TABLE.items() if solver.stochastic]
@@ -32,6 +34,24 @@ def test_every_solver_samples_the_same_in_float32(device: str, name: str) -> Non
     assert there.device.type == device
     assert there.dtype == torch.float32
     torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_of_diffusers_samples_the_same(device: str, scheduler: str) -> None:
+    pytest.importorskip("diffusers")
+    name = f"diffusers:{scheduler}"
+    if name not in diffusers_solvers():
+        pytest.skip(f"the installed diffusers has no {scheduler}")
+
+    def draw(d: str, source: torch.Generator) -> Tensor:
+        model = model_on(d, sm.VPSDE(t_min=1e-3))
+        return sm.sample(model, (5, 2), name, steps=12, generator=source).x
+
+    here, there = draw("cpu", generator()), draw(device, generator())
+    assert there.device.type == device
+    torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-3)
+    own = [draw(device, generator(0, device)) for _ in range(2)]
+    assert torch.equal(*own)
 
 
 @pytest.mark.parametrize("name", NOISY)
