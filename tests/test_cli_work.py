@@ -231,6 +231,9 @@ def test_a_folder_of_16_bits(tmp_path: Path) -> None:
         run("encode", tmp_path / "run", data, *words, "--rtol", 1e-2, "--out", out)
     from_folder, from_array = (tmp_path / f"{name}.npz" for name in ("images", "images.npy"))
     assert from_folder.read_bytes() == from_array.read_bytes()
+    for data, known in ((tmp_path / "images", 65536), ("digits", 17)):
+        words = ("--levels", 65537, "--out", tmp_path / "more.npz")
+        assert f"has {known} levels" in fail("encode", tmp_path / "run", data, *words)
     said = run("log-prob", tmp_path / "run", tmp_path / "images", "--out", tmp_path / "bits.json")
     assert "bits per dimension over 3 samples" in said
 

@@ -156,7 +156,7 @@ def read_training_data(
         if array is not None:
             raise ValueError(f"--array: the data set {where} has no arrays to choose from")
         found = find_data(where, root)
-        return found if levels is None else replace(found, levels=levels)
+        return replace(found, levels=_levels_of(where, levels, found.levels))
     if Path(where).is_dir():
         dtype = None if precision is None else precision.dtype
         return _read_folder(where, array, levels, dtype)
@@ -222,7 +222,15 @@ def _read_folder(
             images = image_folder(where)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{no_shards}; and {error}") from error
-        return TrainingData(images, levels=levels or images.levels, classes=len(images.classes))
+        known = _levels_of(where, levels, images.levels)
+        return TrainingData(images, levels=known, classes=len(images.classes))
+
+
+def _levels_of(where: str, given: int | None, known: int | None) -> int | None:
+    """Number of levels; fewer than are known may be given, for values that leave some out."""
+    if given is not None and known is not None and given > known:
+        raise ValueError(f"--levels {given}: {where} has {known} levels, leave it out")
+    return given or known
 
 
 def read_shape(text: str | None, model: ScoreModel) -> tuple[int, ...]:
