@@ -28,7 +28,11 @@ from sde_models.training.identity import check_same_run, describe_run
 from sde_models.training.learner import Learner
 from sde_models.training.logs import open_log
 from sde_models.training.loop import Loop
-from sde_models.training.module_state import check_trainable
+from sde_models.training.module_state import (
+    check_trainable,
+    find_attributes,
+    warn_of_attributes,
+)
 from sde_models.training.objective import Loss, check_loss
 from sde_models.training.progress import AnyModel, Callback, Fit
 from sde_models.training.settings import Settings
@@ -78,9 +82,11 @@ def fit(
     The learning rate rises linearly over ``warmup`` steps and falls to zero along a cosine. The
     averaged weights follow :math:`\bar\theta \leftarrow d \bar\theta + (1 - d) \theta`.
 
-    The batch of a step, its times and its noise follow from the seed and the step. With ``out`` a
-    run that was killed goes on from its last checkpoint to the same weights, bit for bit, when
-    ``fit`` is called again. Under ``accelerate launch`` each process takes its part of every batch.
+    The batch of a step, its times and its noise follow from the seed and the step, and so does what
+    the network draws from global generators, such as dropout, with other numbers in each process.
+    With ``out`` a run that was killed goes on from its last checkpoint to the same weights, bit for
+    bit, when ``fit`` is called again. Under ``accelerate launch`` each process takes its part of
+    every batch.
 
     Args:
         model: What is trained, in place: it ends with the raw weights.
@@ -116,7 +122,9 @@ def fit(
 
     Raises:
         ValueError: If not exactly one of ``steps`` and ``seconds`` is given, a setting is out of
-            range, the data are NaN or far out of range, or the folder holds another run.
+            range, the data are NaN or far out of range, the folder holds another run, or the model
+            has nothing to train, a lazy module that was never called, or a network that replaces
+            its parameters.
         TypeError: If the data are not floating, or ``loss`` is no function.
         FloatingPointError: If the loss is no longer finite, naming the step.
         KeyboardInterrupt: After Ctrl-C; with ``out``, once a checkpoint is written.
@@ -131,6 +139,7 @@ def fit(
     """
     check_loss(loss)
     check_trainable(model)
+    attributes = find_attributes(model)
     group = Group(accelerator)
     settings = Settings(
         steps=steps, seconds=seconds, batch_size=batch_size, learning_rate=learning_rate,
@@ -160,6 +169,7 @@ def fit(
         loop.run()
     finally:
         loop.log.close()
+    warn_of_attributes(attributes, model)
     return Fit(
         model=learner.average.model,
         losses=torch.tensor(loop.history.losses, dtype=torch.float64),
