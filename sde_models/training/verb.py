@@ -28,11 +28,7 @@ from sde_models.training.identity import check_same_run, describe_run
 from sde_models.training.learner import Learner
 from sde_models.training.logs import open_log
 from sde_models.training.loop import Loop
-from sde_models.training.module_state import (
-    check_trainable,
-    find_attributes,
-    warn_of_attributes,
-)
+from sde_models.training.module_state import check_trainable
 from sde_models.training.objective import Loss, check_loss
 from sde_models.training.progress import AnyModel, Callback, Fit
 from sde_models.training.settings import Settings
@@ -139,7 +135,6 @@ def fit(
     """
     check_loss(loss)
     check_trainable(model)
-    attributes = find_attributes(model)
     group = Group(accelerator)
     settings = Settings(
         steps=steps, seconds=seconds, batch_size=batch_size, learning_rate=learning_rate,
@@ -169,7 +164,6 @@ def fit(
         loop.run()
     finally:
         loop.log.close()
-    warn_of_attributes(attributes, model)
     return Fit(
         model=learner.average.model,
         losses=torch.tensor(loop.history.losses, dtype=torch.float64),
