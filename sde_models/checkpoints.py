@@ -236,9 +236,11 @@ def _fill(model: ScoreModel, tensors: dict[str, Tensor]) -> None:
 def _check_same(settings: dict[str, Any], model: ScoreModel) -> None:
     """Refuse settings that a constructor took for others."""
     made = json.loads(json.dumps(describe_model(model)))
-    for name in settings.keys() - {"format"}:
-        if name not in made or made[name] != settings[name]:
-            raise ValueError(f"{name} is {settings[name]!r}, and the model has {made.get(name)!r}")
+    names = settings.keys() | (set() if settings["format"] == 1 else made.keys())
+    for name in sorted(names - {"format"}):
+        given, has = settings.get(name, "not given"), made.get(name, "not known")
+        if given != has:
+            raise ValueError(f"{name} is {given!r} in the settings and {has!r} in the model")
 
 
 def _refuse_constant(name: str) -> NoReturn:

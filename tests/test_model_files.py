@@ -238,7 +238,7 @@ def test_settings_that_are_no_settings_are_refused(tmp_path: Path, settings: str
         ("preconditioning", {}, "do not fit"),
         ("event_shape", "ab", "event_shape must hold positive integers, got 'ab'"),
         ("event_shape", [-2], "event_shape must hold positive integers"),
-        ("later", 1, "later is 1, and the model has None"),
+        ("later", 1, "later is 1 in the settings and 'not known' in the model"),
     ],
 )
 def test_forged_settings_are_refused(tmp_path: Path, name: str, value: Any, message: str) -> None:

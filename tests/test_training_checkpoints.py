@@ -234,7 +234,8 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     for name, tensors in {"weights": found.weights, "averaged": found.averaged}.items():
         early = {key: value for key, value in tensors.items() if "frequencies" not in key}
         forge(path, f"{name}.safetensors", save(early))
-    settings = json.dumps(found.settings | {"model.format": 1})
+    known = {name: value for name, value in found.settings.items() if value is not None}
+    settings = json.dumps(known | {"model.format": 1})
     forge(path, "settings.json", settings.encode())
     for name in ("transient", "average"):
         found.state["learner"].pop(name)

@@ -230,6 +230,24 @@ def test_all_that_a_network_holds_is_resumed_bit_for_bit(tmp_path: Path, name: s
     assert_equal(state(resumed.model), state(whole.model))
 
 
+class Plain(Layer):
+    """A network with tensors in plain attributes: one replaced, one changed, one left, one new."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(2, 2))
+        self.scale, self.count, self.fixed = torch.ones(2), torch.zeros(2), torch.ones(2)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        self.scale, self.last = 0.9 * self.scale, x.detach()
+        self.count += 1
+        return self.layer(x) * self.scale * self.fixed
+
+
+def test_tensors_in_plain_attributes_that_change_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"changed .*\(network.scale, network.count\): "):
+        train(Plain)
+
+
 class Adds(Layer):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         if not hasattr(self, "late"):

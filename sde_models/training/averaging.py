@@ -16,7 +16,9 @@ from sde_models.buffers import copy_buffers, find_buffers
 from sde_models.training.module_state import (
     check_same_parameters,
     copy_model,
+    find_attributes,
     find_parameters,
+    warn_of_attributes,
 )
 from sde_models.training.progress import AnyModel
 
@@ -49,7 +51,7 @@ class MovingAverage(Generic[AnyModel]):
         self.model: AnyModel = copy_model(model).eval()
         self._average = get_ema_multi_avg_fn(decay)
         self._raw, self._weights = model, dict(model.named_parameters())
-        self._parameters = find_parameters(model)
+        self._parameters, self._attributes = find_parameters(model), find_attributes(model)
         self._averages: dict[str, Tensor] = dict(self.model.named_parameters())
         self._narrow = {name: w for name, w in self._averages.items() if w.dtype in WIDER}
         for name, weight in self._narrow.items():
@@ -76,6 +78,10 @@ class MovingAverage(Generic[AnyModel]):
         for name, weight in self._narrow.items():
             weight.copy_(self._averages[name])
         copy_buffers(find_buffers(self._raw), self.model)
+
+    def finish(self) -> None:
+        """Warn of what has changed in training and is not in the averaged model."""
+        warn_of_attributes(self._attributes, self._raw)
 
     def state(self) -> dict[str, Tensor]:
         """What the averaged model itself does not hold: averages of weights in half precision."""

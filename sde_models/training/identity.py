@@ -64,9 +64,11 @@ def check_same_run(there: dict[str, Any], now: dict[str, Any], folder: Any) -> N
     Raises:
         ValueError: Listing each setting that differs, as it was and as it is.
     """
-    # JSON knows no tuples: what was written is compared to what would be.
-    both = (there, json.loads(json.dumps(now)))
-    differing = list_differences(*({k: v for k, v in run.items() if k != FILE} for run in both))
+    # JSON knows no tuples: what was written is compared to what would be. An earlier version knew
+    # fewer settings, which are None where they change nothing.
+    runs = (there, json.loads(json.dumps(now)))
+    chosen = ({k: v for k, v in run.items() if k != FILE and v is not None} for run in runs)
+    differing = list_differences(*chosen)
     if differing:
         raise ValueError(
             f"{folder} holds a run of another configuration ({'; '.join(differing)}): give the "

@@ -105,6 +105,7 @@ class Loop(Generic[AnyModel]):
                         f"folder to go on"
                     )
             self.write_checkpoint()
+        self.learner.average.finish()
 
     def write_checkpoint(self) -> None:
         """Write where the run is, if it has a folder; a full disk is only warned of."""

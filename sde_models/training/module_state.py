@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from itertools import chain
 
@@ -68,6 +69,34 @@ def check_same_parameters(before: Mapping[str, Tensor], now: Mapping[str, Tensor
                 "those of the start: make all parameters in the constructor, and change them in "
                 "place"
             )
+
+
+def find_attributes(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
+    """Tensors in plain attributes, each with its version; not those that come from weights."""
+    return {
+        path + name: (value, value._version)
+        for part, path in find_parts(model).items()
+        for name, value in vars(part).items()
+        if isinstance(value, Tensor) and not value.requires_grad and not value.is_inference()
+    }
+
+
+def warn_of_attributes(before: Mapping[str, tuple[Tensor, int]], model: nn.Module) -> None:
+    """Warn of tensors in plain attributes that have changed: neither copied nor kept."""
+    now = find_attributes(model)
+    changed = [
+        name
+        for name, (value, version) in before.items()
+        if name in now and (now[name][0] is not value or now[name][1] != version)
+    ]
+    if changed:
+        warnings.warn(
+            f"tensors in plain attributes changed in training ({', '.join(changed)}): the averaged "
+            "model and the checkpoints hold their first values; if the network reads them, make "
+            "them buffers by register_buffer",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def copy_model(model: AnyModel) -> AnyModel:

@@ -81,9 +81,11 @@ def fit(
     The learning rate rises linearly over ``warmup`` steps and falls to zero along a cosine. The
     averaged weights follow :math:`\bar\theta \leftarrow d \bar\theta + (1 - d) \theta`.
 
-    The batch of a step, its times and its noise follow from the seed and the step. With ``out`` a
-    run that was killed goes on from its last checkpoint to the same weights, bit for bit, when
-    ``fit`` is called again. Under ``accelerate launch`` each process takes its part of every batch.
+    The batch of a step, its times and its noise follow from the seed and the step, and so does what
+    the network draws from global generators, such as dropout, with other numbers in each process.
+    With ``out`` a run that was killed goes on from its last checkpoint to the same weights, bit for
+    bit, when ``fit`` is called again. Under ``accelerate launch`` each process takes its part of
+    every batch.
 
     Args:
         model: What is trained, in place: it ends with the raw weights.
@@ -121,7 +123,9 @@ def fit(
 
     Raises:
         ValueError: If not exactly one of ``steps`` and ``seconds`` is given, a setting is out of
-            range, the data are NaN or far out of range, or the folder holds another run.
+            range, the data are NaN or far out of range, the folder holds another run, or the model
+            has nothing to train, a lazy module that was never called, or a network that replaces
+            its parameters.
         TypeError: If the data are not floating, or ``loss`` is no function.
         FileExistsError: If ``out`` is not empty, and holds no checkpoints of ``fit``.
         BlockingIOError: If another process trains in ``out``.
