@@ -260,6 +260,24 @@ def test_a_file_of_ours_is_replaced_when_that_is_asked_and_others_never(
     assert hashes(tmp_path)["y.npz.config.json"] == before["y.npz.config.json"]
 
 
+@pytest.mark.parametrize("command", ["encode", "decode", "log-prob"])
+def test_what_is_read_is_not_written_over(command: str, inputs: Path, tmp_path: Path) -> None:
+    words = commands(inputs)
+    for out in ("shards", "x.npz"):
+        assert invoke(*words["sample"], "--out", tmp_path / out).exit_code == 0
+        before = hashes(tmp_path)
+        model, *options = (words[command][1], *words[command][3:])
+        here = (tmp_path / "." / out, "--out", tmp_path / out, "--overwrite")
+        result = invoke(command, model, here[0], *options, *here[1:])
+        assert (result.exit_code, hashes(tmp_path)) == (2, before)
+        assert "is what is read" in result.stderr
+    shards = sm.Shards(tmp_path / "shards")
+    for call in (sm.encode_to_folder, sm.decode_to_folder, sm.evaluate):
+        with pytest.raises(ValueError, match="the shards that are read"):
+            call(MIXTURE, shards, tmp_path / "shards", overwrite=True, progress=False)
+    assert hashes(tmp_path) == before
+
+
 def test_names_that_the_user_has_taken_in_a_folder_of_ours(inputs: Path, tmp_path: Path) -> None:
     """What the library has made knows no config.json; an unfinished run no model."""
     out = tmp_path / "shards"

@@ -113,16 +113,20 @@ class Output:
             write_whole(self.config, config_content(ctx))
 
 
-def find_output(out: Path, endings: tuple[str, ...], *, overwrite: bool) -> Output:
+def find_output(
+    out: Path, endings: tuple[str, ...], *, overwrite: bool, data: str | None = None
+) -> Output:
     """Say where a result goes, if it may go there; nothing is written yet.
 
     Args:
         out: Where it goes.
         endings: Which endings there are; an empty one stands for a folder.
         overwrite: Whether to replace what an earlier command has left there.
+        data: What is read.
 
     Raises:
-        ValueError: For another ending, or a file where several processes share the work.
+        ValueError: For another ending, a file where several processes share the work, or what is
+            read itself.
         FileExistsError: If there is something that is not to be replaced.
     """
     if out.suffix not in endings:
@@ -130,6 +134,8 @@ def find_output(out: Path, endings: tuple[str, ...], *, overwrite: bool) -> Outp
         raise ValueError(f"--out {out} must have an ending of these: {wanted}")
     if out.suffix and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(f"several processes write shards: give --out a folder in place of {out}")
+    if data is not None and Path(data).resolve() == out.resolve():
+        raise ValueError(f"--out {out} is what is read: give another --out")
     shards = out if not out.suffix else out.with_name(f"{out.name}.parts")
     output = Output(out, own_shards(shards), overwrite)
     output.check()
