@@ -74,7 +74,7 @@ class Output:
         """Refuse what is not to be replaced.
 
         Raises:
-            FileExistsError: Saying what is in the way.
+            FileExistsError: Naming what is there.
         """
         self.shards.check()
         if self.is_folder:
@@ -86,7 +86,7 @@ class Output:
                 raise FileExistsError(f"{self.out} exists: give another --out, {hint}")
         if os.path.lexists(self.config) and not ours:
             raise FileExistsError(
-                f"{self.config} is in the way, and was not written here: give another --out"
+                f"{self.config} exists, and was not written here: give another --out"
             )
 
     def write(self, content: bytes, ctx: typer.Context) -> None:
