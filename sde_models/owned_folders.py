@@ -37,10 +37,9 @@ class OwnedFolder(os.PathLike[str]):
 
     Example:
         >>> import tempfile
-        >>> folder = OwnedFolder(f"{tempfile.mkdtemp()}/a", "shards")
-        >>> with folder:
+        >>> with tempfile.TemporaryDirectory() as path, OwnedFolder(path, "shards") as folder:
         ...     folder.write("settings.json", b"{}")
-        >>> sorted(os.listdir(folder))
+        ...     sorted(name for name in os.listdir(folder) if name != ".sde-models.lock")
         ['.sde-models.json', 'settings.json']
     """
 
@@ -120,7 +119,7 @@ class OwnedFolder(os.PathLike[str]):
         for name in names:
             if os.path.lexists(self.path / name) and not self.has(name):
                 raise FileExistsError(
-                    f"{self.path / name} is in the way, and was not written here: move it away, "
+                    f"{self.path / name} exists, and was not written here: move it elsewhere, "
                     "or choose another folder"
                 )
 

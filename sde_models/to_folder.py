@@ -174,6 +174,7 @@ def encode_to_folder(
         True
     """
     source = Source(dataset, cond)
+    source.check_elsewhere(out)
     arguments = {"solver": solver, **arguments}
     engine = Engine(
         ENCODING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
@@ -235,6 +236,7 @@ def decode_to_folder(
         ValueError, TypeError, OSError, torch.OutOfMemoryError: As for :func:`sample_to_folder`.
     """
     source = Source(latents, cond)
+    source.check_elsewhere(out)
     arguments = {"solver": solver, **arguments}
     engine = Engine(
         DECODING, model, chunk=chunk, seed=0, accelerator=accelerator, arguments=arguments

@@ -217,7 +217,7 @@ def is_extra(name: str) -> bool:
     return any(part in name for part in extras)
 
 
-def mistakes(command: str) -> list[tuple[object, ...]]:
+def mistakes(command: object) -> list[tuple[object, ...]]:
     """Options and inputs that will not do, each found at another place."""
     if command == "train":
         return [
@@ -256,8 +256,26 @@ def test_a_file_of_ours_is_replaced_when_that_is_asked_and_others_never(
     assert invoke(*words, "--out", tmp_path / "y.npz", "--overwrite").exit_code == 2
     (tmp_path / "y.npz").unlink()
     said = invoke(*words, "--out", tmp_path / "y.npz", "--overwrite")
-    assert "y.npz.config.json is in the way" in said.stderr
+    assert "y.npz.config.json exists, and was not written here" in said.stderr
     assert hashes(tmp_path)["y.npz.config.json"] == before["y.npz.config.json"]
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "log-prob"])
+def test_what_is_read_is_not_written_over(command: str, inputs: Path, tmp_path: Path) -> None:
+    words = commands(inputs)
+    for out in ("shards", "x.npz"):
+        assert invoke(*words["sample"], "--out", tmp_path / out).exit_code == 0
+        before = hashes(tmp_path)
+        model, *options = (words[command][1], *words[command][3:])
+        here = (tmp_path / "." / out, "--out", tmp_path / out, "--overwrite")
+        result = invoke(command, model, here[0], *options, *here[1:])
+        assert (result.exit_code, hashes(tmp_path)) == (2, before)
+        assert "is what is read" in result.stderr
+    shards = sm.Shards(tmp_path / "shards")
+    for call in (sm.encode_to_folder, sm.decode_to_folder, sm.evaluate):
+        with pytest.raises(ValueError, match="the shards that are read"):
+            call(MIXTURE, shards, tmp_path / "shards", overwrite=True, progress=False)
+    assert hashes(tmp_path) == before
 
 
 def test_names_that_the_user_has_taken_in_a_folder_of_ours(inputs: Path, tmp_path: Path) -> None:
@@ -271,24 +289,25 @@ def test_names_that_the_user_has_taken_in_a_folder_of_ours(inputs: Path, tmp_pat
     words = commands(inputs)
     for more in ((), ("--overwrite",)):
         said = invoke(*words["sample"], "--out", out, *more)
-        assert "config.json is in the way" in said.stderr
+        assert "config.json exists, and was not written here" in said.stderr
         assert (out / "config.json").read_text() == "mine"
     with OwnedFolder(tmp_path / "run", "a training run"):
         pass
     for name in ("model.safetensors", "metrics.json", "samples.png", "config.json"):
         (tmp_path / "run" / name).write_text("mine")
         said = invoke(*words["train"], "--out", tmp_path / "run", "--overwrite")
-        assert f"{name} is in the way" in said.stderr
+        assert f"{name} exists, and was not written here" in said.stderr
         assert (tmp_path / "run" / name).read_text() == "mine"
         (tmp_path / "run" / name).unlink()
 
 
 def test_a_command_that_comes_to_nothing_leaves_nothing(inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for command, words in commands(inputs).items():
-        if command == "demo":
-            continue
-        for mistake in mistakes(command):
+    asked = commands(inputs)
+    del asked["demo"]
+    asked["train without pictures"] = asked["train"][:-2]
+    for words in asked.values():
+        for mistake in mistakes(words[0]):
             for out in ("empty", "new/folder"):
                 assert invoke(*words, *mistake, "--out", tmp_path / out).exit_code in (1, 2)
         assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]

@@ -40,7 +40,7 @@ def decode(
     from sde_models.cli.outputs import find_output
     from sde_models.to_folder import decode_to_folder
 
-    output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite)
+    output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite, data=latents)
     network = read_model(model, running.device, running.dtype, data_range)
     z, _ = read_data(latents, first=n, array=array, names=("z", "x"), precision=running.dtype)
     output.check_shape(shape_of(z))

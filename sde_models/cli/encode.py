@@ -51,7 +51,7 @@ def encode(
     from sde_models.cli.outputs import find_output
     from sde_models.to_folder import encode_to_folder
 
-    output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite)
+    output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite, data=data)
     network = read_model(model, running.device, running.dtype, data_range)
     x, levels = read_data(
         data, levels=levels, first=n, array=array, root=root, precision=running.dtype

@@ -68,7 +68,7 @@ def log_prob(
     from sde_models.evaluation import evaluate
     from sde_models.shards import Shards
 
-    output = find_output(out, (".npz", ".json", ""), overwrite=running.overwrite)
+    output = find_output(out, (".npz", ".json", ""), overwrite=running.overwrite, data=data)
     network = read_model(model, running.device, running.dtype, data_range)
     x, levels = read_data(
         data, levels=levels, first=n, array=array, root=root, precision=running.dtype

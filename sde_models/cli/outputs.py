@@ -74,7 +74,7 @@ class Output:
         """Refuse what is not to be replaced.
 
         Raises:
-            FileExistsError: Saying what is in the way.
+            FileExistsError: Naming what is there.
         """
         self.shards.check()
         if self.is_folder:
@@ -86,7 +86,7 @@ class Output:
                 raise FileExistsError(f"{self.out} exists: give another --out, {hint}")
         if os.path.lexists(self.config) and not ours:
             raise FileExistsError(
-                f"{self.config} is in the way, and was not written here: give another --out"
+                f"{self.config} exists, and was not written here: give another --out"
             )
 
     def write(self, content: bytes, ctx: typer.Context) -> None:
@@ -121,16 +121,20 @@ class Output:
             write_whole(self.config, config_content(ctx))
 
 
-def find_output(out: Path, endings: tuple[str, ...], *, overwrite: bool) -> Output:
+def find_output(
+    out: Path, endings: tuple[str, ...], *, overwrite: bool, data: str | None = None
+) -> Output:
     """Say where a result goes, if it may go there; nothing is written yet.
 
     Args:
         out: Where it goes.
         endings: Which endings there are; an empty one stands for a folder.
         overwrite: Whether to replace what an earlier command has left there.
+        data: What is read.
 
     Raises:
-        ValueError: For another ending, or a file where several processes share the work.
+        ValueError: For another ending, a file where several processes share the work, or what is
+            read itself.
         FileExistsError: If there is something that is not to be replaced.
     """
     if out.suffix not in endings:
@@ -138,6 +142,8 @@ def find_output(out: Path, endings: tuple[str, ...], *, overwrite: bool) -> Outp
         raise ValueError(f"--out {out} must have an ending of these: {wanted}")
     if out.suffix and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(f"several processes write shards: give --out a folder in place of {out}")
+    if data is not None and Path(data).resolve() == out.resolve():
+        raise ValueError(f"--out {out} is what is read: give another --out")
     shards = out if not out.suffix else out.with_name(f"{out.name}.parts")
     output = Output(out, own_shards(shards), overwrite)
     output.check()

@@ -50,7 +50,7 @@ class Run:
 
     @property
     def pictures(self) -> OwnedFolder:
-        """Folder of the samples that are drawn on the way."""
+        """Folder of the samples that are drawn during the run."""
         return OwnedFolder(self.folder.path / "samples", "pictures of samples", PICTURES)
 
     @property
@@ -62,7 +62,7 @@ class Run:
         """Refuse a folder with something else, and names in it that others have taken.
 
         Raises:
-            FileExistsError: Saying what is in the way.
+            FileExistsError: Naming what is there.
         """
         self.folder.check()
         self.folder.check_names(*FILES)
@@ -98,8 +98,8 @@ class Run:
         """Leave nothing behind of a new run that came to nothing."""
         if self.folder.new and self.last_step() == 0:
             self.checkpoints.remove()
-            self.pictures.remove()
-            self.folder.remove()
+            self.pictures.clear()
+            self.folder.clear()
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def open_run(
         group: The processes that train together.
         ctx: Context of the command, whose options are written into the folder.
         overwrite: Whether to replace a run that is there, and nothing else.
-        pictures: Whether samples are drawn on the way.
+        pictures: Whether samples are drawn during the run.
         **settled: Options that the command itself gave a value.
 
     Raises:

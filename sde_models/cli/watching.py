@@ -1,4 +1,4 @@
-"""What is seen of a run: bits per dimension and samples on its way, a picture at its end."""
+"""What is seen of a run: bits per dimension and samples from time to time, a last picture."""
 
 from __future__ import annotations
 

@@ -160,6 +160,7 @@ def evaluate(
         EVALUATING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
     )
     source = Source(dataset, cond)
+    source.check_elsewhere(out)
     settings = {"sample": source.describe_sample(), "levels": levels, "cond": describe(cond)}
     if levels is not None:
         settings |= describe_range(engine.model)

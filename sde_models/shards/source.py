@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence, Sized
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,6 +95,16 @@ class Source:
             return part
 
         return prepare
+
+    def check_elsewhere(self, out: str | os.PathLike[str]) -> None:
+        """Refuse to write results over the shards that are read.
+
+        Raises:
+            ValueError: If they are in the same folder.
+        """
+        path = getattr(self.dataset, "path", None)
+        if isinstance(path, Path) and path.resolve() == Path(out).resolve():
+            raise ValueError(f"{out} holds the shards that are read: choose another folder")
 
     @cached_property
     def _first_sample(self) -> Tensor:
