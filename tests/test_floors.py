@@ -65,6 +65,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "counting",
         "dependence",
         "errors",
+        "model_modes",
         "network_calls",
         "priors",
         "randomness",
