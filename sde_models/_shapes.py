@@ -104,8 +104,7 @@ def check_batch(x: Tensor, event_shape: tuple[int, ...] | None = None, name: str
             "network may stay in half precision"
         )
     check_event_shape(x, event_shape, name)
-    if x.shape[0] == 0:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}: at least one sample is wanted")
+    check_not_empty(x, name)
     rows = non_finite_rows(x) if may_look_at(x) else []
     if rows:
         raise ValueError(f"{name} holds NaN or infinite values in {describe_rows(rows)}")
@@ -140,6 +139,17 @@ def check_event_shape(x: Tensor, event_shape: tuple[int, ...] | None, name: str 
             f"{name} has event shape {tuple(x.shape[1:])} (shape {tuple(x.shape)}), the model "
             f"wants {tuple(event_shape)}, that is a batch of shape "
             f"(B, {', '.join(map(str, event_shape))})"
+        )
+
+
+def check_not_empty(x: Tensor, name: str = "x") -> None:
+    """Refuse a batch without samples, or whose samples hold no numbers."""
+    if 0 in x.shape[:1]:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: at least one sample is wanted")
+    if 0 in x.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}, whose samples hold no numbers: each size must be "
+            "1 or more"
         )
 
 

@@ -164,7 +164,7 @@ class GaussianMixture(nn.Module):
         return MixtureModel(self, sde, event_shape)
 
     def _flat(self, x: Tensor) -> Tensor:
-        flat = x.reshape(x.shape[0], -1)
+        flat = x.flatten(1)
         if flat.shape[1] != self.dim:
             raise ValueError(
                 f"points of shape {tuple(x.shape)} have {flat.shape[1]} coordinates each, "

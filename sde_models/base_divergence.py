@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_models._shapes import leaf_copy
+from sde_models._shapes import check_not_empty, leaf_copy
 from sde_models.counting import record
 from sde_models.dependence import value_with_graph
 
@@ -172,6 +172,7 @@ class Divergence(ABC):
         Raises:
             ValueError: If the event is too large for the estimator.
         """
+        check_not_empty(x)
         size = x[0].numel()
         self.check_size(size)
         differentiable = torch.is_grad_enabled()

@@ -66,8 +66,11 @@ class LatentTransform(Transform):
 
     def log_prob(self, y: Tensor) -> Tensor:
         """Log-density of data under the decoded prior, shape of the batch."""
+        batch = self._batch(y)
+        if not batch.numel():
+            return y.new_empty(batch)
         flat = y.reshape(-1, *self.event_shape)
-        return log_prob(self.model, flat, **self.density).value.reshape(self._batch(y))
+        return log_prob(self.model, flat, **self.density).value.reshape(batch)
 
     @property
     def prior(self) -> Any:
@@ -94,6 +97,8 @@ class LatentTransform(Transform):
         return x.shape[: x.ndim - len(self.event_shape)]
 
     def _by_batch(self, function: Any, x: Tensor) -> Tensor:
+        if not self._batch(x).numel():
+            return x.clone()
         found: Tensor = function(x.reshape(-1, *self.event_shape))
         return found.reshape(x.shape)
 
@@ -142,6 +147,8 @@ class ScoreDistribution(Distribution):
             raise ValueError(
                 "this model takes any event shape: give event_shape=, such as (3, 32, 32)"
             )
+        if 0 in shape:
+            raise ValueError(f"event_shape is {shape}: each size must be 1 or more")
         self.transform = LatentTransform(model, shape, solve=solve, density=density)
         super().__init__(torch.Size(batch_shape), torch.Size(shape), validate_args=validate_args)
 
@@ -187,7 +194,7 @@ class ScoreDistribution(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats, shape ``(*sample_shape, *batch_shape)``."""
-        if self._validate_args:
+        if self._validate_args and value.numel():
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape, (*self.batch_shape, *self.event_shape))
         return self.transform.log_prob(value.expand(shape))

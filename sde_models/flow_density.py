@@ -18,7 +18,7 @@ from sde_models.divergence import find_divergence
 from sde_models.errors import nearest_names
 from sde_models.likelihood_accuracy import ToAccuracy
 from sde_models.likelihood_methods import METHODS, Likelihood
-from sde_models.models import Model, check_is_function, check_model
+from sde_models.models import Model, check_model
 from sde_models.priors import Prior
 from sde_models.solvers import Solution, Solver, Step
 from sde_models.solvers import solver as find_solver
@@ -104,7 +104,6 @@ def integrate_flow(
     control = {"steps": steps, "rtol": rtol, "atol": atol, "grid": grid, "max_steps": max_steps}
     further: dict[str, Any] = {"gradient": gradient, "progress": progress, "callback": callback}
     check_model(model)
-    check_is_function(model)
     check_callback(callback)
     found = find_solver(solver)
     check_batch(x, model.event_shape)

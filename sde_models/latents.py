@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sde_models.models import Model, check_is_function, check_model
+from sde_models.models import Model, check_model
 from sde_models.solvers import Solution, Solver, solve
 from sde_models.solvers import solver as find_solver
 from sde_models.systems import ProbabilityFlow
@@ -71,7 +71,6 @@ def encode(
         True
     """
     check_model(model)
-    check_is_function(model)
     span = (model.sde.t_min, model.sde.t_max)
     solution = solve(ProbabilityFlow(model), x, span, solver, **arguments)
     fields = dict(vars(solution))
@@ -95,7 +94,6 @@ def decode(
         ValueError, TypeError: What :func:`~sde_models.solve` raises.
     """
     check_model(model)
-    check_is_function(model)
     flow, method = ProbabilityFlow(model), find_solver(solver)
     if method.draws_noise(flow):
         raise ValueError(

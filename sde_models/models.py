@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from sde_models._shapes import (
     Time,
@@ -173,7 +171,7 @@ class ScoreModel(Model):
         data_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(sde, event_shape)
-        self.network = network
+        self.network = _check_network(network)
         self.data_range = None if data_range is None else check_data_range(data_range)
         data_std = getattr(sde, "data_std", 1.0)
         self.prediction: Prediction = find_prediction(prediction, preconditioning, data_std)
@@ -251,7 +249,7 @@ class EnergyModel(Model):
     ) -> None:
         super().__init__(sde, event_shape)
         self._gaussian()
-        self.network = network
+        self.network = _check_network(network)
 
     def energy(self, t: Time, x: Tensor, **cond: Any) -> Tensor:
         """Energy of each sample, shape ``(B,)``, defined up to a function of time."""
@@ -280,6 +278,26 @@ class EnergyModel(Model):
         return (x - sigma.square() * gradient) / alpha, sigma * gradient
 
 
+def _check_network(network: Any) -> nn.Module:
+    """Return a network; refuse what has no parameters to move, to train and to save.
+
+    Raises:
+        TypeError: Saying how to make a module of it.
+    """
+    if isinstance(network, nn.Module):
+        return network
+    given = f"the class {network.__name__}" if isinstance(network, type) else f"{network!r}"
+    hint = (
+        "make one of it, such as Network()"
+        if isinstance(network, type)
+        else (
+            "write it as the forward(self, t, x) of a module, so that its parameters are trained, "
+            "moved and saved with the model"
+        )
+    )
+    raise TypeError(f"network must be a torch.nn.Module, got {given}: {hint}")
+
+
 def check_model(model: Any) -> None:
     """Refuse what is not a model.
 
@@ -301,25 +319,3 @@ def _check_sde(sde: Any) -> None:
         given = f"the class {sde.__name__}" if isinstance(sde, type) else type(sde).__name__
         raise TypeError(f"sde must be an SDE such as sm.VPSDE(), got {given}")
     sde.check_keeps_times()
-
-
-def check_is_function(model: nn.Module) -> None:
-    """Refuse a model whose answer for a sample depends on chance or on the rest of its batch.
-
-    Raises:
-        ValueError: For a layer of dropout or batch normalisation in training mode, by name.
-    """
-    for name, module in model.named_modules():
-        if not module.training:
-            continue
-        dropout = getattr(module, "p" if isinstance(module, _DropoutNd) else "dropout", 0.0)
-        if isinstance(dropout, float) and dropout > 0:
-            what = "drops entries at random: the density is then not a function of x"
-        elif isinstance(module, _BatchNorm):
-            what = "normalises over the batch: the density of a sample then depends on the others"
-        else:
-            continue
-        raise ValueError(
-            f"the model is in training mode, and {name or 'it'} ({type(module).__name__}) {what}; "
-            "call model.eval() first"
-        )

@@ -85,7 +85,8 @@ class IsotropicGaussian(Distribution):
                 f"{', '.join(map(str, self.event_shape))}) for events of shape "
                 f"{tuple(self.event_shape)}"
             )
-        flat = value.reshape(*value.shape[: value.ndim - len(self.event_shape)], -1)
+        batch = value.shape[: value.ndim - len(self.event_shape)]
+        flat = value.reshape(*batch, self.event_shape.numel())
         constant = flat.shape[-1] * math.log(self.std * math.sqrt(2 * math.pi))
         return -0.5 * (flat / self.std).square().sum(-1) - constant
 

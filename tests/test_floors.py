@@ -69,6 +69,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "dependence",
         "errors",
         "folder_locks",
+        "model_modes",
         "network_calls",
         "owned_folders",
         "priors",

@@ -212,7 +212,8 @@ message(lambda: sm.decode(model, x, solver="ode:dopri5", rtol=1e-9))
 # %% [markdown]
 # **Cause.** Numbers in float32 have seven digits, and no step is small enough for a ninth.
 #
-# **Cure.** `x.double()` and `model.double()`.
+# **Cure.** `x.double()`: the state is then in float64, and the network is called in its own dtype.
+# `model.double()` too where its rounding counts.
 #
 # ### A network that is not one function
 

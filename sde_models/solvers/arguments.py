@@ -9,8 +9,6 @@ from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from sde_models.base_systems import System
 from sde_models.grids import Grid, check_monotone, rounding_of
@@ -101,17 +99,6 @@ def whole_number(name: str, count: Any) -> int | None:
     if number is None or number < 1:
         raise ValueError(f"{name} must be a whole number of 1 or more, got {count!r}")
     return number
-
-
-def check_mode(system: System) -> None:
-    """Refuse a network that is random or learns while it is evaluated."""
-    for module in system.modules():
-        random = isinstance(module, _DropoutNd) and module.p > 0
-        if module.training and (random or isinstance(module, _BatchNorm)):
-            raise ValueError(
-                f"the network is in training mode and has {type(module).__name__}, so that it is "
-                "not one function of (t, x): call model.eval() first"
-            )
 
 
 def check_adjoint(

@@ -13,12 +13,12 @@ from sde_models._shapes import check_batch
 from sde_models.base_systems import System
 from sde_models.counting import count_evaluations
 from sde_models.grids import Grid, time_grid
+from sde_models.model_modes import check_is_function
 from sde_models.solvers.arguments import (
     check_adjoint,
     check_arguments,
     check_callback,
     check_gradient,
-    check_mode,
     check_noise_source,
     check_precision,
     check_span,
@@ -94,7 +94,7 @@ def solve(
         ValueError: For a wrong shape, NaN in ``x``, times out of range or in a direction in which
             the system cannot run, a solver that cannot integrate the system, an argument that
             the solver cannot use, tolerances and steps that are not positive, or a network in
-            training mode whose answers are then random.
+            training mode whose answers are then random or depend on the batch.
         NonFiniteError: If the network returns NaN or infinity: with time, evaluations and rows.
         StepLimitError: If an adaptive solver reaches its cap: with the state reached.
         StepSizeError: If an adaptive solver needs steps below the precision of the state.
@@ -121,7 +121,7 @@ def solve(
     check_callback(callback)
     check_precision(method, x, rtol)
     system = system.conditioned(**cond)
-    check_mode(system)
+    check_is_function(system)
     differentiate = check_gradient(method, gradient, x, system)
     save_at = save_times(path, span)
     check_adjoint(method, gradient, path, system)
