@@ -17,7 +17,7 @@ GPU_PYTHON ?= $(BIN)/python
 CHECK_VERSION := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-oldest lint format docs check-site bench check-gpu clean
+.PHONY: help venv demo test test-oldest lint format docs check-site bench check-gpu dist clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -89,6 +89,13 @@ bench: $(STAMP)  ## measure what solvers cost and give, beside other libraries; 
 
 check-gpu: $(if $(filter $(BIN)/%,$(GPU_PYTHON)),$(STAMP))  ## tests and a benchmark on a GPU with CUDA; at most eight minutes
 	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON) benchmarks/check_gpu.py
+
+dist: $(STAMP)  ## build wheel and source archive, check them, and try them in an empty environment
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dist]'
+	rm -rf dist build *.egg-info
+	$(BIN)/python -m build  # the wheel is built from the source archive
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python .ci/try_package.py dist/*.whl
 
 clean:  ## remove what builds and tests leave; keeps .venv and runs/
 	rm -rf site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov
