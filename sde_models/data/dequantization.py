@@ -147,7 +147,9 @@ def check_levels(images: Tensor, levels: int) -> None:
     _check_level_count(levels)
     wanted = f"wanted whole numbers from 0 to {levels - 1} for levels={levels}"
     if images.ndim < 2 or images.numel() == 0:
-        raise ValueError(f"images have shape {tuple(images.shape)}, wanted (B, *event), B >= 1")
+        raise ValueError(
+            f"images have shape {tuple(images.shape)}, expected (B, *event) with sizes of 1 or more"
+        )
     if images.is_floating_point():
         if not bool(torch.isfinite(images).all()):
             raise ValueError(f"images hold NaN or infinite values; {wanted}")
