@@ -212,8 +212,8 @@ message(lambda: sm.decode(model, x, solver="ode:dopri5", rtol=1e-9))
 # %% [markdown]
 # **Cause.** Numbers in float32 have seven digits, and no step is small enough for a ninth.
 #
-# **Cure.** `x.double()`: the state is then in float64, and the network is called in its own dtype.
-# `model.double()` too where its rounding counts.
+# **Cure.** `x.double()`: the state is then in float64, and the network is called in its own dtype. Where the
+# rounding of the network counts, `model.double()` too.
 #
 # ### A network that is not one function
 
@@ -339,7 +339,7 @@ message(lambda: sm.save_model("model.safetensors", broken))
 # | samples have the wrong size | the prior does not fit the data | `sm.VESDE(data_std=...)`, or `prior=` |
 # | few steps give poor samples | the grid | `grid="log-snr"` or an adapted one, [measured here](choosing-a-solver.md) |
 # | two runs differ | a generator was not given, or one was used up | a new `torch.Generator().manual_seed(0)` for each call |
-# | a sample changes with the size of the batch | one generator draws for the batch as a whole | one for each sample: `generator=[torch.Generator().manual_seed(s) for s in seeds]` |
+# | a sample changes with the size of the batch | one generator draws for all samples at once | one for each sample: `generator=[torch.Generator().manual_seed(s) for s in seeds]` |
 # | bits/dim are far below zero | images without dequantisation: next cell | `bits_per_dim` |
 # | log-densities jump when tolerances change | the solver's error near `t_min` | `tol=`, which watches it; see [exact likelihoods](exact-likelihoods.md) |
 # | a batch runs out of memory | traces take many products at once | `sm.Exact(chunk=...)`, smaller batches; [`evaluate`][sde_models.evaluation.evaluate] halves them by itself |

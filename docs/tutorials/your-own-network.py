@@ -277,8 +277,8 @@ for title, how in {
 # The third is a layer that is random, depends on the batch or learns in training mode, such as dropout or
 # batch normalisation: `model.eval()`.
 #
-# What a network is given are copies in its own dtype: it may change them in place, and the state of a solve
-# may be in double precision where the network is in single.
+# A network is given copies in its own dtype. It may change them in place, and the state of a solve may be in
+# double precision where the network is in single.
 #
 # **Smoothness.** A likelihood uses the derivative of the network along a path, and an adaptive solver
 # takes small steps wherever a derivative jumps. With ReLU the network's derivative jumps at every
