@@ -24,7 +24,7 @@ print(sde_models.__file__)
 
 
 def main(wheel: str) -> None:
-    """Install a wheel with its dependencies alone, and use it; the first failure ends the run."""
+    """Install a wheel and its dependencies, and use it; the first failure ends the run."""
     [example] = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     with tempfile.TemporaryDirectory() as place:
         environment, folder = Path(place, "environment"), Path(place, "folder")

@@ -1,11 +1,11 @@
-"""What a U-Net for 32x32 images samples and scores in a second on a GPU, beside its bare network.
+"""Images that a U-Net samples and scores in a second on a GPU, compared with the bare network.
 
-The network is the DDPM++ of :class:`sde_models.nn.UNet`, of 62 million random weights. Solvers make
-as many network calls as the bare network does in a loop, and as the ``DDIMPipeline`` of diffusers
-does with the same weights. All of one batch size are timed in turn, round after round, and the
-median of the ratios of the rounds is quoted. A likelihood is compared with the same number of rows
-through the bare network, forwards and backwards. What there is no time for is left out, and what
-was measured is written after each part.
+The network is the DDPM++ of :class:`sde_models.nn.UNet` for 32x32 images, with 62 million random
+weights. Solvers make as many network calls as the bare network does in a loop, and as the
+``DDIMPipeline`` of diffusers does with the same weights. All of one batch size are timed in turn,
+round after round, and the median of the ratios of the rounds is quoted. A likelihood is compared
+with the same number of rows through the bare network, forwards and backwards. What there is no time
+for is left out, and what was measured is written after each part.
 Results: ``benchmarks/results/gpu.{json,md,png}``.
 
     python benchmarks/gpu.py
@@ -214,7 +214,7 @@ class Benchmark:
         return sm.solve(system, x, (1.0, T_MIN), name, steps=steps)
 
     def sampling(self, batch: int) -> None:
-        """Solvers and diffusers' pipeline beside the bare network."""
+        """Solvers and diffusers' pipeline, compared with the bare network."""
         x, model = self.x(batch), self.model()
         works: Works = {BARE: lambda: self.bare(self.network, x, self.sizes.calls)}
         works |= {f"`{s}`": lambda s=s: self.solve(model, x, s) for s in SOLVERS}
@@ -262,7 +262,7 @@ class Benchmark:
         self.measure("faster", batch, works, {})
 
     def likelihood(self) -> None:
-        """Log-densities beside the same rows through the network, by numbers taken at once."""
+        """Log-densities, compared with the same rows through the bare network."""
         batch, model = self.sizes.likelihoods, self.model()
         x = 0.5 * self.x(batch).clamp(-1, 1)
 
@@ -386,7 +386,7 @@ def as_markdown(rows: list[Row], left_out: dict[str, str], machine: dict[str, An
 
 
 def plot(rows: list[Row]) -> Figure:
-    """Bars of what a solver takes beside the bare network."""
+    """Bars of what a solver takes, compared with the bare network."""
     shown = [row for row in rows if row["part"] == "sampling" and row["what"] != BARE]
     figure = empty_figure(8, 0.28 * len(shown) + 1.2)
     axes = figure.subplots()

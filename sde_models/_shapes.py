@@ -145,7 +145,7 @@ def check_event_shape(x: Tensor, event_shape: tuple[int, ...] | None, name: str 
 def check_not_empty(x: Tensor, name: str = "x") -> None:
     """Refuse a batch without samples, or whose samples hold no numbers."""
     if 0 in x.shape[:1]:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}: at least one sample is wanted")
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: at least one sample is needed")
     if 0 in x.shape:
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}, whose samples hold no numbers: each size must be "

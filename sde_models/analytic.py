@@ -95,7 +95,7 @@ class GaussianMixture(nn.Module):
             generator: Source of randomness; a sequence has one for each point.
 
         Raises:
-            TypeError: If ``generator`` is none.
+            TypeError: If ``generator`` is neither a generator nor a sequence of them.
             ValueError: If no points are asked for, or there is not one generator for each.
         """
         shape = (n,) if isinstance(n, int) else tuple(n)

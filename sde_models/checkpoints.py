@@ -183,7 +183,7 @@ UNFIT = (
     ArithmeticError, AttributeError, KeyError, MemoryError, RecursionError, RuntimeError, TypeError,
     ValueError,
 )  # fmt: skip
-"""What settings that this library did not write may raise on their way to a model."""
+"""What building a model may raise from settings that this library did not write."""
 
 
 def _check_fit(settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:

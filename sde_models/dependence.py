@@ -1,4 +1,4 @@
-"""Derivatives of a user's function with respect to x, where its graph may not tell of x."""
+"""Derivatives of a user's function with respect to x, where its graph may not lead to x."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ Function = Callable[[Tensor], Any]
 def value_with_graph(function: Function, x: Tensor, dtype: torch.dtype | None = None) -> Any:
     """Evaluate a function at a copy of x, so that a derivative with respect to x can be taken.
 
-    The copy is the function's own to change. Where no derivative can be asked for, nothing is
-    looked at. A function that does not depend on x has no graph to it, and is given one along which
-    its derivative is zero.
+    The function may change the copy. If x has no graph, nothing is checked. The value of a function
+    that does not depend on x gets a graph along which its derivative is zero.
 
     Args:
         function: Of one tensor, sample by sample.
@@ -36,8 +35,8 @@ def value_with_graph(function: Function, x: Tensor, dtype: torch.dtype | None = 
         elsewhere = function((1 + x.abs() + x).to(given.dtype))
     if not torch.allclose(elsewhere, value.detach(), rtol=0, atol=0, equal_nan=True):
         raise ValueError(
-            "the network cuts the graph (no_grad or detach in its forward?), but a derivative "
-            "with respect to x is needed, as log_prob and gradients do"
+            "the network cuts the graph (no_grad or detach in its forward?), and log_prob "
+            "and gradients need its derivative with respect to x: compute the output without them"
         )
     return value + 0 * x.sum().to(value.dtype)
 

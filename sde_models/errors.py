@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class SolveError(RuntimeError):
-    """A solve that could not be finished. What it carries shares no memory with the solve.
+    """A solve that could not be finished. Its tensors are copies.
 
     Attributes:
         t: Model time reached; shape ``(B,)`` where each sample has its own.

@@ -15,11 +15,11 @@ class NetworkCall:
     """A network made ready to be called as ``network(t, x, **cond)``.
 
     It is called in its own dtype, whatever that of the state, and its output comes back in that of
-    the state. What it is given is its own to change in place, and what it returns is copied, so
-    that it may return a tensor that it keeps. The network's dtype is looked up here, once.
+    the state. It is given copies, which it may change in place, and its output is copied, so it may
+    return a tensor that it keeps. The network's dtype is looked up here, once.
 
-    A compiled network is called as it was before where a derivative with respect to x is taken:
-    torch compiles no second derivatives, and lets a compiled product be taken once.
+    Where a derivative with respect to x is taken, a compiled network is called as it was before it
+    was compiled: torch compiles no second derivatives, and takes a compiled product only once.
 
     Args:
         network: The network.

@@ -1,6 +1,6 @@
 """Folders that this library has made: it fills and empties these, and no others.
 
-A file in the folder says so. What else a folder may hold is somebody else's, whatever it is called.
+A file in the folder says so. All other files are somebody else's, whatever they are called.
 """
 
 from __future__ import annotations

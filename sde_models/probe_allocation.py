@@ -47,8 +47,8 @@ class Allocation:
         weights: What each node counts in the integral, shape ``(M,)``.
         size: Numbers in an event.
         target: Standard error in nats.
-        separate: Whether each sample decides by itself if an alternative is better; else all do
-            together, which takes fewer trials.
+        separate: Whether it is decided for each sample if an alternative is better; if False, for
+            all together, which takes fewer trials.
     """
 
     estimate: Estimate

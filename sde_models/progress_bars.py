@@ -9,7 +9,7 @@ from tqdm.asyncio import tqdm_asyncio
 from tqdm.auto import tqdm
 
 IN_NOTEBOOK = tqdm is not tqdm_asyncio
-"""Whether tqdm has found one, which shows its bars beside standard error."""
+"""Whether tqdm has found one, in which bars are widgets and not text on standard error."""
 PARTS = 10
 
 

@@ -97,8 +97,8 @@ def draw_rows(
         draw: Draws for a batch, called as ``draw(like, generator)``; it may return None.
         like: The samples, shape ``(B, *event)``.
         generator: Source of randomness. With a :class:`PartGenerator` of which these are the rows
-            numbers are drawn for the whole batch; with :class:`~sde_models.streams.Streams` for
-            each sample from its own.
+            numbers are drawn for the whole batch; with :class:`~sde_models.streams.Streams` each
+            sample draws from its own.
         dim: The dimension of what is drawn that counts the samples.
     """
     if isinstance(generator, PartGenerator) and generator.covers(like):

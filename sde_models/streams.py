@@ -1,9 +1,8 @@
 """One generator for each sample, so that a sample is the same alone and in any batch.
 
-A single generator draws for a batch as a whole, and what a sample is given then depends on how many
-others there are. With a generator of its own it draws in an order of its own. Solvers in which
-samples leave the batch, or which look at some of them again, take the generators along with the
-rows.
+A single generator draws for all samples of a batch at once, and the numbers of a sample then depend
+on how many others there are. With a generator of its own they do not. Solvers in which samples
+leave the batch, or which look at some of them again, take the generators along with the rows.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def as_source(generator: Any, count: int) -> Source:
         The generator, :class:`Streams` of a sequence, or None.
 
     Raises:
-        TypeError: If it is neither, or an entry is no generator.
+        TypeError: If it is none of these, or an entry is no generator.
         ValueError: If there is not one for each sample, or one is given twice.
     """
     if isinstance(generator, Streams):
@@ -55,8 +54,8 @@ def as_source(generator: Any, count: int) -> Source:
         )
     if len(set(map(id, generator))) < count:
         raise ValueError(
-            "generator has the same torch.Generator twice, so that a sample would depend on the "
-            "other: give each sample its own, of equal seeds if they shall draw alike"
+            "generator has the same torch.Generator twice, and two samples would share its "
+            "numbers: give each sample its own, with equal seeds if they are to be equal"
         )
     return Streams(generator) or None
 

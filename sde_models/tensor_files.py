@@ -19,7 +19,7 @@ BLANK = b"0" * 64
 
 
 class DamagedError(ValueError):
-    """Content that is not as it was written."""
+    """Content that differs from what was written."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def unpack(content: bytes) -> TensorFile:
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         metadata = dict(header.get("__metadata__", {}))
-    except Exception as error:  # from bytes of anyone anything may come
+    except Exception as error:  # forged bytes may raise anything
         raise ValueError(f"it is no safetensors file, or damaged: {error}") from error
     return TensorFile(tensors, metadata, checked)
 

@@ -78,8 +78,8 @@ def sample_to_folder(
         TypeError: For a ``generator=`` or ``path=``.
         FileExistsError: If the folder is not empty, and was not made by one of these functions.
         BlockingIOError: If another process is at work in it.
-        OSError: If a file cannot be written, what was written before being whole; or if the
-            samples take more than is free on the disk.
+        OSError: If a file cannot be written, where those written before are complete; or if the
+            samples need more room than is free on the disk.
         torch.OutOfMemoryError: If a single sample does not fit into memory.
 
     Example:

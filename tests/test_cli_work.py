@@ -304,7 +304,9 @@ def test_mistakes_are_told_in_one_line(model: Path, points: Path, tmp_path: Path
     said = fail("sample", model, "--out", tmp_path / "ours.npz")
     assert "exists: give another --out, or --overwrite" in said
     (tmp_path / "x.npz").write_text("mine")
-    assert "no x.npz.config.json says it is ours" in fail("sample", model, *out, "--overwrite")
+    assert "no x.npz.config.json says that sde-models made it" in fail(
+        "sample", model, *out, "--overwrite"
+    )
     assert "choose another folder" in fail("sample", model, "--out", tmp_path)
     assert (tmp_path / "x.npz").read_text() == "mine"
 

@@ -21,10 +21,10 @@ MISTAKES = (
     ValueError, TypeError, ImportError,
     FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
 )  # fmt: skip
-"""What was asked wrongly."""
+"""Errors for what was asked wrongly."""
 
 FAILURES = (RuntimeError, FloatingPointError, MemoryError, OSError)
-"""Work that failed."""
+"""Errors of work that failed."""
 
 
 def print_version(asked: bool) -> None:

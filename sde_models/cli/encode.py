@@ -43,7 +43,7 @@ def encode(
 ) -> None:
     """Carry data to their latents, along the probability flow.
 
-    Whole numbers are dequantised first, to the range of the data of MODEL. A picture shows three
+    Integers are dequantised first, to the data range of MODEL. A picture shows three
     standard deviations of the noise around zero. The same command goes on where it was
     interrupted.
     """

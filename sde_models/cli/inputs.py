@@ -154,7 +154,9 @@ def read_training_data(
         raise ValueError(f"--root is for {', '.join(FROM_FILES)}, got {where}: leave it out")
     if where in DATA:
         if array is not None:
-            raise ValueError(f"--array: the data set {where} has no arrays to choose from")
+            raise ValueError(
+                f"--array: the data set {where} has no arrays to choose from: leave it out"
+            )
         found = find_data(where, root)
         return replace(found, levels=_levels_of(where, levels, found.levels))
     if Path(where).is_dir():
@@ -217,7 +219,9 @@ def _read_folder(
         return TrainingData(Shards(where, name=array, dtype=dtype), levels=levels)
     except FileNotFoundError as no_shards:
         if array is not None:
-            raise ValueError(f"--array: {no_shards}, and images have no names") from no_shards
+            raise ValueError(
+                f"--array: {no_shards}, and images have no names: leave it out"
+            ) from no_shards
         try:
             images = image_folder(where)
         except FileNotFoundError as error:
@@ -229,7 +233,7 @@ def _read_folder(
 def _levels_of(where: str, given: int | None, known: int | None) -> int | None:
     """Number of levels; fewer than are known may be given, for values that leave some out."""
     if given is not None and known is not None and given > known:
-        raise ValueError(f"--levels {given}: {where} has {known} levels, leave it out")
+        raise ValueError(f"--levels {given}: {where} has {known} levels: leave it out")
     return given or known
 
 

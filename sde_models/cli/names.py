@@ -1,4 +1,4 @@
-"""Names of the library's tables for the help, which is printed without loading the library.
+"""Names of the library's tables for the help, which does not load the library.
 
 ``tests/test_cli.py`` holds them equal to the tables.
 """

@@ -64,8 +64,8 @@ Levels = Annotated[
 DataRange = Annotated[
     str | None,
     typer.Option(
-        help="Lowest and highest number of the data, such as 0,1, drawn black and white and taken "
-        "by levels; those of MODEL if not given."
+        help="Lowest and highest number of the data, such as 0,1, drawn black and white, and "
+        "over which levels are spread; those of MODEL if not given."
     ),
 ]
 Root = Annotated[

@@ -27,7 +27,7 @@ class Output:
 
     Attributes:
         out: The result: a file, or a folder of shards.
-        shards: The folder of shards; for a file it stands next to it until the file is whole.
+        shards: The folder of shards; for a file it stands next to it until the file is complete.
         overwrite: Whether to replace what an earlier command has left there.
     """
 
@@ -58,7 +58,7 @@ class Output:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Hold the shards of a file from the first until the file is whole.
+        """Hold the shards of a file from the first until the file is complete.
 
         A folder of shards is held by what fills it, which may be several processes.
 
@@ -82,7 +82,8 @@ class Output:
         else:
             ours = is_config_of(self.config, self.out)
             if os.path.lexists(self.out) and not (ours and self.overwrite):
-                hint = "or --overwrite" if ours else f"since no {self.config.name} says it is ours"
+                unmarked = f"since no {self.config.name} says that sde-models made it"
+                hint = "or --overwrite" if ours else unmarked
                 raise FileExistsError(f"{self.out} exists: give another --out, {hint}")
         if os.path.lexists(self.config) and not ours:
             raise FileExistsError(
@@ -143,7 +144,7 @@ def find_output(
     if out.suffix and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(f"several processes write shards: give --out a folder in place of {out}")
     if data is not None and Path(data).resolve() == out.resolve():
-        raise ValueError(f"--out {out} is what is read: give another --out")
+        raise ValueError(f"--out {out} is what is read, and would be replaced: give another --out")
     shards = out if not out.suffix else out.with_name(f"{out.name}.parts")
     output = Output(out, own_shards(shards), overwrite)
     output.check()

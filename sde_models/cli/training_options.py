@@ -95,7 +95,7 @@ class Architecture:
 
         options = self.settled(data)
         if data.levels is not None and self.data_range is not None:
-            raise ValueError("--data-range: levels are spread over -1 to 1, leave it out")
+            raise ValueError("--data-range: levels are spread over -1 to 1: leave it out")
         text = options.get("data_range")
         data_range = data.data_range if text is None else read_range(text)
         numbers = {name: options[name] for name in ("t_min", "data_std") if name in options}

@@ -1,4 +1,4 @@
-"""What is seen of a run: bits per dimension and samples from time to time, a last picture."""
+"""Watching a run: bits per dimension and samples from time to time, and a last picture."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def watch_bits(
     if every is None:
         return []
     if data.levels is None:
-        raise ValueError("--bits-every: the data have no levels, so they have no bits")
+        raise ValueError(
+            "--bits-every: the data have no levels, and so no bits: give --levels, or leave it out"
+        )
     images, label = data.held_out(HELD_OUT)
     cond = {"label": label} if labels else {}
     return [BitsPerDimCurve(every, images, data.levels, seed=seed, tol=BITS_TOLERANCE, **cond)]

@@ -28,7 +28,8 @@ def read_array(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no file of arrays, or none has one of the names, with those there are.
+        ValueError: If it is no file of arrays, or no array has one of the names; the message lists
+            those there are.
 
     Example:
         >>> import numpy, tempfile

@@ -23,7 +23,7 @@ from sde_models.split_batches import draw_rows
 from sde_models.streams import Source, as_source
 
 DATA_RANGE = (-1.0, 1.0)
-"""Lowest and highest number of data that nobody has given a range."""
+"""Lowest and highest number of data whose range is not given."""
 
 
 def check_data_range(data_range: Sequence[float]) -> tuple[float, float]:
@@ -37,7 +37,9 @@ def check_data_range(data_range: Sequence[float]) -> tuple[float, float]:
     except (TypeError, ValueError):
         low = high = math.nan
     if not -math.inf < low < high < math.inf:
-        raise ValueError(f"data_range must be (low, high) with low < high, got {data_range!r}")
+        raise ValueError(
+            f"data_range must be two finite numbers (low, high) with low < high, got {data_range!r}"
+        )
     return low, high
 
 

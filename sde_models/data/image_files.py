@@ -1,4 +1,4 @@
-"""Image files as the levels that are in them: none is rounded, and what cannot be kept is refused.
+"""Image files as the levels in them: none is rounded, and files that would lose some are refused.
 
 Pillow reduces 16-bit colour to 8 bits when it opens a file, and clips 16-bit grey when it converts
 it, both silently. So the depth is read from the file itself.
@@ -21,7 +21,7 @@ ImageTransform = Callable[[Any], Any]
 """From a ``PIL.Image`` to another."""
 
 EIGHT_BITS = ("BMP", "GIF", "JPEG", "MPO", "WEBP")
-"""Formats without more."""
+"""Formats that never have more."""
 
 SIXTEEN = ("I;16", "I;16L", "I;16B", "I")
 """Modes of Pillow that keep 16 bits; which one is used differs between its versions."""
@@ -46,7 +46,7 @@ def read_levels(path: str | os.PathLike[str], transform: ImageTransform | None =
         OSError: If the file cannot be read.
         ValueError: If its levels cannot be kept: floats, 32-bit integers, CMYK, transparency,
             several pictures, or 16-bit colour in another format than PNG.
-        TypeError: If the transform returns what is no ``PIL.Image``.
+        TypeError: If the transform does not return a ``PIL.Image``.
 
     Example:
         >>> import tempfile
@@ -91,7 +91,8 @@ def _depth(image: Image.Image, path: str) -> int:
         magic, _, _, *highest = re.sub(rb"#[^\r\n]*", b"", head).split()[:4]
         return 1 if magic in (b"P1", b"P4") else int(float(highest[0])).bit_length()
     raise ValueError(
-        f"{path} is a {image.format} file, of which some levels may be lost: save it as PNG"
+        f"{path} is a {image.format} file, which may have more levels than Pillow reads: save it "
+        "as PNG"
     )
 
 
@@ -102,7 +103,9 @@ def _check_kept(image: Image.Image, depth: int, path: str) -> None:
         raise ValueError(f"{path} holds {count} pictures: save each in a file of its own")
     grey = image.mode in SIXTEEN
     if depth > 8 and not (grey or image.mode == "F" or image.format == "PNG"):
-        raise ValueError(f"{path} has colour of {depth} bits, which is read in PNG files only")
+        raise ValueError(
+            f"{path} has colour of {depth} bits, which is read from PNG files only: save it as PNG"
+        )
     if image.format == "TIFF" and grey and depth > 8:
         inverted = image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
         if depth < 16 or inverted:
@@ -157,8 +160,8 @@ def _levels_of(image: Image.Image, depth: int, path: str) -> Tensor:
         )
     if depth > 8:
         raise ValueError(
-            f"transform= makes {image.mode} of {path}, which has 16 bits: Pillow clips them at 255 "
-            "in doing so. Convert the files instead"
+            f"transform= turns {path} of 16 bits into mode {image.mode}, in which Pillow clips "
+            "them at 255: convert the files instead"
         )
     image = _without_alpha(image, path)
     if image.mode not in ("L", "RGB"):

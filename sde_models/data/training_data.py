@@ -98,9 +98,9 @@ class TrainingData:
     def data_range(self) -> tuple[float, float] | None:
         """Lowest and highest number of the data, None if they are all the same.
 
-        Levels are spread over -1 to 1. Other data have one of 0 to 1, -1 to 1 and 0 to 255 if
-        they lie in it and fill more than three quarters of it; else their own lowest and highest
-        number. All are looked at that are in tensors, of others the first 10,000.
+        Levels are spread over -1 to 1. For other data it is the first of 0 to 1, -1 to 1 and 0 to
+        255 that holds the data and of which they fill more than three quarters; else their own
+        lowest and highest number. Data in tensors are all read, of others the first 10,000.
         """
         if self.levels is not None:
             return DATA_RANGE

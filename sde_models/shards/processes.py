@@ -73,7 +73,7 @@ class Processes:
         if caught is not None:
             raise caught
         if failed:
-            raise OSError("the first process could not go on: see what it says")
+            raise OSError("the first process failed here: its own error says why")
 
     def add_up(self, number: int) -> int:
         """Sum of a number over the processes."""

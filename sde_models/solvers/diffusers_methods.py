@@ -147,7 +147,7 @@ class DiffusersSolver(Solver):
         generators: list[torch.Generator | None],
         draw: Callable[[], Tensor],
     ) -> Callable[[Tensor, Any, Tensor], tuple[Tensor, ...]]:
-        """The scheduler's step, told what it takes; a list of generators has one for each row."""
+        """The scheduler's step with the arguments it takes; of several generators, one a row."""
         generator = generators if len(generators) > 1 else generators[0]
         told = {"generator": generator, "eta": eta, **self._step_options, "return_dict": False}
         taken = inspect.signature(scheduler.step).parameters

@@ -16,8 +16,8 @@ from sde_models.solvers.clocks import has_gaussian_clock
 class SolveProgress:
     """A bar that moves as the work does.
 
-    Fixed steps count alike, whatever the grid. Steps that a solver chooses are spread over the
-    log-SNR nearly evenly where there is one, and are taken to be spread over t where there is none.
+    Each fixed step counts the same, whatever the grid. Adaptive steps are spread nearly evenly over
+    the log-SNR, which is the measure where there is one; elsewhere it is t.
 
     Args:
         system: The equation.
@@ -31,15 +31,15 @@ class SolveProgress:
         nodes = self._read(times)
         if not np.isfinite(nodes).all():
             self._gaussian, nodes = False, times.numpy()
-        self._way = math.copysign(1, nodes[-1] - nodes[0])
-        self._nodes, self._shares = self._way * nodes, np.linspace(0, 100, len(nodes))
+        self._sign = math.copysign(1, nodes[-1] - nodes[0])
+        self._nodes, self._shares = self._sign * nodes, np.linspace(0, 100, len(nodes))
         self._bar = open_bar(
             total=100.0, unit="%", bar_format="solve {percentage:3.0f}%|{bar}|{postfix}"
         )
 
     def reach(self, t: float, nfe: int) -> None:
         """Move to time ``t``, that of the least advanced sample where each has its own."""
-        at = self._way * self._read(torch.tensor([t], dtype=torch.float64).clamp(*self._range))
+        at = self._sign * self._read(torch.tensor([t], dtype=torch.float64).clamp(*self._range))
         self._bar.set_postfix_str(f"t={t:.3g}, {nfe} evaluations", refresh=False)
         share = float(np.interp(at, self._nodes, self._shares)[0])
         self._bar.update(max(0.0, share - self._bar.n))

@@ -16,7 +16,7 @@ from sde_models.solvers.progress import SolveProgress
 
 @dataclass(frozen=True)
 class Solution:
-    """What a solve gives back. Its tensors share no memory with one another or with what was given.
+    """What a solve gives back. Its tensors are copies, which share no memory with one another.
 
     Attributes:
         x: State at the end of the span, shape ``(B, *event)``.

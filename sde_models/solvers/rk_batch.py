@@ -36,8 +36,8 @@ SAFETY = 0.6
 """Share of the step that the estimate allows: long steps have errors that the estimate misses."""
 
 SHRINK, GROW = 0.2, 4.0
-"""How much a step may change at once. The estimate of a small first step is rounding in single
-precision; where it lets the step grow as far as it may, rounding does not choose the next one."""
+"""Limits to the change of a step. In single precision the error estimate of a small first step is
+mere rounding. The step then grows to the limit, so that rounding does not choose the next one."""
 
 
 class BatchRungeKutta(BatchSolver):

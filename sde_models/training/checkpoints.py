@@ -128,7 +128,7 @@ class CheckpointFolder:
                 settings=dict(json.loads(content[SETTINGS])),
                 state=dict(torch.load(io.BytesIO(content[STATE]), "cpu", weights_only=True)),
             )
-        except Exception as error:  # from bytes of anyone anything may come
+        except Exception as error:  # forged bytes may raise anything
             raise DamagedError(
                 f"{folder} is damaged, or was not written by this library: its checksums fit, its "
                 f"content does not ({(str(error) or repr(error)).splitlines()[0]})"

@@ -1,4 +1,4 @@
-"""What a network holds beside the parameters that learn, and that training must not lose."""
+"""What a network holds besides the parameters that learn, and training must not lose."""
 
 from __future__ import annotations
 

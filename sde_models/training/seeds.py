@@ -40,7 +40,7 @@ def global_seed(seed: int, device: torch.device) -> Iterator[None]:
 
     Args:
         seed: What all of them follow from.
-        device: Whose generator is seeded beside that of the CPU.
+        device: Whose generator is seeded besides that of the CPU.
 
     Example:
         >>> before = torch.get_rng_state()

@@ -124,10 +124,10 @@ def fit(
     Raises:
         ValueError: If not exactly one of ``steps`` and ``seconds`` is given, a setting is out of
             range, the data are NaN or far out of range, the folder holds another run, or the model
-            has nothing to train, a lazy module that was never called, or a network that replaces
-            its parameters.
+            has nothing to train, a lazy module that was never called, a module with an extra state,
+            or a network that replaces its parameters.
         TypeError: If the data are not floating, or ``loss`` is no function.
-        FileExistsError: If ``out`` is not empty, and holds no checkpoints of ``fit``.
+        FileExistsError: If ``out`` is not empty, and was not made by ``fit``.
         BlockingIOError: If another process trains in ``out``.
         FloatingPointError: If the loss is no longer finite, naming the step.
         KeyboardInterrupt: After Ctrl-C; with ``out``, once a checkpoint is written.
