@@ -32,11 +32,11 @@ NO_GPU = (
     "machine that has one, with a torch that was built for it"
 )
 ENDED = re.compile(r"^tests/.*\b(PASSED|FAILED|ERROR)\b|^\[gw\d+\].*\b(PASSED|FAILED|ERROR)\b")
-"""How a test ended, as pytest says it with and without several processes."""
+"""How a test ended, as pytest prints it with one process and with several."""
 
 
 def run(command: list[str], seconds: float, **environment: str) -> tuple[int, list[str]]:
-    """Run a program to its end or for so long, showing what it prints.
+    """Run a program until it ends or time is up, showing what it prints.
 
     Returns:
         Its exit status, or 124 where time ran out, and the lines that it printed.

@@ -112,8 +112,8 @@ class FolderLock:
                     "choose another folder"
                 ) from error
             warnings.warn(
-                f"the file system of {self.folder} has no locks ({error.strerror}): it goes "
-                "unnoticed if two processes work there at once",
+                f"the file system of {self.folder} has no locks ({error.strerror}): make "
+                "sure that no second process works there, since it would go unnoticed",
                 RuntimeWarning,
                 stacklevel=4,
             )
