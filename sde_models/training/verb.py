@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sde_models.losses import denoising_score_matching
-from sde_models.randomness import entropy_from
+from sde_models.randomness import check_generator, entropy_from
 from sde_models.tensor_files import DamagedError
 from sde_models.training.checkpoints import Checkpoint, CheckpointFolder
 from sde_models.training.group import Group
@@ -141,6 +141,7 @@ def fit(
         torch.Size([5])
     """
     check_loss(loss)
+    check_generator(generator)
     check_trainable(model)
     group = Group(accelerator)
     settings = Settings(
