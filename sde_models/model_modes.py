@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from inspect import getattr_static
+
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -60,7 +63,9 @@ def _drops(module: nn.Module) -> bool:
         return module.dropout > 0 and module.num_layers > 1
     kind = str(getattr(module, "original_name", type(module).__name__)).lower()
     rates = {key: value for key, value in vars(module).items() if "drop" in key.lower()}
-    rates["dropout"] = getattr(module, "dropout", None)
+    # Looked up without the module's own __getattr__, which may warn; a scripted layer needs it.
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    rates["dropout"] = (getattr if scripted else getattr_static)(module, "dropout", None)
     if "drop" in kind or "stochasticdepth" in kind:
         rates["p"] = getattr(module, "p", None)
     return any(_is_rate(value) for value in rates.values())
