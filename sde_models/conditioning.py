@@ -7,7 +7,9 @@ look like an argument of a verb are refused unless the network's own signature n
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
+from copy import copy
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -93,13 +95,26 @@ def usable(value: Any) -> Any:
 
 
 def copied(value: Any) -> Any:
-    """Tensors and arrays copied, also those in dicts, lists and tuples; anything else as it is."""
+    """Tensors and arrays copied, also those in mappings, lists, tuples and dataclasses, which stay
+    of their class; anything else as it is.
+    """
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, np.ndarray):
         return value.copy()
-    if isinstance(value, dict):
+    if type(value) is dict:
         return {key: copied(entry) for key, entry in value.items()}
+    if isinstance(value, MutableMapping):
+        other = copy(value)
+        other.update({key: copied(entry) for key, entry in value.items()})
+        return other
+    if is_dataclass(value) and not isinstance(value, type):
+        other = copy(value)
+        for field in fields(value):
+            object.__setattr__(other, field.name, copied(getattr(value, field.name)))
+        return other
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(copied, value))
     return type(value)(map(copied, value)) if type(value) in (list, tuple) else value
 
 

@@ -7,7 +7,7 @@ Every model answers for :math:`\nabla \log p_t(x)`; those on a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -47,13 +47,22 @@ class Model(nn.Module, ABC):
             white, and what :func:`~sde_models.bits_per_dim` spreads levels over. It may be set.
     """
 
-    data_range: tuple[float, float] | None = None
+    _data_range: tuple[float, float] | None = None
 
     def __init__(self, sde: SDE, event_shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
         _check_sde(sde)
         self.sde = sde
         self.event_shape = None if event_shape is None else tuple(event_shape)
+
+    @property
+    def data_range(self) -> tuple[float, float] | None:
+        """Lowest and highest number of the data, if known."""
+        return self._data_range
+
+    @data_range.setter
+    def data_range(self, given: Sequence[float] | None) -> None:
+        self._data_range = None if given is None else check_data_range(given)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -172,7 +181,7 @@ class ScoreModel(Model):
     ) -> None:
         super().__init__(sde, event_shape)
         self.network = _check_network(network)
-        self.data_range = None if data_range is None else check_data_range(data_range)
+        self.data_range = data_range
         data_std = getattr(sde, "data_std", 1.0)
         self.prediction: Prediction = find_prediction(prediction, preconditioning, data_std)
         self.predicts_score = prediction == "score"

@@ -84,6 +84,15 @@ def test_training_keeps_the_range_and_may_be_resumed_with_another(tmp_path: Path
     assert again.model.data_range is None
 
 
+def test_ranges_of_any_numbers_may_be_set_and_kept(tmp_path: Path) -> None:
+    model, images = make_model(None), torch.tensor([0.25, 3.0])
+    for given in [(images.min(), images.max()), images, images.numpy(), [0.25, 3]]:
+        model.data_range = given  # type: ignore[assignment]
+        assert model.data_range == (0.25, 3.0)
+        sm.save_model(tmp_path / "model.safetensors", model)
+        assert sm.load_model(tmp_path / "model.safetensors").data_range == (0.25, 3.0)
+
+
 @pytest.mark.parametrize(
     "data_range", [(1.0, 0.0), (0.0, 0.0), (0.0, float("inf")), (0.0,), 3, "ab"]
 )
@@ -93,6 +102,8 @@ def test_empty_ranges_are_refused(data_range: Any) -> None:
     with pytest.raises(ValueError, match="low < high"):
         SampleImages(1, SHAPE, data_range=data_range)
     model, images = make_model(None), torch.zeros(1, *SHAPE)
+    with pytest.raises(ValueError, match="low < high"):
+        model.data_range = data_range
     with pytest.raises(ValueError, match="low < high"):
         sm.bits_per_dim(model, images, 2, data_range=data_range)
 

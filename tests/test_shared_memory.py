@@ -7,13 +7,15 @@ autograd's back, must give the numbers of one that keeps to itself, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import sde_models as sm
+from sde_models.conditioning import copied
 
 TABLE = sm.solvers()
 SDE = sm.VPSDE(t_min=1e-3)
@@ -411,3 +413,27 @@ def test_bits_per_dimension_share_nothing() -> None:
         for vandal in (False, True)
     ]  # fmt: skip
     assert torch.equal(*found)
+
+
+class Attributes(dict[str, Any]):
+    """Conditioning that is read by attributes."""
+
+    __getattr__ = dict.__getitem__
+
+
+@dataclass(frozen=True)
+class Fields:
+    a: Tensor
+
+
+class Entry(NamedTuple):
+    a: Tensor
+
+
+@pytest.mark.parametrize("kind", [Attributes, Fields, Entry])
+def test_conditioning_in_containers_of_a_class_is_copied_with_its_class(kind: Any) -> None:
+    given = kind(a=torch.ones(2))
+    other = copied({"cond": [given]})["cond"][0]
+    assert type(other) is kind
+    spoil(other.a)
+    assert torch.equal(given.a, torch.ones(2))
