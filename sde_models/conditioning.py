@@ -104,6 +104,7 @@ def copied(value: Any) -> Any:
         return value.copy()
     if type(value) is dict:
         return {key: copied(entry) for key, entry in value.items()}
+    other: Any
     if isinstance(value, MutableMapping):
         other = copy(value)
         other.update({key: copied(entry) for key, entry in value.items()})

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -231,20 +232,28 @@ def test_all_that_a_network_holds_is_resumed_bit_for_bit(tmp_path: Path, name: s
 
 
 class Plain(Layer):
-    """A network with tensors in plain attributes: one replaced, one changed, one left, one new."""
+    """A network with numbers in plain attributes: replaced, changed, left, new, in containers."""
 
     def __init__(self) -> None:
         super().__init__(nn.Linear(2, 2))
         self.scale, self.count, self.fixed = torch.ones(2), torch.zeros(2), torch.ones(2)
+        self.decay, self.kept, self.calls = 1.0, {"rate": 0.5, "names": ("a", torch.ones(1))}, 0
+        self.cache, self.array, self.other = [torch.ones(2)], np.ones(2), {"of": np.ones(2)}
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         self.scale, self.last = 0.9 * self.scale, x.detach()
         self.count += 1
+        self.calls += 1
+        self.decay *= 0.9
+        self.cache[0] = self.cache[0] * 0.9
+        self.array[0] += 1
+        self.other["of"] = self.other["of"] + 1
         return self.layer(x) * self.scale * self.fixed
 
 
-def test_tensors_in_plain_attributes_that_change_are_warned_of() -> None:
-    with pytest.warns(UserWarning, match=r"changed .*\(network.scale, network.count\): "):
+def test_plain_attributes_that_change_are_warned_of() -> None:
+    changed = "scale, network.count, network.decay, network.cache, network.array, network.other"
+    with pytest.warns(UserWarning, match=rf"changed .*\(network.{changed}\): "):
         train(Plain)
 
 

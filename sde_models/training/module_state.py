@@ -6,7 +6,9 @@ import copy
 import warnings
 from collections.abc import Mapping
 from itertools import chain
+from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -71,27 +73,49 @@ def check_same_parameters(before: Mapping[str, Tensor], now: Mapping[str, Tensor
             )
 
 
-def find_attributes(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
-    """Tensors in plain attributes, each with its version; not those that come from weights."""
+Mark = list[tuple[Any, Any]]
+"""The tensors, arrays and floats in an attribute, each with what changes if it changes in place."""
+
+
+def find_attributes(model: nn.Module) -> dict[str, Mark]:
+    """Tensors, arrays and floats in plain attributes; not those that come from weights."""
     return {
-        path + name: (value, value._version)
+        path + name: mark
         for part, path in find_parts(model).items()
         for name, value in vars(part).items()
-        if isinstance(value, Tensor) and not value.requires_grad and not value.is_inference()
+        if not name.startswith("_") and (mark := _mark(value))
     }
 
 
-def warn_of_attributes(before: Mapping[str, tuple[Tensor, int]], model: nn.Module) -> None:
-    """Warn of tensors in plain attributes that have changed: neither copied nor kept."""
+def _mark(value: Any) -> Mark:
+    if isinstance(value, Tensor):
+        own = not value.requires_grad and not value.is_inference()
+        return [(value, value._version)] if own else []
+    if isinstance(value, np.ndarray):
+        return [(None, value.tobytes())]
+    if isinstance(value, float):
+        return [(None, repr(value))]
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return []
+    return [inner for entry in value for inner in _mark(entry)]
+
+
+def _differ(before: Mark, now: Mark) -> bool:
+    return len(before) != len(now) or any(
+        one is not other or version != new
+        for (one, version), (other, new) in zip(before, now, strict=True)
+    )
+
+
+def warn_of_attributes(before: Mapping[str, Mark], model: nn.Module) -> None:
+    """Warn of plain attributes that have changed: neither copied nor kept."""
     now = find_attributes(model)
-    changed = [
-        name
-        for name, (value, version) in before.items()
-        if name in now and (now[name][0] is not value or now[name][1] != version)
-    ]
+    changed = [name for name, mark in before.items() if name in now and _differ(mark, now[name])]
     if changed:
         warnings.warn(
-            f"tensors in plain attributes changed in training ({', '.join(changed)}): the averaged "
+            f"plain attributes changed in training ({', '.join(changed)}): the averaged "
             "model and the checkpoints hold their first values; if the network reads them, make "
             "them buffers by register_buffer",
             UserWarning,
