@@ -116,7 +116,8 @@ def load_model(path: str | os.PathLike[str]) -> ScoreModel:
         _fill(model, file.tensors)
         _check_same(settings, model)
     except UNFIT as error:
-        raise ValueError(f"the settings or weights in {path} do not fit: {error}") from error
+        why = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"the settings or weights in {path} do not fit: {why}") from error
     if not file.checked and settings["format"] > 1:
         _refuse_damaged(path, "its checksum is missing")
     if not file.checked:

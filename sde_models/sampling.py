@@ -78,8 +78,8 @@ def sample(
         device: Device, the model's if None.
         generator: Source of all randomness; torch's global one if None. A sequence with one for
             each sample, ``[torch.Generator().manual_seed(s) for s in seeds]``, makes a sample the
-            same alone and in every batch: to rounding, and to their tolerance for adaptive solvers
-            whose samples share their steps ("ode:" and "scipy:").
+            same alone and in every batch: to rounding, and to their tolerance for solvers without
+            noise whose samples share their steps ("ode:", "scipy:" and "picard").
         **arguments: ``steps``, ``grid``, ``rtol``, ``atol``, ``path``, ``max_steps``,
             ``gradient``, ``progress``, ``callback`` of :func:`~sde_models.solve`, and conditioning.
 
