@@ -97,7 +97,7 @@ def draw_rows(
         draw: Draws for a batch, called as ``draw(like, generator)``; it may return None.
         like: The samples, shape ``(B, *event)``.
         generator: Source of randomness. With a :class:`PartGenerator` of which these are the rows
-            numbers are drawn for the whole batch; with :class:`~sde_models.streams.Streams` each
+            numbers are drawn for the whole batch; with one for each sample (``Streams``) each
             sample draws from its own.
         dim: The dimension of what is drawn that counts the samples.
     """
