@@ -63,9 +63,11 @@ class Products:
             return torch.autograd.grad(value, point, shaped[0], **graph)[0].reshape(vectors.shape)
         try:
             (products,) = torch.autograd.grad(value, point, shaped, is_grads_batched=True, **graph)
-        except RuntimeError as error:  # an operation that torch cannot batch: one at a time
-            if "atching rule" not in str(error) and "vmap" not in str(error):
-                raise
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            # An operation that this version of torch cannot batch: one at a time. Whatever else
+            # was wrong is so again there.
             products = torch.stack(
                 [torch.autograd.grad(value, point, vector, **graph)[0] for vector in shaped]
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import sde_models as sm
+from sde_models.base_divergence import Products
 from sde_models.nn import UNet
 
 CHANNELS = {"ddpm++": 4, "ncsn++": 32}
@@ -109,7 +110,7 @@ def test_batched_vector_jacobian_products_match_single_ones(layout: str) -> None
     x = torch.randn(3, 1, 4, 4, dtype=torch.float64, requires_grad=True)
     y = network(t, x)
     probes = torch.randn(4, *y.shape, dtype=torch.float64)
-    (batched,) = torch.autograd.grad(y, x, probes, is_grads_batched=True, retain_graph=True)
+    batched = Products(y, x, 0.0, False)(probes.flatten(2)).reshape(probes.shape)
     single = [torch.autograd.grad(y, x, probe, retain_graph=True)[0] for probe in probes]
     torch.testing.assert_close(batched, torch.stack(single), rtol=1e-10, atol=1e-12)
 

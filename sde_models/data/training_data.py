@@ -197,7 +197,7 @@ class Items(Dataset[Any]):
 
 
 def _rows_of(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows of a tensor; unsigned ones by their bits, since torch 2.8 does not index them."""
+    """Rows of a tensor; unsigned ones by their bits, which older versions of torch do not index."""
     signed = SIGNED.get(x.dtype)
     return x[rows] if signed is None else x.view(signed)[rows].view(x.dtype)
 
