@@ -480,10 +480,9 @@ def test_a_fork_that_outlives_its_killed_parent_holds_no_lock(tmp_path: Path) ->
         lock.acquire()
         if os.fork() == 0:
             lock.release()  # which is nothing to a fork
+            print("ready", flush=True)  # not before it has run, and let go of what it inherited
             time.sleep(100)
             os._exit(0)
-        print("ready", flush=True)
-        print(os.getpid(), flush=True)
         time.sleep(100)
         """,
         tmp_path,
