@@ -87,9 +87,9 @@ def test_a_uniform_density_of_65536_levels_has_16_bits(dtype: torch.dtype) -> No
         model, images, 65536, transform=probit, data_range=(0.0, 1.0), generator=generator(),
         rtol=1e-6, atol=1e-6,
     )  # fmt: skip
-    told = got.log_prob.solver_error + got.log_prob.quadrature_error
+    reported = got.log_prob.solver_error + got.log_prob.quadrature_error
     rounding = 100 * torch.finfo(dtype).eps  # of 16 bits, and of 22 nats
-    assert bool(((got.per_image - 16).abs() <= -bits(told) + rounding).all())
+    assert bool(((got.per_image - 16).abs() <= -bits(reported) + rounding).all())
     assert float((got.per_image - 16).abs().max()) < 1e-4
 
 

@@ -1,4 +1,4 @@
-"""Times are told apart on the scale of their own clock, however small or large it is."""
+"""Times are distinguished on the scale of their own clock, however small or large it is."""
 
 from __future__ import annotations
 
