@@ -15,31 +15,29 @@ Results: ``benchmarks/results/gpu.{json,md,png}``.
 from __future__ import annotations
 
 import argparse
-import signal
 import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
-from results import common_options, empty_figure, read_options, save
+from deadline import Deadline
+from gpu_networks import Graphed, HalfInside
+from gpu_report import BARE, Row, as_markdown, describe_machine, plot
+from results import common_options, read_options, save
 from torch import Tensor, nn
 
 import sde_models as sm
 from sde_models import trace_quadrature
 
-Row = dict[str, Any]
 Works = dict[str, Callable[[], object]]
 
 T_MIN = 1e-3
 SOLVERS = ("ddim", "dpmpp-2m", "unipc-3", "heun-edm", "euler-maruyama", "ode:euler", "sde:euler")
-BARE = "bare network"
 
 
 @dataclass(frozen=True)
@@ -71,74 +69,6 @@ SMOKE = Sizes(
     8, {"channels": 4, "multipliers": (1, 2), "blocks": 1}, (2, 1), 4, 2, (2**18,), 12, (2, 4)
 )
 """For a machine without a GPU: whether everything runs."""
-
-
-class Deadline:
-    """The time that is left."""
-
-    def __init__(self, seconds: float) -> None:
-        self.end = time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        """Seconds from now on."""
-        return self.end - time.monotonic()
-
-    @contextmanager
-    def enforced(self) -> Iterator[None]:
-        """A block that is interrupted when there is none left.
-
-        Raises:
-            TimeoutError: Then.
-        """
-
-        def interrupt(*_: object) -> None:
-            raise TimeoutError("no time was left for it")
-
-        before = signal.signal(signal.SIGALRM, interrupt)
-        signal.setitimer(signal.ITIMER_REAL, max(self.left, 1e-3))
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-
-
-class Graphed(nn.Module):
-    """A network recorded as a CUDA graph for one batch size, and replayed at each call."""
-
-    def __init__(self, network: nn.Module, x: Tensor) -> None:
-        super().__init__()
-        self.t, self.x = torch.full_like(x[:, 0, 0, 0], 0.5), x.clone()
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.no_grad(), torch.cuda.stream(aside):
-            for _ in range(3):  # lets libraries choose their kernels before
-                network(self.t, self.x)
-        torch.cuda.current_stream().wait_stream(aside)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(self.graph):
-            self.output = network(self.t, self.x)
-
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """What the network gives, in memory of its own."""
-        self.t.copy_(t)
-        self.x.copy_(x)
-        self.graph.replay()
-        return self.output.clone()
-
-
-class HalfInside(nn.Module):
-    """A network that computes in bfloat16 and is called in float32."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """The output in float32."""
-        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
-            return self.network(t, x).float()
 
 
 class Benchmark:
@@ -360,56 +290,6 @@ def taking(numbers: int, work: Callable[[], object]) -> object:
         return work()
     finally:
         trace_quadrature.MOST_NUMBERS = usual
-
-
-def as_markdown(rows: list[Row], left_out: dict[str, str], machine: dict[str, Any]) -> str:
-    """The table that is printed and saved."""
-    columns = ["", "batch", "network calls", "seconds", "images/s", "ms / call"]
-    columns += ["over first", "GiB"]
-    lines = [f"On one {machine['device']} with torch {machine['torch']}.", ""]
-    lines += ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
-    for row in rows:
-        cells = [
-            f"{row['part']}: {row['what']}", str(row["batch"]), str(row["calls"]),
-            f"{row['seconds']:.3g}", f"{row['images_per_second']:.4g}",
-            f"{row['milliseconds_per_call']:.2f}", f"{row['over_first']:.3f}",
-            f"{row['peak_gib']:.1f}",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "Medians over the rounds. The last columns: the time of a network call compared with that "
-        "of the first row of the same part and batch, and the most memory of the GPU.",
-    ]
-    lines += [f"Left out: {name} ({why})." for name, why in left_out.items()]
-    return "\n".join(lines)
-
-
-def plot(rows: list[Row]) -> Figure:
-    """Bars of what a solver takes, compared with the bare network."""
-    shown = [row for row in rows if row["part"] == "sampling" and row["what"] != BARE]
-    figure = empty_figure(8, 0.28 * len(shown) + 1.2)
-    axes = figure.subplots()
-    labels = [f"{row['what']}, batch {row['batch']}".replace("`", "") for row in shown]
-    axes.barh(range(len(shown)), [row["over_first"] - 1 for row in shown], left=1)
-    axes.set_yticks(range(len(shown)), labels)
-    axes.axvline(1.0, color="black", linewidth=1)
-    axes.invert_yaxis()
-    axes.set(xlabel="time of a solve / time of its network calls alone")
-    return figure
-
-
-def describe_machine(device: str) -> dict[str, Any]:
-    """What the numbers depend on."""
-    cuda = device == "cuda"
-    return {
-        "device": torch.cuda.get_device_name() if cuda else "CPU",
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if cuda else None,
-        "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "convolutions_in_tf32": torch.backends.cudnn.allow_tf32,
-        "matrix_products_in_tf32": torch.backends.cuda.matmul.allow_tf32,
-    }
 
 
 def main() -> None:
