@@ -17,11 +17,11 @@ GPU_PYTHON ?= $(BIN)/python
 CHECK_VERSION := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-oldest lint format docs check-site bench check-gpu dist clean
+.PHONY: help venv demo test test-oldest coverage lint format docs check-site bench check-gpu dist clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 venv: $(STAMP)  ## create .venv and install the package with its dev extra
 
@@ -45,7 +45,10 @@ demo: $(STAMP)  ## train a small model, sample, score; results in runs/demo
 	$(BIN)/sde-models demo --out runs/demo
 
 # One thread per process: the workers already fill the cores.
-test: lint docs  ## lint, types, docs, and every test with coverage
+test: lint docs  ## lint, types, docs, and every test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+coverage: $(STAMP)  ## every test, and the lines and branches that none of them runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term
 
 # Made anew when the declared versions change, since newer packages already there would be kept.
