@@ -75,8 +75,8 @@ docs: $(STAMP)  ## run the tutorials and build the documentation into site/; a w
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
 check-site: docs  ## open every page of the documentation in Chromium (Debian: apt install chromium)
-	cd docs/generate && npm ci --no-audit --no-fund --loglevel=error
-	node docs/generate/check_site.mjs site
+	cd tools/pages && npm ci --no-audit --no-fund --loglevel=error
+	node tools/pages/check_site.mjs site
 
 bench: $(STAMP)  ## measure what solvers cost and give, beside other libraries; about an hour
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[bench]'

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from common.results import common_options, empty_figure, read_options, save
 from matplotlib.figure import Figure
-from results import common_options, empty_figure, read_options, save
 from torch import Tensor
 from tqdm.auto import tqdm
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results import RESULTS
+from common.results import RESULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_GPU = (

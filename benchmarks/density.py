@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 import zuko
+from common.results import common_options, empty_figure, read_options, save
 from matplotlib.figure import Figure
-from results import common_options, empty_figure, read_options, save
 from torch import Tensor
 
 import sde_models as sm
 from sde_models.data import dequantize, digits
-from sde_models.discrete import bits_from_log_prob
+from sde_models.likelihood.bits_per_dimension import bits_from_log_prob
 
 LEVELS = 17
 BATCH = 128

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 import torch
-from results import common_options, read_options, save
+from common.results import common_options, read_options, save
 from score_matching import BATCH, SDE, mixture, new_model
 from torch import Tensor
 from tqdm.auto import tqdm

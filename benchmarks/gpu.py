@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deadline import Deadline
-from gpu_networks import Graphed, HalfInside
-from gpu_report import BARE, Row, as_markdown, describe_machine, plot
-from results import common_options, read_options, save
+from common.deadline import Deadline
+from common.gpu_networks import Graphed, HalfInside
+from common.gpu_report import BARE, Row, as_markdown, describe_machine, plot
+from common.results import common_options, read_options, save
 from torch import Tensor, nn
 
 import sde_models as sm
-from sde_models import trace_quadrature
+from sde_models.likelihood import quadrature as trace_quadrature
 
 Works = dict[str, Callable[[], object]]
 
@@ -137,7 +137,7 @@ class Benchmark:
 
     def solve(self, model: sm.ScoreModel, x: Tensor, name: str) -> sm.Solution:
         """A solve of about as many network calls as asked for."""
-        solver = sm.solvers()[name]
+        solver = sm.list_solvers()[name]
         flow = solver.deterministic
         system = sm.ProbabilityFlow(model) if flow else sm.ReverseSDE(model, self.shape)
         steps = max(self.sizes.calls // (solver.evaluations or 1), 1)

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from common.results import common_options, empty_figure, read_options, save
+from common.sampler_problems import CACHE, digits_problem, mixture_problem
 from matplotlib.figure import Figure
-from results import common_options, empty_figure, read_options, save
-from sampler_problems import CACHE, digits_problem, mixture_problem
 from torch import Tensor
 from tqdm.auto import tqdm
 

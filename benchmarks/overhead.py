@@ -20,8 +20,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from common.results import common_options, empty_figure, read_options, save
 from matplotlib.figure import Figure
-from results import common_options, empty_figure, read_options, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -97,7 +97,7 @@ def model_of(milliseconds: float, x: Tensor) -> sm.ScoreModel:
 
 def measure(name: str, model: sm.ScoreModel, x: Tensor, rounds: int, evaluations: int) -> Row:
     """Time one solver against its baselines."""
-    solver = sm.solvers()[name]
+    solver = sm.list_solvers()[name]
     event_shape = tuple(x.shape[1:])
     system = (
         sm.ProbabilityFlow(model) if solver.deterministic else sm.ReverseSDE(model, event_shape)
@@ -217,7 +217,7 @@ def main() -> None:
     options = read_options(parser)
     torch.manual_seed(0)
     x = torch.randn(options.batch, DIMENSION)
-    names = options.only or [name for name in sm.solvers() if name not in IMPLICIT]
+    names = options.only or [name for name in sm.list_solvers() if name not in IMPLICIT]
     sizes: dict[str, list[Row]] = {}
     for milliseconds in options.calls:
         model = model_of(milliseconds, x)

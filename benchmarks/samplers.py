@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import PEERS, Peer
-from results import common_options, read_options, save
-from sampler_problems import GRIDS, PROBLEMS, Problem, covariance_error, energy_distance
-from sampler_report import as_markdown, plot
+from common.peers import PEERS, Peer
+from common.results import common_options, read_options, save
+from common.sampler_problems import GRIDS, PROBLEMS, Problem, covariance_error, energy_distance
+from common.sampler_report import as_markdown, plot
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -45,14 +45,14 @@ def native_solvers(*, stochastic: bool) -> dict[str, sm.Solver]:
     """Our solvers made for diffusion that take a number of steps, each with its settings."""
     solvers = {
         name: solver
-        for name, solver in sm.solvers().items()
+        for name, solver in sm.list_solvers().items()
         if solver.library == "sde_models" and not solver.adaptive and name != "picard"
         if (solver.integrates == ("SDE",) if stochastic else solver.deterministic)
     }
     if not stochastic:
         for order in (3, 4):
             name = f"exp-abm-{order}"
-            solvers[f"{name} (eps)"] = sm.solver(name, estimate="eps")
+            solvers[f"{name} (eps)"] = sm.make_solver(name, estimate="eps")
     return solvers
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from results import common_options, read_options, save
-from sampler_problems import energy_distance
+from common.results import common_options, read_options, save
+from common.sampler_problems import energy_distance
 from torch import Tensor
 from tqdm.auto import tqdm
 

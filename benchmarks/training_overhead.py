@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from results import common_options, read_options, save
+from common.results import common_options, read_options, save
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 

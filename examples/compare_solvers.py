@@ -95,7 +95,7 @@ def main() -> None:
     for name in arguments.solvers:
         found[name] = runs = []
         for budget in arguments.nfe:
-            out = spend(model, noise, sm.solver(name), budget, grid)
+            out = spend(model, noise, sm.make_solver(name), budget, grid)
             runs.append((out.nfe, distance(out.x, exact)))
         print(f"{name:<16}" + "".join(f"{f'{error:.1e} ({cost})':>16}" for cost, error in runs))
     for budget, column in zip(arguments.nfe, zip(*found.values(), strict=True), strict=True):

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--target", type=int, default=9, help="digit that it is moved towards")
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.5, 1.0, 1.5, 2.0])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.6, 0.8, 1.2])
-    parser.add_argument("--solver", default="adams-batch", help="an ODE solver of sm.solvers()")
+    parser.add_argument("--solver", default="adams-batch", help="one of sm.list_solvers()")
     parser.add_argument("--tol", type=float, default=1e-3, help="its tolerance")
     parser.add_argument("--out", type=Path, default=Path("runs/latents.png"), help="picture")
     parser.add_argument("--seed", type=int, default=0)

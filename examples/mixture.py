@@ -22,7 +22,7 @@ def ring(components: int, radius: float = 1.5) -> sm.GaussianMixture:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--solver", default="ode:dopri5", help="an ODE solver of sm.solvers()")
+    parser.add_argument("--solver", default="ode:dopri5", help="an ODE solver of sm.list_solvers()")
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

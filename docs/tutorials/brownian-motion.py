@@ -231,7 +231,7 @@ assert abs(slope(weak) - 1.0) < 0.1
 # meant: the Itô integral, and a diffusion that shakes each coordinate by itself. It wants states of
 # shape `(batch, size)`, here 2,000 paths of one number, and a `BrownianInterval`, an object that makes
 # up a Brownian path as it is asked for it, and remembers what it said: `entropy=` is its seed, and
-# `bm(0.0, 1.0)` is $B_1 - B_0$. An [`SDE`][sde_models.base_sdes.SDE] of this library is such an
+# `bm(0.0, 1.0)` is $B_1 - B_0$. An [`SDE`][sde_models.sdes.base.SDE] of this library is such an
 # object.
 
 

@@ -227,7 +227,7 @@ Markdown("\n".join("| " + " | ".join(row) + " |" for row in table))
 # ## Error against evaluations
 #
 # The same in small, live: a mixture in the plane with its exact score, so that
-# only solvers err. The reference is [`decode`][sde_models.latents.decode] at a
+# only solvers err. The reference is [`decode`][sde_models.sampling.latents.decode] at a
 # tolerance far below all else. On logarithmic axes a solver of order $k$ becomes
 # a line of slope $-k$. Look at the slopes at the right, and at the order of the
 # curves at the left, where samplers work.
@@ -251,7 +251,7 @@ budgets = np.array([10, 20, 40, 80, 160, 320])
 curves = {}
 plt.figure(figsize=(6.4, 4))
 for name in ("ddim", "dpmpp-2m", "flow-abm-3", "flow-abm-4"):
-    solver = sm.solver(name)
+    solver = sm.make_solver(name)
     found = [
         sm.decode(model, z, solver, steps=n, grid="quadratic")
         for n in (budgets // solver.evaluations).tolist()
@@ -330,7 +330,7 @@ assert typical("flow-abm-4", "adapted", 20) == min(
 assert typical("dpmpp-2m", "quadratic", 20) < typical("dpmpp-2m", "adapted", 20)
 
 # %% [markdown]
-# [`adapt_grid`][sde_models.adapted_grids.adapt_grid] watches an accurate solver
+# [`adapt_grid`][sde_models.sampling.adapted_grids.adapt_grid] watches an accurate solver
 # at work, once, and puts nodes where that needed many: a price paid once for a
 # model, and said in the first line above. It suits methods of high order. For
 # `dpmpp-2m`, which works in another variable, `"quadratic"` or `"karras"` is the
@@ -501,7 +501,7 @@ for steps in (50, 200):
     method = {"steps": steps, "grid": "quadratic"}
     plain = sm.decode(model, z, "flow-abm-3", **method)
     for window in (16, steps):
-        at_once = sm.solver("picard", method="flow-abm-3", window=window)
+        at_once = sm.make_solver("picard", method="flow-abm-3", window=window)
         got = sm.decode(model, z, at_once, **method)
         print(
             f"{steps:5}{window:8}{got.nfe:8}{got.rows / got.nfe / len(z):15.1f}"

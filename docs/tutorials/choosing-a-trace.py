@@ -167,7 +167,7 @@ assert (
 #
 # ## Along a path
 #
-# In [`log_prob`][sde_models.likelihood.log_prob] there are many nodes, each with probes of its own,
+# In [`log_prob`][sde_models.likelihood.log_densities.log_prob] there are many nodes, each with probes of its own,
 # whose errors average out. And the multiple of the identity that Gaussian data would have is
 # taken analytically by all estimators. What counts in the end is the error in nats against products.
 # The path is the same for all rows but the last two, where the tolerance chooses it.

@@ -5,7 +5,7 @@
 # of its noise and from how much the flow stretches space on the way. This page derives the formula,
 # holds it against a density that is known, and takes its error apart: steps, quadrature and probes.
 # At the end it turns densities into bits for data that live on whole levels. You will know what
-# each field of [`log_prob`][sde_models.likelihood.log_prob]'s answer means, and when to believe it.
+# each field of [`log_prob`][sde_models.likelihood.log_densities.log_prob]'s answer means, and when to believe it.
 #
 # ## The formula
 #

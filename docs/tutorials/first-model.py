@@ -26,7 +26,7 @@ plt.show()
 # ## Train
 #
 # Three parts make a model: a network, the forward SDE that turns data into noise, and what the
-# network's output means. [`fit`][sde_models.training.verb.fit] trains it by
+# network's output means. [`fit`][sde_models.training.fitting.fit] trains it by
 # [denoising score matching](../score-matching.md), and hands back the averaged weights.
 
 # %%

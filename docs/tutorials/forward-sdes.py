@@ -260,7 +260,7 @@ for name in ("VPSDE", "SubVPSDE"):
     assert std_off.abs().max() < 4
 
 # %% [markdown]
-# The kernel is what makes training cheap: [`perturb`][sde_models.gaussian_sdes.GaussianSDE.perturb]
+# The kernel is what makes training cheap: [`perturb`][sde_models.sdes.gaussian.GaussianSDE.perturb]
 # draws $x_t = \alpha_t x_0 + \sigma_t z$ for any $t$ in one line, and no path is ever simulated. An
 # SDE without a kernel must pay for the paths at each training step.
 #

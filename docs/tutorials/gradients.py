@@ -79,7 +79,7 @@ assert to_difference < 1e-2
 #
 # ## In the weights
 #
-# [`maximum_likelihood_loss`][sde_models.likelihood_training.maximum_likelihood_loss] is minus the mean
+# [`maximum_likelihood_loss`][sde_models.likelihood.maximum_likelihood.maximum_likelihood_loss] is minus the mean
 # log-density, with a graph to the weights. Take a small network, trained on two moons, and
 # a random direction $d$ in the space of its weights. Beside the finite difference
 # $(L(\theta + h d) - L(\theta - h d)) / 2h$ stand the two gradients along $d$, for three numbers of
@@ -215,7 +215,7 @@ assert peaks["adjoint"][-1] < 1.5 * peaks["adjoint"][0]
 # [Denoising score matching](matching-scores.md) minimises a sum of squares over all noise levels. It is
 # a good proxy for the likelihood and not the likelihood itself. With the gradient at hand, the
 # latter can be trained directly, at the price of a solve for each step. So train with denoising, and
-# fine-tune at the end. [`fit`][sde_models.training.verb.fit] takes the loss as it is. For
+# fine-tune at the end. [`fit`][sde_models.training.fitting.fit] takes the loss as it is. For
 # a fair comparison the same number of steps goes on with denoising, and eight times as many. The gain is
 # measured on new points, to 0.3 nats for each.
 

@@ -12,8 +12,8 @@
 # Through each point and time runs exactly one solution of the
 # [flow](probability-flow.md) $\dot x = v(t, x)$, if $v$ is smooth enough (the theorem of Picard and
 # Lindelöf). So paths never meet, and where they lead is a map that can be undone:
-# [`encode`][sde_models.latents.encode] solves from $t_{min}$ to $t_{max}$,
-# [`decode`][sde_models.latents.decode] back.
+# [`encode`][sde_models.sampling.latents.encode] solves from $t_{min}$ to $t_{max}$,
+# [`decode`][sde_models.sampling.latents.decode] back.
 #
 # In one dimension the map can be written down. Paths that cannot meet keep their order, so the share
 # of points on the left of a path never changes:

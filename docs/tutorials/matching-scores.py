@@ -111,8 +111,8 @@ assert abs(k[implicit.argmin()] - 1 / VARIANCE) < 0.1
 #
 # [`VESDE`][sde_models.sdes.variance_exploding.VESDE] is the process that adds noise and nothing else; its
 # time stands for $\sigma$, and `times_of_sigmas` says which time a $\sigma$ has. A
-# [`ScoreModel`][sde_models.models.ScoreModel] is a network together with such a process, and
-# [`fit`][sde_models.training.verb.fit] trains it: it draws a batch of the data, takes the gradient of the
+# [`ScoreModel`][sde_models.models.score_model.ScoreModel] is a network together with such a process, and
+# [`fit`][sde_models.training.fitting.fit] trains it: it draws a batch of the data, takes the gradient of the
 # loss in the weights, and moves them a little downhill, a few hundred times. It hands back the
 # weights averaged over the last steps (`averaging=`). `weighting="simple"` counts errors in units of
 # the noise, which the next page explains; `count_evaluations` counts the passes of the network and

@@ -123,7 +123,7 @@ plt.show()
 # %%
 x0 = 20.0 * torch.randn(2000, 1, generator=torch.Generator().manual_seed(2))
 grid = sm.times_of_sigmas(sde, SIGMAS.tolist())
-solver = sm.solver("ald", steps_per_level=10)
+solver = sm.make_solver("ald", steps_per_level=10)
 annealed = sm.sample(
     trained, (2000, 1), solver=solver, grid=grid,
     generator=torch.Generator().manual_seed(3),
@@ -167,7 +167,7 @@ assert abs(shares["one level, exact score"] - 0.5) < 0.06
 # %%
 for count, steps_per_level in ((20, 10), (20, 5), (40, 5), (80, 5)):
     grid = sm.times_of_sigmas(sde, levels(count).tolist())
-    solver = sm.solver("ald", steps_per_level=steps_per_level)
+    solver = sm.make_solver("ald", steps_per_level=steps_per_level)
     drawn = sm.sample(trained, (10, 1), solver=solver, grid=grid)
     print(
         f"{count:3d} levels x {steps_per_level:2d} steps: {drawn.nfe:4d} evaluations"
@@ -196,7 +196,7 @@ for count, steps_per_level in ((20, 10), (20, 5), (40, 5), (80, 5)):
 # - Song and Ermon 2019, [arXiv:1907.05600](https://arxiv.org/abs/1907.05600): the model of this page.
 # - Song and Ermon 2020, *Improved techniques for training score-based generative models*,
 #   [arXiv:2006.09011](https://arxiv.org/abs/2006.09011): how to choose levels and steps;
-#   [`langevin_epsilon`][sde_models.solvers.langevin_levels.langevin_epsilon] and
-#   [`level_ratio`][sde_models.solvers.langevin_levels.level_ratio] are its rules.
+#   [`langevin_epsilon`][sde_models.solvers.langevin.levels.langevin_epsilon] and
+#   [`level_ratio`][sde_models.solvers.langevin.levels.level_ratio] are its rules.
 #
 # Next: [from noise levels to a forward SDE](forward-sdes.md).

@@ -143,7 +143,7 @@ assert abs(many.var() - variance) < variance * (4 * (2 / n) ** 0.5 + 0.01)
 # *flux* $J = f p - \tfrac12 \partial_x (g^2 p)$ through the walls of the cells, and many small
 # steps. Besides, 20,000 paths start from the same two bumps.
 #
-# [`GaussianMixture`][sde_models.analytic.GaussianMixture] takes centres, widths and weights. It knows
+# [`GaussianMixture`][sde_models.models.gaussian_mixture.GaussianMixture] takes centres, widths and weights. It knows
 # its density and can be drawn from. Points are the rows of a tensor of shape `(n, D)`, also on the
 # line, hence `cells[:, None]`.
 

@@ -34,7 +34,7 @@
 #
 # Two groups of samples of a mixture on the line, drawn independently. One goes up the SDE, which
 # knows no score and needs random numbers. The other goes up the ODE, which needs the score and
-# draws none: the library's [`encode`][sde_models.latents.encode]. At five times we ask whether the
+# draws none: the library's [`encode`][sde_models.sampling.latents.encode]. At five times we ask whether the
 # two come from one distribution, by the two-sample Kolmogorov-Smirnov test. The alarm is at a
 # p-value of 0.01/5: if they do, it is false in one run of 100 at most.
 
@@ -207,7 +207,7 @@ assert undone < 1e-9
 
 # %% [markdown]
 # That is exact but for rounding, and thirty evaluations a layer are dear. A cheaper way back is to
-# run the *ODE* the other way: the same steps with $h < 0$, as [`decode`][sde_models.latents.decode]
+# run the *ODE* the other way: the same steps with $h < 0$, as [`decode`][sde_models.sampling.latents.decode]
 # does. Its layers are no exact inverses, but both directions tend to the same flow, so that the
 # round trip closes as the steps become many. How fast? A step of a method of order $p$ is off by $C
 # h^{p+1}$, and the step back by $C (-h)^{p+1}$, with the same $C$ to first order. For odd $p$ the

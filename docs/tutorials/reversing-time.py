@@ -55,7 +55,7 @@
 #
 # ## By hand, and with a test that can fail
 #
-# The data are a mixture on the line. [`score_model`][sde_models.analytic.GaussianMixture.score_model]
+# The data are a mixture on the line. [`score_model`][sde_models.models.gaussian_mixture.GaussianMixture.score_model]
 # knows its score at every time, so whatever goes wrong is not the network's fault. One step of
 # Euler-Maruyama is two lines. We also run it with half of the score term, to see whether the
 # test notices.
@@ -92,7 +92,7 @@ right, wrong = reverse(1.0), reverse(0.5)
 
 # %% [markdown]
 # The marginals of the forward SDE are mixtures too
-# ([`diffuse`][sde_models.analytic.GaussianMixture.diffuse]), so we can ask at each of five times
+# ([`diffuse`][sde_models.models.gaussian_mixture.GaussianMixture.diffuse]), so we can ask at each of five times
 # whether the samples come from the distribution that they should come from. The Kolmogorov-Smirnov
 # test takes the largest distance between the distribution function of the samples and the exact
 # one, and turns it into a p-value. With five tests we raise an alarm when one p-value is below
@@ -152,9 +152,9 @@ plt.show()
 #
 # ## The same with torchsde and with the verb
 #
-# [`ReverseSDE`][sde_models.systems.ReverseSDE] holds that drift and that noise. torchsde wants time
+# [`ReverseSDE`][sde_models.models.systems.ReverseSDE] holds that drift and that noise. torchsde wants time
 # to increase, so it sees the clock $s = -t$, from $-t_\text{max}$ to $-t_\text{min}$, and any of
-# its methods will do. The verb [`sample`][sde_models.sampling.sample] draws the prior, runs a
+# its methods will do. The verb [`sample`][sde_models.sampling.samples.sample] draws the prior, runs a
 # solver from the [table](../solvers.md), and counts evaluations.
 
 # %%
@@ -304,9 +304,9 @@ noise_level = 2 * float(torch.trapezoid(F * (1 - F), grid)) / many
 print(f"{many} exact samples: {noise_level:.1e} on average")
 
 solvers = {
-    "predictor alone": (sm.solver("pc", corrector="none"), 1),
-    "with corrector, snr 0.16": (sm.solver("pc", snr=0.16), 2),
-    "with corrector, snr 0.4": (sm.solver("pc", snr=0.4), 2),
+    "predictor alone": (sm.make_solver("pc", corrector="none"), 1),
+    "with corrector, snr 0.16": (sm.make_solver("pc", snr=0.16), 2),
+    "with corrector, snr 0.4": (sm.make_solver("pc", snr=0.4), 2),
 }
 distances = {}
 for label, (solver, cost) in solvers.items():
@@ -316,7 +316,7 @@ for label, (solver, cost) in solvers.items():
     row = [f"{distances[label, budget]:.1e}" for budget in (16, 32, 64, 128)]
     print(f"{label:26} 16, 32, 64, 128 evaluations:", *row)
 
-same_steps, _ = run(sm.solver("pc", snr=0.4), 16)  # 32 evaluations
+same_steps, _ = run(sm.make_solver("pc", snr=0.4), 16)  # 32 evaluations
 alone = {n: distances["predictor alone", n] for n in (16, 32)}
 print(f"16 steps without: {alone[16]:.1e}, with: {same_steps:.1e}")
 assert same_steps < alone[16]
@@ -351,7 +351,7 @@ for label, eta, options in (
         sm.ReverseSDE(model, (1,), eta=eta),
         shifted,
         (middle, sde.t_min),
-        sm.solver("pc", **options),
+        sm.make_solver("pc", **options),
         steps=200 if options.get("corrector") == "none" else 100,
         generator=torch.Generator().manual_seed(6),
     )

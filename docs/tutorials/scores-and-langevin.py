@@ -87,7 +87,7 @@ print(f"largest difference of the two scores: {difference:.1e}")
 assert difference < 1e-4
 
 # %% [markdown]
-# [`EnergyModel`][sde_models.models.EnergyModel] takes a network for $E$ and differentiates it. Most
+# [`EnergyModel`][sde_models.models.energy_model.EnergyModel] takes a network for $E$ and differentiates it. Most
 # models skip the energy and let the network be the score; then nothing guarantees that it is the
 # gradient of anything, and in practice it works as well or better.
 #

@@ -23,7 +23,7 @@
 #
 # ## The table, and how to filter it
 #
-# [`sm.solvers()`][sde_models.solvers.table.solvers] is a mapping from names to
+# [`sm.list_solvers()`][sde_models.solvers.table.list_solvers] is a mapping from names to
 # solvers, each of which declares what it is:
 # [`Solver`][sde_models.solvers.base.Solver] lists the attributes. Printed whole
 # it is the [table of the guide](../solvers.md#all-of-them); filtered, it answers
@@ -40,7 +40,7 @@ import torchsde
 
 import sde_models as sm
 
-table = sm.solvers()
+table = sm.list_solvers()
 print(Counter(solver.library for solver in table.values()))
 
 
@@ -139,7 +139,7 @@ plt.show()
 #
 # Two solutions of an SDE can be compared path by path only if they are driven by
 # the same Brownian motion. torchsde's `BrownianInterval` is one that can be asked
-# again, and `sm.solver` takes it as an option. *Strong* order is that of the mean
+# again, and `sm.make_solver` takes it as an option. *Strong* order is that of the mean
 # distance to the solution along the same path; here the truth is a solve with
 # many more steps.
 #
@@ -163,7 +163,7 @@ brownian = torchsde.BrownianInterval(
 
 
 def along(name, steps):
-    solver = sm.solver(name, brownian=brownian)
+    solver = sm.make_solver(name, brownian=brownian)
     return sm.solve(reverse, x, span, solver, steps=steps, grid="quadratic")
 
 
@@ -243,14 +243,14 @@ assert max(weak[name, 8] for name, _ in weak) > 20 * chance
 # ## Options
 #
 # A solver with options is an object, made by
-# [`sm.solver`][sde_models.solvers.table.solver], and it goes wherever the name
+# [`sm.make_solver`][sde_models.solvers.table.make_solver], and it goes wherever the name
 # goes.
 
 # %%
 for name in ("ode:dopri5", "sde:srk", "scipy:Radau", "pc", "heun-edm"):
     print(f"{name:12}", ", ".join(table[name].option_names) or "none")
 
-careful = sm.solver("ode:dopri5", first_step=1e-3)
+careful = sm.make_solver("ode:dopri5", first_step=1e-3)
 print(careful, "takes", sm.decode(model, z, careful).nfe, "evaluations")
 print("ode:dopri5 as it is takes", sm.decode(model, z).nfe)
 
@@ -265,15 +265,15 @@ print("ode:dopri5 as it is takes", sm.decode(model, z).nfe)
 import textwrap
 
 wrong = {
-    "a misspelt name": lambda: sm.solver("dpmpp2m"),
-    "no prefix": lambda: sm.solver("dopri5"),
+    "a misspelt name": lambda: sm.make_solver("dpmpp2m"),
+    "no prefix": lambda: sm.make_solver("dopri5"),
     "rtol= for fixed steps": lambda: sm.decode(model, z, "ode:rk4", rtol=1e-3),
     "steps= for a tolerance": lambda: sm.decode(model, z, "rk-batch", steps=9),
     "a grid for equal steps": lambda: sm.decode(
         model, z, "ode:explicit_adams", grid="karras"
     ),
     "an ODE solver for an SDE": lambda: sm.solve(reverse, x, span, "ode:rk4"),
-    "a misspelt option": lambda: sm.solver("ode:dopri5", first_stp=0.1),
+    "a misspelt option": lambda: sm.make_solver("ode:dopri5", first_stp=0.1),
     "a gradient through SciPy": lambda: sm.decode(
         model, z, "scipy:RK45", gradient="direct"
     ),
@@ -379,7 +379,7 @@ again = torchsde.BrownianInterval(
     s[0], s[1], size=x.shape, dtype=x.dtype, entropy=2, dt=dt
 )
 by_hand = torchsde.sdeint(reverse, x, s, bm=again, dt=dt, method="euler")[-1]
-solver = sm.solver("sde:euler", brownian=again)
+solver = sm.make_solver("sde:euler", brownian=again)
 ours = sm.solve(reverse, x, span, solver, steps=steps, grid="uniform").x
 print(f"torchsde euler:     {float((by_hand - ours).abs().max()):.0e}")
 assert torch.allclose(by_hand, ours, atol=1e-5)

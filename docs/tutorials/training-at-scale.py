@@ -2,7 +2,7 @@
 # # Training at scale
 #
 # From a folder of image files to weights, on one computer or on many. After this
-# page you know how to feed images to [`fit`][sde_models.training.verb.fit], that
+# page you know how to feed images to [`fit`][sde_models.training.fitting.fit], that
 # a run which is killed ends at the same bits, that several processes train to the
 # weights of one, and how to plan memory before you rent it.
 #

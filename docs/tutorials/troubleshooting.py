@@ -55,7 +55,7 @@ message(lambda: sm.log_prob(model, torch.zeros(4, 2, dtype=torch.uint8), tol=0.1
 # %% [markdown]
 # **Cause.** A density belongs to continuous data. Images of 256 levels have probabilities instead.
 #
-# **Cure.** [`bits_per_dim`][sde_models.discrete.bits_per_dim] spreads each level over its cell, and
+# **Cure.** [`bits_per_dim`][sde_models.likelihood.bits_per_dimension.bits_per_dim] spreads each level over its cell, and
 # gives bits. To train on such images see [training at scale](training-at-scale.md).
 #
 # ### Times of the wrong shape
@@ -81,7 +81,7 @@ message(lambda: sm.sample(model, (8, 2), solver="dpm++2m"))
 # **Cause.** The prefix says which library runs it: `ode:` torchdiffeq, `sde:` torchsde, `scipy:` SciPy,
 # `diffusers:` a scheduler of diffusers, none this library.
 #
-# **Cure.** `print(sm.solvers())` shows all names.
+# **Cure.** `print(sm.list_solvers())` shows all names.
 #
 # ### An argument that the solver cannot use
 
@@ -101,7 +101,7 @@ message(lambda: sm.solve(flow, x, (1.0, 1e-3), solver="euler-maruyama"))
 message(lambda: sm.solve(reverse, x, (1.0, 1e-3), solver="ode:dopri5"))
 
 # %% [markdown]
-# **Cure.** Hand [`sample`][sde_models.sampling.sample] the model and it makes the equation that the
+# **Cure.** Hand [`sample`][sde_models.sampling.samples.sample] the model and it makes the equation that the
 # solver can integrate; `eta=` sets how random it is.
 #
 # ### The wrong way round
@@ -227,7 +227,7 @@ message(lambda: sm.sample(dropping, (8, 2)))
 # **Cause.** Dropout draws anew at each call, batch normalisation mixes the samples of a batch. The
 # equation would be another one at each step, and its density would be that of none.
 #
-# **Cure.** `model.eval()`. What [`fit`][sde_models.training.verb.fit] hands back is in that mode.
+# **Cure.** `model.eval()`. What [`fit`][sde_models.training.fitting.fit] hands back is in that mode.
 #
 # ## Likelihoods
 #
@@ -342,7 +342,7 @@ message(lambda: sm.save_model("model.safetensors", broken))
 # | a sample changes with the size of the batch | one generator draws for all samples at once | one for each sample: `generator=[torch.Generator().manual_seed(s) for s in seeds]` |
 # | bits/dim are far below zero | images without dequantisation: next cell | `bits_per_dim` |
 # | log-densities jump when tolerances change | the solver's error near `t_min` | `tol=`, which watches it; see [exact likelihoods](exact-likelihoods.md) |
-# | a batch runs out of memory | traces take many products at once | `sm.Exact(chunk=...)`, smaller batches; [`evaluate`][sde_models.evaluation.evaluate] halves them by itself |
+# | a batch runs out of memory | traces take many products at once | `sm.Exact(chunk=...)`, smaller batches; [`evaluate`][sde_models.shards.evaluation.evaluate] halves them by itself |
 #
 # ### A likelihood that is too good
 #
@@ -379,7 +379,7 @@ assert raw[1e-4] < raw[1e-3] < raw[1e-2]
 # %% [markdown]
 # ## Still stuck
 #
-# Make it small: a [`GaussianMixture`][sde_models.analytic.GaussianMixture] in place of your model has
+# Make it small: a [`GaussianMixture`][sde_models.models.gaussian_mixture.GaussianMixture] in place of your model has
 # known answers for everything here. If the trouble is gone, it is in the network; if it stays, it is in
 # the equation or the solver, and the mixture with ten lines around it is what an issue should show.
 #

@@ -319,7 +319,7 @@ for smooth, kinked in zip(*evaluations.values(), strict=True):
 #
 # ## Saving
 #
-# [`save_model`][sde_models.checkpoints.save_model] writes the settings of this library's networks beside the
+# [`save_model`][sde_models.models.model_files.save_model] writes the settings of this library's networks beside the
 # weights, and rebuilds them. For a network of your own keep the weights, and build the model by the same
 # code that trained it:
 

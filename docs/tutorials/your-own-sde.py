@@ -8,8 +8,8 @@
 #
 # | your SDE has | subclass | what works |
 # |---|---|---|
-# | $\alpha(t)$ and $\sigma(t)$ | [`GaussianSDE`][sde_models.gaussian_sdes.GaussianSDE] | everything |
-# | any $f(t, x)$, and $g(t)$ | [`SDE`][sde_models.base_sdes.SDE] | simulation, sliced score matching, the reverse SDE and the flow by solvers "of anything" |
+# | $\alpha(t)$ and $\sigma(t)$ | [`GaussianSDE`][sde_models.sdes.gaussian.GaussianSDE] | everything |
+# | any $f(t, x)$, and $g(t)$ | [`SDE`][sde_models.sdes.base.SDE] | simulation, sliced score matching, the reverse SDE and the flow by solvers "of anything" |
 # | any $f(t, x)$, and $g(t, x)$ | the same, `state_dependent_noise = True` | simulation |
 #
 # ## Two functions of time
@@ -224,7 +224,7 @@ turning = Turning()
 # %% [markdown]
 # Denoising score matching wants a kernel. Without one, data are carried forward by simulation and
 # [`simulated_score_matching`][sde_models.losses.simulated.simulated_score_matching] trains on where they
-# arrive. The network then gives the score itself, and the [`ScoreModel`][sde_models.models.ScoreModel]
+# arrive. The network then gives the score itself, and the [`ScoreModel`][sde_models.models.score_model.ScoreModel]
 # goes into the reverse SDE by any solver that takes "anything".
 #
 # This SDE has a score that can be known: in a frame that turns along, $y = R_t^{-1} x$, it is an

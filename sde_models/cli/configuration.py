@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from sde_models.errors import nearest_names
+from sde_models._utils.errors import nearest_names
 
 MADE_BY = {"made_by": "sde-models"}
 """What a file of options that was written here begins with."""

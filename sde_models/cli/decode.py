@@ -38,7 +38,7 @@ def decode(
     """
     from sde_models.cli.inputs import choose_label, read_data, read_model, shape_of
     from sde_models.cli.outputs import find_output
-    from sde_models.to_folder import decode_to_folder
+    from sde_models.shards.to_folder import decode_to_folder
 
     output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite, data=latents)
     network = read_model(model, running.device, running.dtype, data_range)

@@ -11,7 +11,7 @@ from sde_models.cli.application import Command, app, examples
 from sde_models.cli.groups import Control, Running, spell_out
 
 if TYPE_CHECKING:
-    from sde_models.models import ScoreModel
+    from sde_models.models.score_model import ScoreModel
 
 
 @app.command(
@@ -49,7 +49,7 @@ def encode(
     """
     from sde_models.cli.inputs import choose_label, read_data, read_model, shape_of
     from sde_models.cli.outputs import find_output
-    from sde_models.to_folder import encode_to_folder
+    from sde_models.shards.to_folder import encode_to_folder
 
     output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite, data=data)
     network = read_model(model, running.device, running.dtype, data_range)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from sde_models.checkpoints import load_model
+from sde_models._utils.errors import nearest_names
 from sde_models.cli.options import Precision
 from sde_models.data import DATA, TrainingData, find_data, image_folder, read_array
 from sde_models.data.dequantization import check_data_range
-from sde_models.data.named import FROM_FILES
-from sde_models.errors import nearest_names
-from sde_models.models import ScoreModel
+from sde_models.data.table import FROM_FILES
+from sde_models.models.model_files import load_model
+from sde_models.models.score_model import ScoreModel
 from sde_models.shards import Shards
 
 MODEL_FILE = "model.safetensors"

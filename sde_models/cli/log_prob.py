@@ -65,8 +65,8 @@ def log_prob(
     """
     from sde_models.cli.inputs import choose_label, read_data, read_model
     from sde_models.cli.outputs import find_output
-    from sde_models.evaluation import evaluate
     from sde_models.shards import Shards
+    from sde_models.shards.evaluation import evaluate
 
     output = find_output(out, (".npz", ".json", ""), overwrite=running.overwrite, data=data)
     network = read_model(model, running.device, running.dtype, data_range)

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 import typer
 
+from sde_models._utils.atomic_files import write_whole
+from sde_models._utils.owned_folders import OwnedFolder
 from sde_models.cli.configuration import config_content, is_config_of
-from sde_models.owned_folders import OwnedFolder
-from sde_models.pictures import check_drawable, draw
+from sde_models.data.pictures import check_drawable, draw
 from sde_models.shards import Shards
 from sde_models.shards.folder import own_shards
-from sde_models.whole_files import write_whole
 
 CONFIG = "config.json"
 

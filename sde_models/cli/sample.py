@@ -50,7 +50,7 @@ def sample(
     """
     from sde_models.cli.inputs import choose_label, read_model, read_shape
     from sde_models.cli.outputs import find_output
-    from sde_models.to_folder import sample_to_folder
+    from sde_models.shards.to_folder import sample_to_folder
 
     output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite)
     network = read_model(model, running.device, running.dtype, data_range)

@@ -66,11 +66,11 @@ def train(
     """
     import torch
 
-    from sde_models.checkpoints import save_model
     from sde_models.cli.inputs import place, read_training_data
     from sde_models.cli.runs import open_run
     from sde_models.cli.watching import draw_samples, watch_bits, watch_samples
-    from sde_models.pictures import is_drawable
+    from sde_models.data.pictures import is_drawable
+    from sde_models.models.model_files import save_model
     from sde_models.training import fit
     from sde_models.training.group import Group
 

@@ -19,7 +19,7 @@ from sde_models.cli.names import (
 
 if TYPE_CHECKING:
     from sde_models.data import TrainingData
-    from sde_models.models import ScoreModel
+    from sde_models.models.score_model import ScoreModel
     from sde_models.training import Loss
 
 STEPS = 2000
@@ -89,7 +89,7 @@ class Architecture:
             ValueError: If an option cannot be used, or a range is given to levels.
         """
         from sde_models.cli.inputs import read_range
-        from sde_models.models import ScoreModel
+        from sde_models.models.score_model import ScoreModel
         from sde_models.nn import find_network
         from sde_models.sdes import find_sde
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from sde_models.data import TrainingData
-from sde_models.models import ScoreModel
-from sde_models.pictures import IMAGES, check_drawable, draw
-from sde_models.sampling import sample
+from sde_models.data.pictures import IMAGES, check_drawable, draw
+from sde_models.models.score_model import ScoreModel
+from sde_models.sampling.samples import sample
 from sde_models.training import BitsPerDimCurve, SampleImages
 
 HELD_OUT = 64

@@ -8,11 +8,11 @@ from sde_models.data.cell_densities import (
 )
 from sde_models.data.dequantization import check_levels, dequantize, quantize
 from sde_models.data.dequantized import Dequantized
-from sde_models.data.digits import Digits, digits
+from sde_models.data.handwritten_digits import Digits, digits
 from sde_models.data.images import LevelImages, cifar10, fashion_mnist, image_folder, mnist
 from sde_models.data.logit import LogitTransform
-from sde_models.data.named import DATA, find_data
-from sde_models.data.patches import Patches, patches
+from sde_models.data.photograph_patches import Patches, patches
+from sde_models.data.table import DATA, find_data
 from sde_models.data.toys import TOYS, MixtureParameters, toy, toy_mixture
 from sde_models.data.training_data import TrainingData
 

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sde_models._shapes import check_batch
-from sde_models.randomness import uniform_like
-from sde_models.split_batches import draw_rows
-from sde_models.streams import Source, as_source
+from sde_models._utils.randomness import uniform_like
+from sde_models._utils.shapes import check_batch
+from sde_models._utils.split_batches import draw_rows
+from sde_models._utils.streams import Source, as_source
 
 DATA_RANGE = (-1.0, 1.0)
 """Lowest and highest number of data whose range is not given."""

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde_models.errors import find_named
-from sde_models.randomness import check_generator, standard_normal
+from sde_models._utils.errors import find_named
+from sde_models._utils.randomness import check_generator, standard_normal
 
 Toy = Callable[[int, torch.Generator | None], Tensor]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from sde_models._shapes import check_batch
+from sde_models._utils.shapes import check_batch
 from sde_models.data.dequantization import DATA_RANGE, check_levels, dequantize
 
 IMAGE_STD = 0.5

@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sde_models.analytic import GaussianMixture
 from sde_models.data import dequantize
-from sde_models.discrete import BitsPerDim, bits_from_log_prob, bits_per_dim
-from sde_models.latents import decode, encode
-from sde_models.models import Model
-from sde_models.sampling import sample
-from sde_models.solvers import solver as find_solver
+from sde_models.likelihood.bits_per_dimension import BitsPerDim, bits_from_log_prob, bits_per_dim
+from sde_models.models.base import Model
+from sde_models.models.gaussian_mixture import GaussianMixture
+from sde_models.sampling.latents import decode, encode
+from sde_models.sampling.samples import sample
+from sde_models.solvers import make_solver
 
 Result = TypeVar("Result")
 
@@ -80,7 +80,7 @@ def compare_samplers(
     runs = []
     for name, settings in SAMPLERS:
         drawn, seconds = timed(partial(draw, name, settings))
-        stochastic = find_solver(name).stochastic
+        stochastic = make_solver(name).stochastic
         distance = (drawn.x - reference).square().mean().sqrt() * levels / 2
         error = None if stochastic else float(distance)
         runs.append(SamplerRun(name, settings, stochastic, drawn.x, drawn.nfe, seconds, error))

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from sde_models.demo.measure import Density, RoundTrip, SamplerRun
-from sde_models.report import COLOURS, INK, Page, add_legend, image_strips, new_axes
+from sde_models.demo.report import COLOURS, INK, Page, add_legend, image_strips, new_axes
 
 
 @dataclass(frozen=True)

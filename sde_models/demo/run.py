@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sde_models.checkpoints import save_model
+from sde_models._utils.owned_folders import OwnedFolder
+from sde_models._utils.randomness import entropy_from
 from sde_models.data import dequantize, digits
 from sde_models.data.dequantization import DATA_RANGE
 from sde_models.demo.measure import (
@@ -31,10 +32,9 @@ from sde_models.demo.measure import (
     round_trip,
 )
 from sde_models.demo.page import Pictures, build_page
-from sde_models.models import ScoreModel
+from sde_models.models.model_files import save_model
+from sde_models.models.score_model import ScoreModel
 from sde_models.nn import ResidualNetwork
-from sde_models.owned_folders import OwnedFolder
-from sde_models.randomness import entropy_from
 from sde_models.sdes import VPSDE
 from sde_models.training import Fit, fit
 

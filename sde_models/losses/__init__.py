@@ -10,11 +10,11 @@ from sde_models.losses.finite_difference import finite_difference_sliced
 from sde_models.losses.fokker_planck import fokker_planck_penalty, fokker_planck_residual
 from sde_models.losses.implicit import implicit_score_matching
 from sde_models.losses.learned_times import LearnedTimes
-from sde_models.losses.named import OBJECTIVES, find_objective
 from sde_models.losses.noising import NoisedBatch
 from sde_models.losses.simulated import simulated_score_matching
 from sde_models.losses.sliced import sliced_score_matching
 from sde_models.losses.symmetry import asymmetry
+from sde_models.losses.table import OBJECTIVES, find_objective
 from sde_models.losses.times import (
     TIME_SAMPLERS,
     TimeSampler,

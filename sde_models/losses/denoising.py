@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._shapes import Time
+from sde_models._utils.shapes import Time
 from sde_models.losses.noising import NoiseLevels
 from sde_models.losses.times import TimeSampler
 from sde_models.losses.weightings import Weighting, find_weighting
-from sde_models.models import Model
+from sde_models.models.base import Model
 
 
 def denoising_score_matching(

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._shapes import Time, per_sample
-from sde_models.base_divergence import Field
-from sde_models.divergence import Hutchinson
+from sde_models._utils.shapes import Time, per_sample
+from sde_models._utils.split_batches import draw_rows
+from sde_models.divergence.base import Field
+from sde_models.divergence.hutchinson import Hutchinson
 from sde_models.losses.integrated import mean_objective
 from sde_models.losses.noising import NoisedBatch, NoiseLevels
 from sde_models.losses.times import TimeSampler
 from sde_models.losses.weightings import Weighting
-from sde_models.models import Model
-from sde_models.split_batches import draw_rows
+from sde_models.models.base import Model
 
 
 def finite_difference_sliced(

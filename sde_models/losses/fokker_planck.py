@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._shapes import Time, as_time, check_batch, leaf_copy, per_sample
-from sde_models.base_divergence import Divergence
-from sde_models.counting import record
-from sde_models.divergence import find_divergence
+from sde_models._utils.counting import record
+from sde_models._utils.shapes import Time, as_time, check_batch, leaf_copy, per_sample
+from sde_models._utils.split_batches import draw_rows
+from sde_models.divergence.base import Divergence
+from sde_models.divergence.table import find_divergence
 from sde_models.losses.noising import NoiseLevels
 from sde_models.losses.times import TimeSampler, log_snr_rate
-from sde_models.models import Model
-from sde_models.split_batches import draw_rows
+from sde_models.models.base import Model
 
 
 def fokker_planck_residual(

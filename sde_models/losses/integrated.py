@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
-from sde_models.base_divergence import Field
+from sde_models.divergence.base import Field
 from sde_models.losses.noising import NoisedBatch, NoiseLevels
 from sde_models.losses.weightings import Weighting, find_weighting
-from sde_models.models import Model
+from sde_models.models.base import Model
 
 Objective = Callable[[Field, NoisedBatch], Tensor]
 """J of a score, shape ``(B,)``, at the noised points of a batch."""

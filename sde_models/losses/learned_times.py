@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sde_models.base_divergence import check_count
-from sde_models.gaussian_sdes import GaussianSDE
+from sde_models.divergence.base import check_count
 from sde_models.losses.times import log_snr_range, log_snr_rate
+from sde_models.sdes.gaussian import GaussianSDE
 
 
 class LearnedTimes:

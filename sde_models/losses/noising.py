@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sde_models._shapes import Time, as_time, check_batch
-from sde_models.gaussian_sdes import GaussianSDE
-from sde_models.grids import times_of_sigmas
+from sde_models._utils.randomness import standard_normal_like
+from sde_models._utils.shapes import Time, as_time, check_batch
+from sde_models._utils.split_batches import draw_rows, pool_rows
 from sde_models.losses.times import TimeSampler, draw_times, find_times
-from sde_models.models import Model
-from sde_models.randomness import standard_normal_like
-from sde_models.split_batches import draw_rows, pool_rows
+from sde_models.models.base import Model
+from sde_models.sdes.gaussian import GaussianSDE
+from sde_models.sdes.grids import times_of_sigmas
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ import torch
 import torchsde
 from torch import Tensor, nn
 
-from sde_models._shapes import check_batch
-from sde_models.base_divergence import check_count
-from sde_models.base_sdes import SDE
-from sde_models.brownian import FreshBrownian
-from sde_models.divergence import Hutchinson
+from sde_models._utils.randomness import uniform_like
+from sde_models._utils.shapes import check_batch
+from sde_models._utils.split_batches import draw_rows
+from sde_models.divergence.base import check_count
+from sde_models.divergence.hutchinson import Hutchinson
 from sde_models.losses.sliced import sliced_objective
 from sde_models.losses.times import draw_strata
-from sde_models.models import Model
-from sde_models.randomness import uniform_like
-from sde_models.split_batches import draw_rows
+from sde_models.models.base import Model
+from sde_models.sdes.base import SDE
+from sde_models.sdes.brownian import FreshBrownian
 
 
 def simulated_score_matching(

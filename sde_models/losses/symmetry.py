@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._shapes import Time, check_batch, leaf_copy
-from sde_models.base_divergence import Products, check_count
-from sde_models.counting import record
-from sde_models.dependence import value_with_graph
-from sde_models.models import Model
-from sde_models.randomness import standard_normal_like
+from sde_models._utils.counting import record
+from sde_models._utils.dependence import value_with_graph
+from sde_models._utils.randomness import standard_normal_like
+from sde_models._utils.shapes import Time, check_batch, leaf_copy
+from sde_models.divergence.base import Products, check_count
+from sde_models.models.base import Model
 
 LARGEST_EXACT = 64
 """Numbers in an event up to which the whole Jacobian is taken."""

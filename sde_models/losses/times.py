@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sde_models.errors import find_named
-from sde_models.gaussian_sdes import GaussianSDE
-from sde_models.grids import times_of_sigmas
-from sde_models.randomness import uniform_like
+from sde_models._utils.errors import find_named
+from sde_models._utils.randomness import uniform_like
+from sde_models.sdes.gaussian import GaussianSDE
+from sde_models.sdes.grids import times_of_sigmas
 
 TimeSampler = Callable[[GaussianSDE, Tensor], tuple[Tensor, Tensor]]
 """Maps numbers u in [0, 1) to times t of an SDE and to dt/du, one over the density of t."""

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._shapes import per_sample
-from sde_models.errors import find_named
+from sde_models._utils.errors import find_named
+from sde_models._utils.shapes import per_sample
 from sde_models.losses.noising import NoisedBatch
 from sde_models.losses.times import log_snr_rate
-from sde_models.models import Model, ScoreModel
+from sde_models.models.base import Model
+from sde_models.models.score_model import ScoreModel
 
 SquaredError = Callable[[Model, NoisedBatch, dict[str, Any]], Tensor]
 NoiseWeight = Callable[[NoisedBatch], Tensor]

@@ -2,8 +2,8 @@
 
 from sde_models.nn.clocked import FourierFeatures
 from sde_models.nn.mixing import MixingNetwork
-from sde_models.nn.named import NETWORKS, find_network, usual_network
 from sde_models.nn.residual import ResidualNetwork
+from sde_models.nn.table import NETWORKS, find_network, usual_network
 from sde_models.nn.unet import UNet
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from sde_models.errors import nearest_names
+from sde_models._utils.errors import nearest_names
 from sde_models.nn.labels import as_labels
 from sde_models.nn.unet_layouts import LAYOUTS, make_unet
 

@@ -4,12 +4,12 @@ Each is a :class:`~sde_models.GaussianSDE`: see there for what alpha, sigma, dri
 diffusion have to do with each other.
 """
 
-from sde_models.base_sdes import SDE
-from sde_models.gaussian_sdes import GaussianSDE
+from sde_models.sdes.base import SDE
 from sde_models.sdes.cosine import CosineSDE
 from sde_models.sdes.flow_matching import FlowMatchingSDE
+from sde_models.sdes.gaussian import GaussianSDE
 from sde_models.sdes.linear_beta import VPSDE, SubVPSDE
-from sde_models.sdes.named import SDES, find_sde
+from sde_models.sdes.table import SDES, find_sde
 from sde_models.sdes.variance_exploding import VESDE
 
 __all__ = [

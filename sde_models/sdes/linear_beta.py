@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from sde_models._shapes import Time, as_time
-from sde_models.gaussian_sdes import GaussianSDE
+from sde_models._utils.shapes import Time, as_time
+from sde_models.sdes.gaussian import GaussianSDE
 
 
 class _LinearBeta(GaussianSDE):

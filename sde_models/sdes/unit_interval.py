@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sde_models.gaussian_sdes import GaussianSDE
+from sde_models.sdes.gaussian import GaussianSDE
 
 
 def require_below_one(sde: GaussianSDE) -> None:

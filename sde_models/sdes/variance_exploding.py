@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from sde_models._shapes import Time, as_time
-from sde_models.gaussian_sdes import GaussianSDE
+from sde_models._utils.shapes import Time, as_time
+from sde_models.sdes.gaussian import GaussianSDE
 
 
 class VESDE(GaussianSDE):

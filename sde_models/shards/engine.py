@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sde_models.counting import count_evaluations
-from sde_models.models import Model, check_model
-from sde_models.progress_bars import open_bar
+from sde_models._utils.counting import count_evaluations
+from sde_models._utils.progress_bars import open_bar
+from sde_models.models.base import Model, check_model
 from sde_models.shards.fingerprints import describe
 from sde_models.shards.folder import Folder, Shard, in_units
 from sde_models.shards.parts import FittingParts

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_models.models import Model
+from sde_models.models.base import Model
 
 
 def hash_tensors(tensors: Mapping[str, Tensor], text: str = "") -> str:

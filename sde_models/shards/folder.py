@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sde_models.owned_folders import OwnedFolder
+from sde_models._utils.atomic_files import write_whole
+from sde_models._utils.owned_folders import OwnedFolder
 from sde_models.shards.fingerprints import hash_tensors, list_differences
-from sde_models.whole_files import write_whole
 
 Settings = dict[str, str | int | None]
 

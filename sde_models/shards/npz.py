@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.lib import format as npy
 
-from sde_models.whole_files import open_whole
+from sde_models._utils.atomic_files import open_whole
 
 
 def write_npz(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sde_models.models import Model
+from sde_models.models.base import Model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

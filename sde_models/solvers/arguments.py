@@ -10,10 +10,10 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 
-from sde_models.base_systems import System
-from sde_models.grids import Grid, check_monotone, rounding_of
+from sde_models._utils.streams import Source, as_source
+from sde_models.sdes.grids import Grid, check_monotone, rounding_of
+from sde_models.sdes.system import System
 from sde_models.solvers.base import Solver
-from sde_models.streams import Source, as_source
 
 
 def check_span(system: System, t_span: tuple[float, float], method: Solver) -> tuple[float, float]:

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sde_models.base_systems import System
-from sde_models.errors import nearest_names
+from sde_models._utils.errors import nearest_names
+from sde_models.sdes.system import System
 from sde_models.solvers.problem import Problem
 
 DEFAULT_TOLERANCE = 1e-5
@@ -42,7 +42,7 @@ class Solver(ABC):
         default_grid: Grid that is used if none is asked for; None for that of the SDE.
         default_rtol: Relative tolerance of an adaptive solver that is told none.
         default_atol: Absolute tolerance likewise.
-        option_names: Options that :func:`~sde_models.solver` takes.
+        option_names: Options that :func:`~sde_models.make_solver` takes.
         may_be_zero: Options for which 0 has a meaning.
     """
 

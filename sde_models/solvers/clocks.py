@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models.base_systems import System
+from sde_models.sdes.system import System
 
 
 @dataclass(frozen=True)

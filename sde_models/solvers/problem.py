@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_models._shapes import adds_up, describe_rows, non_finite_rows
-from sde_models.base_systems import AtNode, AtNodes, System
-from sde_models.counting import Evaluations
-from sde_models.errors import NonFiniteError
-from sde_models.randomness import standard_normal_like
+from sde_models._utils.counting import Evaluations
+from sde_models._utils.errors import NonFiniteError
+from sde_models._utils.randomness import standard_normal_like
+from sde_models._utils.shapes import adds_up, describe_rows, non_finite_rows
+from sde_models._utils.split_batches import draw_rows
+from sde_models._utils.streams import Source
+from sde_models.sdes.system import AtNode, AtNodes, System
 from sde_models.solvers.recording import Recorder
-from sde_models.split_batches import draw_rows
-from sde_models.streams import Source
 
 
 @dataclass

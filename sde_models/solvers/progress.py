@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_models.base_systems import System
-from sde_models.progress_bars import open_bar
+from sde_models._utils.progress_bars import open_bar
+from sde_models.sdes.system import System
 from sde_models.solvers.clocks import has_gaussian_clock
 
 

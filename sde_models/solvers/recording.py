@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_models.conditioning import copied
-from sde_models.counting import Evaluations
-from sde_models.errors import StepLimitError
+from sde_models._utils.conditioning import copied
+from sde_models._utils.counting import Evaluations
+from sde_models._utils.errors import StepLimitError
 from sde_models.solvers.progress import SolveProgress
 
 

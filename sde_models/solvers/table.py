@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from sde_models.errors import nearest_names
-from sde_models.solvers.adams_batch import AdamsBatch
-from sde_models.solvers.adaptive_sde import AdaptiveSDE
-from sde_models.solvers.ancestral import Ancestral, ReverseDiffusion
-from sde_models.solvers.annealed_langevin import AnnealedLangevin
+from sde_models._utils.errors import nearest_names
+from sde_models.solvers.adaptive.adams_batch import AdamsBatch
+from sde_models.solvers.adaptive.adaptive_sde import AdaptiveSDE
+from sde_models.solvers.adaptive.rk_batch import BatchRungeKutta
 from sde_models.solvers.base import Solver
-from sde_models.solvers.ddim import DDIM
-from sde_models.solvers.diffusers_methods import PREFIX, DiffusersSolver
-from sde_models.solvers.diffusers_schedulers import SCHEDULERS
-from sde_models.solvers.dpm_solver import dpm_solvers
-from sde_models.solvers.dpm_solver_singlestep import DPMSolver2S
-from sde_models.solvers.euler_maruyama import EulerMaruyama
-from sde_models.solvers.exponential_adams import exponential_adams_solvers
-from sde_models.solvers.flow_adams import flow_adams_solvers
-from sde_models.solvers.heun_edm import HeunEDM
-from sde_models.solvers.picard import Picard
-from sde_models.solvers.predictor_corrector import PredictorCorrector
-from sde_models.solvers.rk_batch import BatchRungeKutta
-from sde_models.solvers.scipy_methods import scipy_solvers
-from sde_models.solvers.torchdiffeq_methods import torchdiffeq_solvers
-from sde_models.solvers.torchsde_methods import torchsde_solvers
-from sde_models.solvers.unipc import unipc_solvers
+from sde_models.solvers.external.diffusers_methods import PREFIX, DiffusersSolver
+from sde_models.solvers.external.diffusers_schedulers import SCHEDULERS
+from sde_models.solvers.external.scipy_methods import scipy_solvers
+from sde_models.solvers.external.torchdiffeq_methods import torchdiffeq_solvers
+from sde_models.solvers.external.torchsde_methods import torchsde_solvers
+from sde_models.solvers.langevin.annealed import AnnealedLangevin
+from sde_models.solvers.langevin.predictor_corrector import PredictorCorrector
+from sde_models.solvers.multistep.dpm_solver import dpm_solvers
+from sde_models.solvers.multistep.exponential_adams import exponential_adams_solvers
+from sde_models.solvers.multistep.flow_adams import flow_adams_solvers
+from sde_models.solvers.multistep.unipc import unipc_solvers
+from sde_models.solvers.one_step.ancestral import Ancestral, ReverseDiffusion
+from sde_models.solvers.one_step.ddim import DDIM
+from sde_models.solvers.one_step.dpm_solver import DPMSolver2S
+from sde_models.solvers.one_step.euler_maruyama import EulerMaruyama
+from sde_models.solvers.one_step.heun_edm import HeunEDM
+from sde_models.solvers.parallel.picard import Picard
 
 MAKERS: dict[str, Callable[..., Solver]] = {
     EulerMaruyama.name: EulerMaruyama,
@@ -55,7 +55,7 @@ class SolverTable(Mapping[str, Solver]):
     """Every solver by name, with what it declares. Prints as a table.
 
     Example:
-        >>> table = sm.solvers()
+        >>> table = sm.list_solvers()
         >>> table["ode:rk4"].order, table["ode:dopri5"].adaptive
         (4, True)
     """
@@ -106,17 +106,17 @@ class SolverTable(Mapping[str, Solver]):
         return str(self)
 
 
-def solvers() -> SolverTable:
+def list_solvers() -> SolverTable:
     """Return the table of every solver name and what it can do."""
     return SolverTable()
 
 
-def solver(name: str | Solver, **options: Any) -> Solver:
+def make_solver(name: str | Solver, **options: Any) -> Solver:
     """Make a solver by name, with options.
 
     Args:
-        name: A name in :func:`solvers`, or "diffusers:" and the class of a scheduler of diffusers;
-            a solver object is returned as it is.
+        name: A name in :func:`list_solvers`, or "diffusers:" and the class of a scheduler of
+            diffusers; a solver object is returned as it is.
         **options: What the solver's class documents, such as ``first_step`` for ``ode:dopri5``.
 
     Raises:
@@ -124,7 +124,7 @@ def solver(name: str | Solver, **options: Any) -> Solver:
         TypeError: If ``name`` is neither a name nor a solver.
 
     Example:
-        >>> sm.solver("ode:dopri5", first_step=0.01)
+        >>> sm.make_solver("ode:dopri5", first_step=0.01)
         AdaptiveTorchdiffeq('ode:dopri5', first_step=0.01)
     """
     if isinstance(name, Solver):
@@ -148,4 +148,4 @@ def _nearest(name: str) -> str:
     if same:
         return f"did you mean {' or '.join(map(repr, same))}?"
     near = nearest_names(name, MAKERS)
-    return near if near.startswith("did") else "print(sm.solvers()) lists them"
+    return near if near.startswith("did") else "print(sm.list_solvers()) lists them"

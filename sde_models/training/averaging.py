@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from sde_models.buffers import copy_buffers, find_buffers
+from sde_models._utils.buffers import copy_buffers, find_buffers
 from sde_models.training.module_state import (
     check_same_parameters,
     copy_model,

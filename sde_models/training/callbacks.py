@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sde_models.data.dequantization import DATA_RANGE, check_data_range
-from sde_models.discrete import bits_per_dim
-from sde_models.sampling import sample
+from sde_models.likelihood.bits_per_dimension import bits_per_dim
+from sde_models.sampling.samples import sample
 from sde_models.training.progress import Progress
 
 

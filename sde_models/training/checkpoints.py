@@ -20,8 +20,8 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from sde_models.owned_folders import OwnedFolder
-from sde_models.tensor_files import DamagedError, TensorFile, unpack
+from sde_models._utils.owned_folders import OwnedFolder
+from sde_models._utils.tensor_files import DamagedError, TensorFile, unpack
 
 SUMS = "SHA256SUMS"
 WEIGHTS, AVERAGED, SETTINGS, STATE = (

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sde_models.checkpoints import SETTINGS_KEY, describe_model
-from sde_models.models import Model
+from sde_models.models.base import Model
+from sde_models.models.model_files import SETTINGS_KEY, describe_model
 from sde_models.shards.fingerprints import describe, list_differences
 from sde_models.training.settings import Settings
 

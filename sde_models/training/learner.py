@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from sde_models._shapes import without_waiting
-from sde_models.buffers import find_buffers, find_transient
-from sde_models.conditioning import usable
-from sde_models.split_batches import PartGenerator
+from sde_models._utils.buffers import find_buffers, find_transient
+from sde_models._utils.conditioning import usable
+from sde_models._utils.shapes import without_waiting
+from sde_models._utils.split_batches import PartGenerator
 from sde_models.training.averaging import MovingAverage
 from sde_models.training.group import Group
 from sde_models.training.module_state import load_tensors

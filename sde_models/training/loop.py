@@ -11,8 +11,8 @@ from typing import Any, Generic
 import torch
 from torch import nn
 
-from sde_models.checkpoints import find_tensors
-from sde_models.progress_bars import open_bar
+from sde_models._utils.progress_bars import open_bar
+from sde_models.models.model_files import find_tensors
 from sde_models.training.checkpoints import Checkpoint, CheckpointFolder
 from sde_models.training.group import Group
 from sde_models.training.history import History

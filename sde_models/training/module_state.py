@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sde_models.buffers import copy_buffers, find_parts
+from sde_models._utils.buffers import copy_buffers, find_parts
 from sde_models.training.progress import AnyModel
 
 

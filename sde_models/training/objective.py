@@ -13,10 +13,10 @@ from torch import Tensor
 class Loss(Protocol):
     """A scalar to be minimised, such as :func:`~sde_models.losses.denoising_score_matching`.
 
-    The generator is a :class:`~sde_models.split_batches.PartGenerator`. All losses of the library
-    draw from it by :func:`~sde_models.split_batches.draw_rows`, for the whole batch, and so may
-    sums of them and losses of a user's own. What is drawn from it directly is drawn for each part
-    of the batch anew.
+    The generator is a :class:`~sde_models.training.PartGenerator`. All losses of the library draw
+    from it by :func:`~sde_models.training.draw_rows`, for the whole batch, and so may sums of them
+    and losses of a user's own. What is drawn from it directly is drawn for each part of the batch
+    anew.
     """
 
     def __call__(

@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from sde_models.models import Model
+from sde_models.models.base import Model
 
 AnyModel = TypeVar("AnyModel", bound=Model)
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sde_models._shapes import check_batch, check_floating
-from sde_models.conditioning import of_each_sample
-from sde_models.models import Model
+from sde_models._utils.conditioning import of_each_sample
+from sde_models._utils.shapes import check_batch, check_floating
+from sde_models.models.base import Model
 from sde_models.training.seeds import generator_at, global_seed, seed_at
 
 Batch = Tensor | tuple[Tensor, dict[str, Any]]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training_networks import NETWORKS, Stop, assert_equal, state
+from support.networks_with_state import NETWORKS, Stop, assert_equal, state
 from torch import Tensor, nn
 
 import sde_models as sm

@@ -63,7 +63,7 @@ def compile_here(network: nn.Module, device: str) -> nn.Module:
 
 
 def draw(model: sm.Model, name: str, device: str) -> Tensor:
-    solver = sm.solver(name)
+    solver = sm.make_solver(name)
     arguments = {"rtol": 1e-3, "atol": 1e-3} if solver.adaptive else {"steps": 12}
     generator = torch.Generator().manual_seed(0)
     return sm.sample(model, (8, 4), name, generator=generator, **arguments).x

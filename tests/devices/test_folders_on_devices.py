@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sde_models as sm
-from sde_models.randomness import make_generator
+from sde_models._utils.randomness import make_generator
 
 MEBIBYTE = 2**20
 ROOM, OF_A_SAMPLE = 320 * MEBIBYTE, 40 * MEBIBYTE

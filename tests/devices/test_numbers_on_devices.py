@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import sde_models as sm
-from sde_models.solvers.diffusers_methods import diffusers_solvers
-from sde_models.solvers.diffusers_schedulers import SCHEDULERS
+from sde_models.solvers.external.diffusers_methods import diffusers_solvers
+from sde_models.solvers.external.diffusers_schedulers import SCHEDULERS
 
-TABLE = sm.solvers()
+TABLE = sm.list_solvers()
 NOISY = [name for name, solver in TABLE.items() if solver.stochastic]
 MIXTURE = sm.GaussianMixture([[-1.0, 0.2], [0.8, -0.3]], [0.3, 0.5], [0.4, 0.6])
 

@@ -1,0 +1,127 @@
+r"""The divergence of a vector field, exact or estimated.
+
+.. math:: \nabla \cdot f = \mathrm{tr}\,\frac{\partial f}{\partial x}
+          = E\,[\,e^\top \frac{\partial f}{\partial x} e\,], \qquad E\,[e e^\top] = I .
+
+Estimators that find the few directions in which a Jacobian is large stand in
+:mod:`~sde_models.divergence.low_rank`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sde_models._utils.errors import nearest_names
+from sde_models._utils.randomness import rademacher_like, sphere_like, standard_normal_like
+from sde_models.divergence.base import (
+    Divergence,
+    Products,
+    TraceEstimate,
+    check_count,
+    quadratic_forms,
+)
+from sde_models.divergence.low_rank import XTrace
+
+
+class Hutchinson(Divergence):
+    r"""Hutchinson's unbiased estimator :math:`e^\top J e` with random probes.
+
+    With S the symmetric part of J its variance is :math:`2 \|S\|^2` for Gaussian probes, that less
+    the diagonal for Rademacher probes, and about that less the trace for probes on the sphere. The
+    products themselves tell this, :math:`E \|J^\top e\|^2 = \|J\|^2 \ge \|S\|^2`, far better than
+    the spread of a few estimates does, so that a single probe has an error too. Where J is
+    symmetric, as that of a score is, it is exact on average but for Rademacher probes, from few of
+    which the diagonal is not known; there, and for other J, it is on the safe side.
+
+    Args:
+        probes: Number of independent probes.
+        distribution: "rademacher" (entries -1 or +1: no error from the diagonal), "gaussian", or
+            "sphere" (directions of length :math:`\sqrt{D}`: no error from a multiple of the
+            identity).
+
+    Raises:
+        ValueError: If ``probes`` is below 1 or the distribution is unknown.
+
+    Reference:
+        Hutchinson 1989; Grathwohl et al. 2019, FFJORD, arXiv:1810.01367.
+
+    Example:
+        >>> trace = Hutchinson(probes=3)
+        >>> x = torch.ones(2, 4)
+        >>> trace(lambda x: 3 * x, x, trace.draw(x))[1].estimates.shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, probes: int = 1, distribution: str = "rademacher") -> None:
+        check_count("probes", probes)
+        drawers = {
+            "rademacher": rademacher_like,
+            "gaussian": standard_normal_like,
+            "sphere": sphere_like,
+        }
+        if distribution not in drawers:
+            raise ValueError(
+                f"unknown probe distribution {distribution!r}; "
+                f"{nearest_names(distribution, drawers)}"
+            )
+        self.probes = probes
+        self.distribution = distribution
+        self._draw = drawers[distribution]
+
+    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        flat = x.detach().flatten(1)
+        drawn = self._draw(flat.expand(self.probes, *flat.shape), generator)
+        return drawn.reshape(self.probes, *x.shape)
+
+    def estimate(self, products: Products, drawn: Tensor | None) -> TraceEstimate:
+        if drawn is None:
+            raise ValueError("Hutchinson needs the probes that draw() returns")
+        found = products(drawn)
+        variance = self._variance((drawn * found).detach(), found.detach())
+        return TraceEstimate(quadratic_forms(drawn, found), (variance / self.probes).sqrt())
+
+    def _variance(self, diagonals: Tensor, found: Tensor) -> Tensor:
+        """Variance of one estimate, shape ``(B,)``.
+
+        Args:
+            diagonals: Estimates of the diagonal entries, ``(probes, B, D)``.
+            found: The products.
+        """
+        if self.distribution == "rademacher" and self.probes > 1:
+            return 2 * diagonals.var(0).sum(1)
+        total = found.square().sum(2).mean(0)
+        if self.distribution == "gaussian":
+            return 2 * total
+        size = found.shape[2]
+        part = size / (size + 2) if self.distribution == "sphere" else 1.0
+        return 2 * part * (total - diagonals.sum(2).mean(0).square() / size).clamp(min=0)
+
+    def products_for(self, size: int) -> int:
+        return self.probes
+
+    def with_products(self, count: int) -> Hutchinson:
+        return Hutchinson(max(count, 2), self.distribution)
+
+    def __repr__(self) -> str:
+        return f"Hutchinson(probes={self.probes}, distribution={self.distribution!r})"
+
+
+class Automatic(Hutchinson):
+    """Two probes of Hutchinson, and where they are too noisy what gives more for a product."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    @property
+    def alternatives(self) -> tuple[Divergence, ...]:
+        return (XTrace(8),)
+
+
+def standard_error(estimates: Tensor) -> Tensor:
+    """Standard error of the mean of ``(B, n)`` estimates, shape ``(B,)``; NaN for n = 1."""
+    if estimates.shape[1] == 1:
+        return torch.full_like(estimates[:, 0], math.nan)
+    return estimates.std(dim=1) / math.sqrt(estimates.shape[1])

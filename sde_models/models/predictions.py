@@ -1,0 +1,170 @@
+r"""What a network predicts, and how to read the data and the noise from it.
+
+With :math:`x_t = \alpha x_0 + \sigma \epsilon`, any one of x0, eps,
+:math:`v = \alpha\epsilon - \sigma x_0` and the score :math:`-\epsilon/\sigma` gives the others.
+Each is written here once, in both directions, and without the cancellation that
+:math:`(x_t - \alpha x_0)/\sigma` suffers where sigma is small. All are linear: x0 and eps are a
+factor times the state plus a factor times the output, and the factors depend on alpha and sigma
+alone, so that a solver which knows its nodes has them beforehand.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from sde_models._utils.errors import nearest_names
+
+Pair = tuple[Tensor, Tensor]
+Factors = tuple[Tensor, Tensor] | None
+"""Factors of the state and of the output; None where it is the output itself that is meant."""
+
+
+class Prediction(ABC):
+    """One meaning of a network's output. Alpha and sigma arrive shaped for broadcasting."""
+
+    @abstractmethod
+    def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
+        """Return what makes x0, and what makes eps, of the state and the output."""
+
+    @abstractmethod
+    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return what the network's output should be for these x0 and eps."""
+
+    def clock(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return the time that the network is shown, in the shape of the scales."""
+        return t
+
+    def input_scale(self, alpha: Tensor, sigma: Tensor) -> Tensor | None:
+        """Return what the state is divided by for the network; None if it is shown as it is."""
+        return None
+
+    def denoise(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Pair:
+        """Return (x0, eps) as the network's output implies them."""
+        of_x0, of_eps = self.factors(alpha, sigma)
+        return _weigh(of_x0, x, output), _weigh(of_eps, x, output)
+
+    def network_input(
+        self, t: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the time, shape ``(B,)``, and the state that the network is shown."""
+        scale = self.input_scale(alpha, sigma)
+        clock = self.clock(t, alpha.reshape(-1), sigma.reshape(-1)).expand_as(t)
+        return clock, x if scale is None else x / scale
+
+
+def _weigh(factors: Factors, x: Tensor, output: Tensor) -> Tensor:
+    return output if factors is None else factors[0] * x + factors[1] * output
+
+
+class Eps(Prediction):
+    """The noise."""
+
+    def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
+        return (1 / alpha, -sigma / alpha), None
+
+    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return eps
+
+
+class X0(Prediction):
+    """The data."""
+
+    def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
+        return None, (1 / sigma, -alpha / sigma)
+
+    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return x0
+
+
+class V(Prediction):
+    r"""The velocity :math:`v = \alpha\epsilon - \sigma x_0` (Salimans and Ho 2022).
+
+    Holds for any alpha and sigma: the inverse divides by :math:`\alpha^2 + \sigma^2`, which is 1
+    only for variance-preserving processes.
+    """
+
+    def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
+        norm = alpha.square() + sigma.square()
+        return (alpha / norm, -sigma / norm), (sigma / norm, alpha / norm)
+
+    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha * eps - sigma * x0
+
+
+class Score(Prediction):
+    r"""The score :math:`\nabla \log p_t(x) = -\epsilon / \sigma`."""
+
+    def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
+        return (1 / alpha, sigma.square() / alpha), (torch.zeros_like(sigma), -sigma)
+
+    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return -eps / sigma
+
+
+class EDM(Prediction):
+    r"""The preconditioned residual F of Karras et al. 2022, for any alpha and sigma.
+
+    With :math:`s` the standard deviation of the data and
+    :math:`S^2 = \sigma^2 + \alpha^2 s^2`,
+
+    .. math:: \hat x_0 = \frac{\alpha s^2}{S^2} x + \frac{\sigma s}{S} F(x / S, \lambda), \qquad
+              \lambda = \tfrac14 \log (\sigma / \alpha),
+
+    so that input and target of F have unit variance at every noise level.
+
+    Args:
+        data_std: Standard deviation of a coordinate of the data.
+
+    Reference:
+        Karras et al. 2022, table 1 and appendix B.6, arXiv:2206.00364.
+    """
+
+    def __init__(self, data_std: float) -> None:
+        self.data_std = data_std
+
+    def _total(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return torch.hypot(sigma, self.data_std * alpha)
+
+    def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
+        s, total = self.data_std, self._total(alpha, sigma)
+        of_x0 = alpha * (s / total) ** 2, sigma * s / total
+        return of_x0, (sigma / total.square(), -alpha * s / total)
+
+    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        s = self.data_std
+        return (sigma * x0 - alpha * s**2 * eps) / (s * self._total(alpha, sigma))
+
+    def clock(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return 0.25 * torch.log(sigma / alpha)
+
+    def input_scale(self, alpha: Tensor, sigma: Tensor) -> Tensor | None:
+        return self._total(alpha, sigma)
+
+
+PREDICTIONS: dict[str, type[Prediction]] = {"eps": Eps, "x0": X0, "v": V, "score": Score}
+
+
+def find_prediction(
+    prediction: str | None, preconditioning: str | None, data_std: float
+) -> Prediction:
+    """Look up what a network predicts.
+
+    Raises:
+        ValueError: For an unknown name, or a prediction beside a preconditioning that fixes it.
+    """
+    if preconditioning is not None:
+        if preconditioning != "edm":
+            raise ValueError(f"unknown preconditioning {preconditioning!r}; known: 'edm'")
+        if prediction not in (None, "x0"):
+            raise ValueError(
+                f"preconditioning='edm' reads the network's output as the residual of x0, so "
+                f"prediction={prediction!r} has no meaning beside it: leave prediction out"
+            )
+        return EDM(data_std)
+    name = "eps" if prediction is None else prediction
+    if name not in PREDICTIONS:
+        raise ValueError(f"unknown prediction {name!r}; {nearest_names(name, list(PREDICTIONS))}")
+    return PREDICTIONS[name]()

@@ -1,0 +1,108 @@
+"""A network and a forward SDE as a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from sde_models._utils.counting import record
+from sde_models._utils.shapes import (
+    Time,
+    per_sample,
+)
+from sde_models.models.base import Model, check_network
+from sde_models.models.network_calls import call_network, check_shape
+from sde_models.models.nodes import ModelNodes, NetworkNodes
+from sde_models.models.predictions import Prediction, find_prediction
+from sde_models.sdes.base import SDE
+from sde_models.sdes.gaussian import GaussianSDE
+
+
+class ScoreModel(Model):
+    """A network and the SDE it was trained for.
+
+    The network is called as ``network(t, x, **cond)`` with ``t`` of shape ``(B,)`` and must
+    return the shape of ``x``. It is called in its own dtype, whatever that of the state, with
+    copies that it may change in place; preconditioning is computed in that of the state.
+
+    Args:
+        network: Any ``torch.nn.Module`` with that call.
+        sde: Forward SDE. On an :class:`~sde_models.SDE` without a Gaussian kernel only
+            ``prediction="score"`` has a meaning.
+        prediction: What the network's output stands for: "eps", "x0", "v" or "score".
+        preconditioning: "edm" scales input, output and time as in Karras et al. 2022. The
+            output then is the residual of x0, and ``prediction`` is left out.
+        event_shape: Shape of one sample; given, another shape is refused at the door.
+        data_range: Lowest and highest number of the data it is trained on, which is kept with it:
+            what pictures draw black and white, and what :func:`~sde_models.bits_per_dim` spreads
+            levels over. None, for not known, stands for -1 and 1 there.
+
+    Raises:
+        ValueError: For unknown names, a combination without a meaning, or an empty range.
+
+    Example:
+        >>> network = sm.nn.ResidualNetwork((2,), width=16, depth=1)
+        >>> model = ScoreModel(network, sm.VPSDE(), prediction="v")
+        >>> model.score(0.5, torch.zeros(3, 2)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        sde: SDE,
+        prediction: str | None = None,
+        *,
+        preconditioning: str | None = None,
+        event_shape: tuple[int, ...] | None = None,
+        data_range: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__(sde, event_shape)
+        self.network = check_network(network)
+        self.data_range = data_range
+        data_std = getattr(sde, "data_std", 1.0)
+        self.prediction: Prediction = find_prediction(prediction, preconditioning, data_std)
+        self.predicts_score = prediction == "score"
+        if not isinstance(sde, GaussianSDE) and not self.predicts_score:
+            raise ValueError(
+                f"{type(sde).__name__} has no alpha and sigma, so only prediction='score' has a "
+                f"meaning; got prediction={prediction!r}, preconditioning={preconditioning!r}"
+            )
+
+    def score(self, t: Time, x: Tensor, **cond: Any) -> Tensor:
+        if not self.predicts_score:
+            return super().score(t, x, **cond)
+        t = self._checked(t, x)
+        return self._run(t.expand(x.shape[0]), x, **cond)
+
+    def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self._scales(t, x)
+        output = self._run(*self._network_input(t, x, alpha, sigma), **cond)
+        return self.prediction.denoise(output, x, alpha, sigma)
+
+    def at_nodes(self, times: Tensor, like: Tensor, cond: dict[str, Any]) -> ModelNodes:
+        if type(self).denoise is not ScoreModel.denoise:  # a subclass has a say in the estimates
+            return super().at_nodes(times, like, cond)
+        return NetworkNodes(self, times, like, cond)
+
+    def output(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
+        """The network's own output at noised samples, as a loss compares it to a target."""
+        return self._run(*self._network_input(t, x, *self._scales(t, x)), **cond)
+
+    def target(self, t: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
+        """What :meth:`output` should be where data ``x0`` met noise ``eps``."""
+        return self.prediction.target(x0, eps, *self._scales(t, x0))
+
+    def _scales(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        sde = self._gaussian()
+        return per_sample(sde.alpha(t), x), per_sample(sde.sigma(t), x)
+
+    def _network_input(
+        self, t: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self.prediction.network_input(t.expand(x.shape[0]), x, alpha, sigma)
+
+    def _run(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
+        record(nfe=1, rows=len(x))
+        return check_shape(call_network(self.network, t, x, cond), x)

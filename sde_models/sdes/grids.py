@@ -1,0 +1,220 @@
+r"""Time grids: where a fixed-step solver puts its nodes.
+
+For samplers the grid matters as much as the solver. Each grid here is a function
+``(sde, t0, t1, steps)`` that returns ``steps + 1`` times from ``t0`` to ``t1``, in either
+direction, in float64 on the CPU (the solver casts them last).
+
+References:
+    Lu et al. 2022, DPM-Solver, arXiv:2206.00927 (uniform log-SNR); Karras et al. 2022,
+    equation 5, arXiv:2206.00364; Song et al. 2020, DDIM, arXiv:2010.02502 (quadratic).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from sde_models._utils.errors import nearest_names
+from sde_models.sdes.base import SDE
+from sde_models.sdes.gaussian import GaussianSDE
+
+Grid = str | Tensor | Sequence[float] | Callable[[SDE, float, float, int], Tensor]
+
+
+def uniform_grid(sde: SDE, t0: float, t1: float, steps: int) -> Tensor:
+    """Equal steps in t.
+
+    Example:
+        >>> uniform_grid(sm.VPSDE(), 1.0, 0.5, 2)
+        tensor([1.0000, 0.7500, 0.5000], dtype=torch.float64)
+    """
+    return torch.linspace(t0, t1, steps + 1, dtype=torch.float64)
+
+
+def quadratic_grid(sde: SDE, t0: float, t1: float, steps: int) -> Tensor:
+    r"""Equal steps in :math:`\sqrt t`, as Song et al. 2020 (DDIM) use.
+
+    Example:
+        >>> quadratic_grid(sm.VPSDE(), 1.0, 0.0, 2)
+        tensor([1.0000, 0.2500, 0.0000], dtype=torch.float64)
+    """
+    return _with_ends(uniform_grid(sde, t0**0.5, t1**0.5, steps).square(), t0, t1)
+
+
+def log_snr_grid(sde: SDE, t0: float, t1: float, steps: int) -> Tensor:
+    """Equal steps in log-SNR.
+
+    Example:
+        >>> sde = sm.VPSDE()
+        >>> sde.log_snr(log_snr_grid(sde, 1.0, 0.01, 100)).diff().std() < 1e-12
+        tensor(True)
+    """
+    sde = _gaussian(sde, "log-snr")
+    ends = sde.log_snr(sde.times([t0, t1])).detach()
+    levels = torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64)
+    return _with_ends(sde.t_from_log_snr(sde.times(levels)), t0, t1)
+
+
+def karras_grid(sde: SDE, t0: float, t1: float, steps: int, rho: float = 7.0) -> Tensor:
+    r"""Equal steps in :math:`(\sigma/\alpha)^{1/\rho}`.
+
+    Args:
+        sde: Forward SDE with a Gaussian kernel.
+        t0: First time.
+        t1: Last time.
+        steps: Number of intervals.
+        rho: The larger, the more nodes at low noise.
+
+    Example:
+        >>> sde = sm.VESDE(0.01, 50.0)
+        >>> root = sde.sigma(karras_grid(sde, 1.0, 0.0, 10)) ** (1 / 7)
+        >>> root.diff().std() < 1e-12
+        tensor(True)
+    """
+    sde = _gaussian(sde, "karras")
+    ends = torch.exp(-0.5 * sde.log_snr(sde.times([t0, t1])).detach() / rho)
+    roots = torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64)
+    return _with_ends(sde.t_from_log_snr(sde.times(-2 * rho * roots.log())), t0, t1)
+
+
+GRIDS: dict[str, Callable[[SDE, float, float, int], Tensor]] = {
+    "uniform": uniform_grid,
+    "quadratic": quadratic_grid,
+    "log-snr": log_snr_grid,
+    "karras": karras_grid,
+}
+
+
+def time_grid(
+    sde: SDE | None, t_span: tuple[float, float], steps: int | None, grid: Grid
+) -> Tensor:
+    """Lay out the nodes of a fixed-step solve.
+
+    Args:
+        sde: Forward SDE whose clock the times are, or None, which leaves "uniform" and times.
+        t_span: First and last time.
+        steps: Number of intervals; None with times given.
+        grid: Name, function ``(sde, t0, t1, steps)``, or the times themselves.
+
+    Returns:
+        Times from ``t_span[0]`` to ``t_span[1]``, float64, strictly monotone.
+
+    Raises:
+        ValueError: For an unknown name, ``steps`` beside times, or times that are not monotone,
+            repeat, or do not start and end with the span.
+    """
+    t0, t1 = t_span
+    if isinstance(grid, str):
+        if grid not in GRIDS:
+            raise ValueError(f"unknown grid {grid!r}; {nearest_names(grid, GRIDS)}")
+        grid = GRIDS[grid]
+    if callable(grid):
+        if steps is None:
+            raise ValueError("steps is wanted beside a named grid")
+        if sde is None and grid not in (uniform_grid, quadratic_grid):
+            raise ValueError(
+                "this system has no forward SDE, so only grid='uniform' and 'quadratic' have a "
+                "meaning"
+            )
+        times = torch.as_tensor(grid(sde, t0, t1, steps), dtype=torch.float64)  # type: ignore[arg-type]
+    else:
+        if steps is not None:
+            raise ValueError("grid gives the times themselves: leave steps out")
+        try:
+            times = torch.as_tensor(grid, dtype=torch.float64).detach().cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(
+                f"grid must be a name ({', '.join(GRIDS)}), a function (sde, t0, t1, steps), or "
+                f"times, got {grid!r}"
+            ) from None
+    check_monotone(times, t0, t1)
+    return _with_ends(times, t0, t1)
+
+
+def rounding_of(end: float, length: float) -> float:
+    """How far a time that is meant to be an end of a span may be from it.
+
+    A few roundings to float32 of the end itself, since what happens near it happens on the scale of
+    the end: from 1e-8 to 1e-7 a log-SNR changes as much as from 0.01 to 0.1. An end at 0 has no
+    scale but the length of the span.
+    """
+    return 4 * torch.finfo(torch.float32).eps * (abs(end) or length)
+
+
+def check_monotone(times: Tensor, t0: float, t1: float, name: str = "grid") -> None:
+    """Refuse times that do not run strictly from ``t0`` to ``t1``.
+
+    Raises:
+        ValueError: Naming the first offending entry.
+    """
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(f"{name} must hold two or more times, got shape {tuple(times.shape)}")
+    values = times.tolist()
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"{name} holds times that are not finite")
+    for i, (a, b) in enumerate(pairwise(values), start=1):
+        if not (a < b if t0 < t1 else a > b):
+            what = f"repeats the time {a:g}" if a == b else f"turns back from {a:g} to {b:g}"
+            raise ValueError(f"{name} must run strictly from {t0:g} to {t1:g}; entry {i} {what}")
+    ends = ((values[0], t0), (values[-1], t1))
+    if any(abs(given - end) > rounding_of(end, abs(t1 - t0)) for given, end in ends):
+        raise ValueError(
+            f"{name} runs from {values[0]:.9g} to {values[-1]:.9g}, the span asked for is "
+            f"{t0:.9g} to {t1:.9g}"
+        )
+
+
+def _with_ends(times: Tensor, t0: float, t1: float) -> Tensor:
+    """Put the exact end points in place of rounded ones."""
+    values = times.detach().tolist()
+    values[0], values[-1] = t0, t1
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _gaussian(sde: SDE, name: str) -> GaussianSDE:
+    if not isinstance(sde, GaussianSDE):
+        raise ValueError(
+            f"grid={name!r} needs alpha and sigma, which {type(sde).__name__} does not have; use "
+            "grid='uniform' or give the times"
+        )
+    return sde
+
+
+def times_of_sigmas(sde: GaussianSDE, sigmas: Tensor | Sequence[float]) -> Tensor:
+    r"""Times at which an SDE has these noise levels, to be given as ``grid=``.
+
+    Args:
+        sde: Forward SDE with a Gaussian kernel.
+        sigmas: Noise levels :math:`\sigma / \alpha`, in units of the data; for VE sigma itself.
+
+    Returns:
+        Shape of ``sigmas``, float64.
+
+    Raises:
+        TypeError: If the SDE has no alpha and sigma.
+        ValueError: If a level lies outside what the SDE has between ``t_min`` and ``t_max``.
+
+    Example:
+        >>> sde = sm.VESDE(0.01, 50.0)
+        >>> times_of_sigmas(sde, [50.0, 1.0, 0.01])
+        tensor([1.0000, 0.5407, 0.0000], dtype=torch.float64)
+    """
+    if not getattr(sde, "gaussian", False):
+        raise TypeError(f"{type(sde).__name__} has no alpha and sigma: give a GaussianSDE")
+    levels = torch.as_tensor(sigmas, dtype=torch.float64).detach().cpu()
+    ends = sde.log_snr(sde.times([sde.t_min, sde.t_max])).detach().cpu()
+    low, high = torch.exp(-0.5 * ends).tolist()
+    slack = 1e-6  # ends that were rounded to float32
+    inside = (levels >= low * (1 - slack)) & (levels <= high * (1 + slack))
+    if not bool(inside.all()):
+        wrong = float(levels[~inside][0])
+        raise ValueError(
+            f"{type(sde).__name__} has the noise levels sigma / alpha from {low:g} to {high:g}, "
+            f"and {wrong:g} is none of them: leave it out, or make an SDE that reaches it"
+        )
+    times = sde.t_from_log_snr(sde.times(-2 * levels.clamp(low, high).log())).detach().cpu()
+    return times.clamp(sde.t_min, sde.t_max)

@@ -1,0 +1,106 @@
+"""Distributions at the noise end of a diffusion: the Gaussian, and what any other must have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from sde_models._utils.randomness import standard_normal
+from sde_models._utils.split_batches import draw_rows
+from sde_models._utils.streams import Source, as_source
+
+
+class Prior(Protocol):
+    """What a verb needs of a distribution at ``t_max``."""
+
+    def sample(
+        self, sample_shape: Sequence[int], *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw samples."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density in nats."""
+
+
+class IsotropicGaussian(Distribution):
+    r"""Isotropic Gaussian :math:`N(0, s^2 I)` over events of any shape.
+
+    A ``torch.distributions.Distribution`` whose :meth:`sample` also takes a generator, so that
+    the same seed gives the same sample.
+
+    Args:
+        event_shape: Shape of one sample.
+        std: Standard deviation :math:`s` of each coordinate.
+
+    Example:
+        >>> prior = IsotropicGaussian((1, 8, 8), 2.0)
+        >>> prior.sample((3,)).shape
+        torch.Size([3, 1, 8, 8])
+    """
+
+    arg_constraints = {}  # noqa: RUF012 (torch's own way)
+    support = constraints.real
+    has_rsample = False
+
+    def __init__(self, event_shape: Sequence[int], std: float) -> None:
+        self.std = float(std)
+        super().__init__(event_shape=torch.Size(event_shape), validate_args=False)
+
+    def sample(
+        self,
+        sample_shape: Sequence[int] = (),
+        *,
+        generator: Source = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Draw samples of shape ``(*sample_shape, *event_shape)``.
+
+        Raises:
+            TypeError, ValueError: For a ``generator`` that is neither one nor one for each sample.
+        """
+        count = math.prod(sample_shape)
+
+        def draw(like: Tensor, own: torch.Generator | None) -> Tensor:
+            return standard_normal(like.shape, generator=own, dtype=dtype, device=device)
+
+        shapes = torch.empty((count, *self.event_shape), device="meta")
+        noise = draw_rows(draw, shapes, as_source(generator, count))
+        return self.std * noise.reshape(*sample_shape, *self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density in nats, shape of ``value`` without its event dimensions.
+
+        Raises:
+            ValueError: If ``value`` does not end in the event shape.
+        """
+        if value.shape[value.ndim - len(self.event_shape) :] != self.event_shape:
+            raise ValueError(
+                f"value has shape {tuple(value.shape)}, wanted (..., "
+                f"{', '.join(map(str, self.event_shape))}) for events of shape "
+                f"{tuple(self.event_shape)}"
+            )
+        batch = value.shape[: value.ndim - len(self.event_shape)]
+        flat = value.reshape(*batch, self.event_shape.numel())
+        constant = flat.shape[-1] * math.log(self.std * math.sqrt(2 * math.pi))
+        return -0.5 * (flat / self.std).square().sum(-1) - constant
+
+    @property
+    def stddev(self) -> Tensor:
+        return torch.full(self.event_shape, self.std)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.stddev.square()
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.zeros(self.event_shape)
+
+    def __repr__(self) -> str:
+        return f"IsotropicGaussian(event_shape={tuple(self.event_shape)}, std={self.std:g})"

@@ -1,0 +1,184 @@
+"""Evaluate the likelihood of every sample of a dataset, and write the results as they come."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sde_models.divergence.hutchinson import standard_error
+from sde_models.models.base import Model
+from sde_models.shards.engine import Engine, Verb
+from sde_models.shards.fingerprints import describe, describe_range
+from sde_models.shards.folder import Folder
+from sde_models.shards.likelihood_batches import RESULTS, Batches
+from sde_models.shards.source import Conditioning, Source
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+EVALUATING = Verb(
+    "evaluating",
+    "evaluated",
+    "a divergence with fewer probes at once, such as sm.Hutchinson(1) or sm.Exact(chunk=1), fewer "
+    "nodes=, or a network of lower precision",
+)
+
+NUMBERS = 4
+"""Bytes of each number that is written, at least."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Likelihoods of a dataset, on the CPU, in the order of its samples.
+
+    Attributes:
+        value: Log-density in nats, or bits per dimension, of each sample, shape ``(B,)``.
+        stderr: Standard error of each value from the probes, shape ``(B,)``, in the same unit.
+        solver_error: As in :class:`~sde_models.LogProb`, in the unit of the values.
+        quadrature_error: Likewise.
+        unit: "nats" or "bits per dimension".
+        rows: Network forward passes of single samples, those of earlier runs included.
+        vjp_rows: Vector-Jacobian products of single samples, likewise.
+        resumed: Samples that were found done.
+    """
+
+    value: Tensor
+    stderr: Tensor
+    solver_error: Tensor
+    quadrature_error: Tensor
+    unit: str
+    rows: int
+    vjp_rows: int
+    resumed: int
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the values, scalar, float64."""
+        return self.value.double().mean()
+
+    @property
+    def mean_stderr(self) -> Tensor:
+        """Standard error of the mean, over samples and probes together; NaN for one sample."""
+        return standard_error(self.value.double()[None])[0]
+
+    def summary(self) -> dict[str, str | int | float | None]:
+        """The mean with its errors and cost as plain numbers; None for what is not known.
+
+        ``sample_error`` is the mean of what :attr:`~sde_models.LogProb.error` says of a sample.
+        """
+        error = 2 * self.stderr + self.solver_error + self.quadrature_error
+        figures = {
+            "mean": self.mean,
+            "mean_stderr": self.mean_stderr,
+            "sample_error": error.double().mean(),
+        }
+        numbers = {name: float(value) for name, value in figures.items()}
+        return {
+            "samples": len(self.value),
+            "unit": self.unit,
+            **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
+            "rows": self.rows,
+            "vjp_rows": self.vjp_rows,
+        }
+
+    def __str__(self) -> str:
+        known = self.summary()
+        within = "" if known["mean_stderr"] is None else f" ± {known['mean_stderr']:.2g}"
+        error = known["sample_error"]
+        each = "" if error is None else f", each known to within {error:.2g}"
+        return (
+            f"{known['mean']:.6g}{within} {self.unit} over {len(self.value)} samples{each} "
+            f"({self.rows / len(self.value):g} evaluations for each)"
+        )
+
+
+def evaluate(
+    model: Model,
+    dataset: Tensor | Dataset[Any],
+    out: str | os.PathLike[str],
+    *,
+    levels: int | None = None,
+    chunk: int = 256,
+    seed: int = 0,
+    cond: Conditioning | None = None,
+    progress: bool = True,
+    overwrite: bool = False,
+    accelerator: Accelerator | None = None,
+    **arguments: Any,
+) -> Evaluation:
+    """Compute the likelihood of every sample of a dataset, chunk by chunk.
+
+    Each chunk is written to a file when it is done. Called again with the same folder, an
+    evaluation that was interrupted goes on where it stopped. Where memory runs out a chunk is
+    worked on in smaller parts.
+
+    Args:
+        model: What gives the score.
+        dataset: Data, shape ``(B, *event)``, or a map-style dataset of any size, whose items are
+            samples, or tuples or lists that begin with one. It is read chunk by chunk.
+        out: Folder for the results, seen by all processes.
+        levels: If None :func:`~sde_models.log_prob` of floating data; a number of levels asks for
+            :func:`~sde_models.bits_per_dim` of integer images.
+        chunk: Samples in one file, and at most in one batch.
+        seed: What all random numbers follow from, together with the index of the first sample of
+            a batch: neither interruptions nor the number of processes change them.
+        cond: Conditioning for the network that differs between samples: tensors by name, each of
+            length B, or a function from the list of the items of a chunk to such tensors.
+        progress: Show a progress bar, in the main process.
+        overwrite: Replace the results that are there, once the first new ones are known.
+        accelerator: Of the ``accelerate`` package, to share the chunks among its processes. If
+            None one is made where the environment tells of several processes.
+        **arguments: Those of :func:`~sde_models.log_prob` or :func:`~sde_models.bits_per_dim`,
+            and conditioning that is the same for all samples.
+
+    Raises:
+        ValueError: If the folder holds results of other settings, with what differs, and whatever
+            the verb raises.
+        TypeError: For a dataset without length, or a ``generator=``.
+        FileExistsError: If the folder is not empty, and was not made by an evaluation.
+        BlockingIOError: If another process is at work in it.
+        OSError: If a file cannot be written; what was written before is whole.
+        torch.OutOfMemoryError: If a single sample does not fit into memory.
+
+    Example:
+        >>> import tempfile
+        >>> model = sm.GaussianMixture(torch.zeros(1, 2), 1.0).score_model(sm.VPSDE())
+        >>> x = torch.zeros(10, 2)
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     first = evaluate(model, x, out, chunk=4, progress=False)
+        ...     again = evaluate(model, x, out, chunk=4, progress=False)
+        >>> first.value.shape, again.resumed, torch.equal(first.value, again.value)
+        (torch.Size([10]), 10, True)
+    """
+    engine = Engine(
+        EVALUATING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
+    )
+    source = Source(dataset, cond)
+    source.check_elsewhere(out)
+    settings = {"sample": source.describe_sample(), "levels": levels, "cond": describe(cond)}
+    if levels is not None:
+        settings |= describe_range(engine.model)
+    verb = Batches(engine.model, levels, seed, arguments)
+    folder, resumed = engine.run(
+        out, len(source), settings, source.each(verb.run), size=NUMBERS * len(RESULTS),
+        progress=progress, overwrite=overwrite,
+    )  # fmt: skip
+    unit = "nats" if levels is None else "bits per dimension"
+    return _gather(folder, unit, resumed)
+
+
+def _gather(folder: Folder, unit: str, resumed: int) -> Evaluation:
+    shards = [folder.read_whole(index) for index in range(len(folder))]
+    return Evaluation(
+        **{name: torch.cat([shard.tensors[name] for shard in shards]) for name in RESULTS},
+        unit=unit,
+        rows=sum(shard.costs["rows"] for shard in shards),
+        vjp_rows=sum(shard.costs["vjp_rows"] for shard in shards),
+        resumed=resumed,
+    )

@@ -1,0 +1,267 @@
+"""Samples and latents by the million: the verbs, chunk by chunk into a folder of shards."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sde_models._utils.randomness import make_generator
+from sde_models.data.dequantization import DATA_RANGE, dequantize
+from sde_models.models.base import Model
+from sde_models.sampling.latents import decode, encode
+from sde_models.sampling.samples import sample
+from sde_models.shards.engine import Engine, Verb
+from sde_models.shards.fingerprints import describe, describe_range
+from sde_models.shards.reader import Shards
+from sde_models.shards.source import Conditioning, Source, check_lengths, cut
+from sde_models.solvers import Solver
+from sde_models.solvers.arguments import whole_number
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+SAMPLING = Verb("sampling", "drawn")
+ENCODING = Verb("encoding", "encoded")
+DECODING = Verb("decoding", "decoded")
+
+
+def sample_to_folder(
+    model: Model,
+    n: int,
+    out: str | os.PathLike[str],
+    *,
+    solver: str | Solver = "ode:dopri5",
+    event_shape: Sequence[int] | None = None,
+    chunk: int = 4096,
+    seed: int = 0,
+    cond: Mapping[str, Tensor] | None = None,
+    progress: bool = True,
+    overwrite: bool = False,
+    accelerator: Accelerator | None = None,
+    **arguments: Any,
+) -> Shards:
+    """Draw any number of samples, a shard at a time.
+
+    Each shard is written when it is done. Called again with the same folder, sampling that was
+    interrupted goes on where it stopped. Where memory runs out a shard is drawn in smaller parts.
+
+    Args:
+        model: What gives the score.
+        n: Number of samples.
+        out: Folder for the shards, seen by all processes.
+        solver: As for :func:`~sde_models.sample`.
+        event_shape: Shape of one sample; the model's own if None.
+        chunk: Samples in one shard, and at most in one batch.
+        seed: What all random numbers follow from, together with the index of the first sample of
+            a batch: neither interruptions nor the number of processes change them.
+        cond: Conditioning that differs between samples: tensors by name, each of length ``n``.
+        progress: Show a progress bar, in the main process.
+        overwrite: Replace the shards that are there, once the first new one is made.
+        accelerator: Of the ``accelerate`` package, to share the shards among its processes. If
+            None one is made where the environment tells of several processes.
+        **arguments: Those of :func:`~sde_models.sample` but for ``generator`` and ``path``, and
+            conditioning that is the same for all samples.
+
+    Returns:
+        The shards. Each holds ``x``; with ``return_log_prob=True`` also ``log_prob`` and
+        ``log_prob_error``, shape ``(B,)``.
+
+    Raises:
+        ValueError: If the folder holds results of other settings, with what differs, if the model
+            does not tell the shape of a sample, and whatever :func:`~sde_models.sample` raises.
+        TypeError: For a ``generator=`` or ``path=``.
+        FileExistsError: If the folder is not empty, and was not made by one of these functions.
+        BlockingIOError: If another process is at work in it.
+        OSError: If a file cannot be written, where those written before are complete; or if the
+            samples need more room than is free on the disk.
+        torch.OutOfMemoryError: If a single sample does not fit into memory.
+
+    Example:
+        >>> import tempfile
+        >>> model = sm.GaussianMixture(torch.zeros(1, 2), 1.0).score_model(sm.VPSDE())
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     drawn = sample_to_folder(
+        ...         model, 10, out, solver="dpmpp-2m", steps=5, chunk=4, progress=False
+        ...     )
+        ...     [tuple(shard["x"].shape) for shard in drawn.batches()]
+        [(4, 2), (4, 2), (2, 2)]
+    """
+    arguments = {"solver": solver, **arguments}
+    engine = Engine(
+        SAMPLING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
+    )
+    samples = whole_number("n", n) or 1
+    shape = engine.model.event_shape if event_shape is None else tuple(event_shape)
+    if shape is None:
+        raise ValueError(
+            "the model does not tell the shape of a sample: give event_shape=, such as (2,) for "
+            "points in the plane"
+        )
+    check_lengths(cond or {}, samples)
+    settings = {"verb": "sample", "name": "x", "sample": str(shape), "cond": describe(cond)}
+
+    def draw(first: int, last: int) -> dict[str, Tensor]:
+        drawn = sample(
+            engine.model, (last - first, *shape), generator=make_generator(seed, first),
+            **arguments, **_place(cut(cond or {}, first, last), engine.model),
+        )  # fmt: skip
+        found = {} if (density := drawn.log_prob) is None else {
+            "log_prob": density.value, "log_prob_error": density.error
+        }  # fmt: skip
+        return {name: _keep(value) for name, value in {"x": drawn.x, **found}.items()}
+
+    dtype = arguments.get("dtype") or engine.model.dtype
+    _, resumed = engine.run(
+        out, samples, settings, lambda *_: draw, size=math.prod(shape) * dtype.itemsize,
+        progress=progress, overwrite=overwrite,
+    )  # fmt: skip
+    return Shards(out, resumed=resumed)
+
+
+def encode_to_folder(
+    model: Model,
+    dataset: Tensor | Dataset[Any],
+    out: str | os.PathLike[str],
+    *,
+    solver: str | Solver = "ode:dopri5",
+    levels: int | None = None,
+    chunk: int = 1024,
+    seed: int = 0,
+    cond: Conditioning | None = None,
+    progress: bool = True,
+    overwrite: bool = False,
+    accelerator: Accelerator | None = None,
+    **arguments: Any,
+) -> Shards:
+    """Carry every sample of a dataset to its latent, a shard at a time, as :func:`encode` does.
+
+    Args:
+        model: What gives the score.
+        dataset: Data, shape ``(B, *event)``, or a map-style dataset, as for
+            :func:`~sde_models.evaluate`; :class:`Shards` are one.
+        out: Folder for the shards, seen by all processes.
+        solver: An ODE solver in :func:`~sde_models.list_solvers`.
+        levels: Number of levels of integer images, which are dequantised to ``model.data_range``
+            first, or -1 and 1 if that is None; None for floating data.
+        chunk: Samples in one shard, and at most in one batch.
+        seed: What the dequantisation follows from.
+        cond: Conditioning that differs between samples, as for :func:`~sde_models.evaluate`.
+        progress: Show a progress bar, in the main process.
+        overwrite: As for :func:`sample_to_folder`.
+        accelerator: As for :func:`sample_to_folder`.
+        **arguments: Those of :func:`~sde_models.encode` but for ``path``, and conditioning that is
+            the same for all samples.
+
+    Returns:
+        The shards. Each holds ``z``.
+
+    Raises:
+        ValueError, TypeError, OSError, torch.OutOfMemoryError: As for :func:`sample_to_folder`.
+
+    Example:
+        >>> import tempfile
+        >>> model = sm.GaussianMixture(torch.zeros(1, 2), 1.0).score_model(sm.VPSDE())
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     z = encode_to_folder(model, torch.zeros(5, 2), f"{out}/z", progress=False)
+        ...     x = decode_to_folder(model, z, f"{out}/x", progress=False)
+        ...     bool(x[4].abs().max() < 1e-3)
+        True
+    """
+    source = Source(dataset, cond)
+    source.check_elsewhere(out)
+    arguments = {"solver": solver, **arguments}
+    engine = Engine(
+        ENCODING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
+    )
+    dtype = torch.promote_types(engine.model.dtype, torch.float32)
+    data_range = engine.model.data_range or DATA_RANGE
+
+    def work(first: int, x: Tensor, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if levels is not None:
+            x = dequantize(
+                x, levels, data_range=data_range, generator=make_generator(seed, first), dtype=dtype
+            )
+        x = x.to(engine.model.device)
+        return {"z": _keep(encode(engine.model, x, **arguments, **_place(cond, engine.model)).z)}
+
+    settings = {"verb": "encode", "name": "z", "levels": levels, **_about(source)}
+    if levels is not None:
+        settings |= describe_range(engine.model)
+    _, resumed = engine.run(
+        out, len(source), settings, source.each(work), size=source.size(),
+        progress=progress, overwrite=overwrite,
+    )  # fmt: skip
+    return Shards(out, resumed=resumed)
+
+
+def decode_to_folder(
+    model: Model,
+    latents: Tensor | Dataset[Any],
+    out: str | os.PathLike[str],
+    *,
+    solver: str | Solver = "ode:dopri5",
+    chunk: int = 1024,
+    cond: Conditioning | None = None,
+    progress: bool = True,
+    overwrite: bool = False,
+    accelerator: Accelerator | None = None,
+    **arguments: Any,
+) -> Shards:
+    """Carry every latent back to data, a shard at a time, as :func:`decode` does.
+
+    Args:
+        model: What gives the score.
+        latents: Latents, shape ``(B, *event)``, or a map-style dataset of them, such as the
+            :class:`Shards` that :func:`encode_to_folder` returns.
+        out: Folder for the shards, seen by all processes.
+        solver: An ODE solver in :func:`~sde_models.list_solvers`.
+        chunk: Samples in one shard, and at most in one batch.
+        cond: Conditioning that differs between samples, as for :func:`~sde_models.evaluate`.
+        progress: Show a progress bar, in the main process.
+        overwrite: As for :func:`sample_to_folder`.
+        accelerator: As for :func:`sample_to_folder`.
+        **arguments: Those of :func:`~sde_models.decode` but for ``path``, and conditioning that is
+            the same for all samples.
+
+    Returns:
+        The shards. Each holds ``x``.
+
+    Raises:
+        ValueError, TypeError, OSError, torch.OutOfMemoryError: As for :func:`sample_to_folder`.
+    """
+    source = Source(latents, cond)
+    source.check_elsewhere(out)
+    arguments = {"solver": solver, **arguments}
+    engine = Engine(
+        DECODING, model, chunk=chunk, seed=0, accelerator=accelerator, arguments=arguments
+    )
+
+    def work(first: int, z: Tensor, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        z = z.to(engine.model.device)
+        return {"x": _keep(decode(engine.model, z, **arguments, **_place(cond, engine.model)).x)}
+
+    settings = {"verb": "decode", "name": "x", **_about(source)}
+    _, resumed = engine.run(
+        out, len(source), settings, source.each(work), size=source.size(),
+        progress=progress, overwrite=overwrite,
+    )  # fmt: skip
+    return Shards(out, resumed=resumed)
+
+
+def _about(source: Source) -> dict[str, str]:
+    return {"sample": source.describe_sample(), "cond": describe(source.cond)}
+
+
+def _keep(value: Tensor) -> Tensor:
+    """What is written: contiguous, on the CPU."""
+    return value.detach().cpu().contiguous()
+
+
+def _place(cond: Mapping[str, Tensor], model: Model) -> dict[str, Any]:
+    return {name: value.to(model.device) for name, value in cond.items()}

@@ -1,0 +1,219 @@
+r"""Adaptive exponential Adams in the log-SNR clock, with a step for each sample: for densities.
+
+Near the data everything that a density feels happens on the scale of the noise: an error of x that
+no eye would see moves a log-density by many nats where :math:`\sigma(t)` is smaller still. In the
+clock :math:`\lambda = \log(\alpha/\sigma)` the flow changes by about as much in each unit, and
+
+.. math:: x_t = \frac{\alpha_t}{\alpha_s} x_s
+          - \sigma_t \int_{\lambda_s}^{\lambda_t} e^{\lambda_t - \lambda} \hat\epsilon\, d\lambda
+          \qquad\text{or}\qquad
+          x_t = \frac{\sigma_t}{\sigma_s} x_s
+          + \alpha_t \int_{\lambda_s}^{\lambda_t} e^{-(\lambda_t - \lambda)} \hat x_0\, d\lambda
+
+leaves a smooth integrand, the first for the way up to the noise and the second for the way down.
+
+References:
+    Hairer, Norsett and Wanner 1993, Solving ordinary differential equations I, III.5 and III.7
+    (Adams methods with variable steps, their error and order); Hochbruck and Ostermann 2010,
+    Exponential integrators, section 2.5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_models._utils.shapes import per_sample
+from sde_models.solvers.adaptive.batch_solve import BatchSolve, BatchSolver, Samples
+from sde_models.solvers.multistep.adams_weights import known_integrals
+from sde_models.solvers.problem import Problem
+
+SAFETY = 0.8
+SHRINK, GROW = 0.2, 2.0
+"""How much a step may change at once."""
+FIRST_STEP = 0.05
+"""In units of the clock; steps grow from there with the order."""
+BEYOND_FIRST_ORDER = 20.0
+"""How much more than their first order, by which they are told, errors of a density grow with the
+tolerance; so that at 0.1, where steps are few and large, most are still covered."""
+
+
+class AdamsBatch(BatchSolver):
+    r"""Adams predictor and corrector of variable order and step; one evaluation for each step.
+
+    A step is predicted by the polynomial through the last p estimates, evaluated, and corrected by
+    that through the last p and the new one. The difference of the two, in units of the noise, is
+    the error that steps are chosen by:
+
+    .. math:: \frac{\| x^{corrected} - x^{predicted} \|}{\sigma_t} \le a_{tol} + r_{tol} ,
+
+    with the root mean square as norm. Tolerances are thus in units of the noise, whose estimate is
+    itself of size 1. Every sample has its own time, step and order; it starts with order 1 and a
+    small step. A step's error d displaces what is computed as the log-density by about
+    :math:`\hat\epsilon \cdot d / \sigma`: the sum of the sizes of these is told as
+    ``Solution.density_error``.
+
+    For latents and densities; for samples, whose errors count in units of x, ``rk-batch`` takes
+    fewer steps. ``accepted``, ``rejected``, ``max_steps`` and callbacks are as for ``rk-batch``.
+
+    Options:
+        order: Most estimates that the predictor looks at, from 1 to 8; 5 if left out.
+    """
+
+    name = "adams-batch"
+    integrates = ("ODE",)
+    diffusion_only = True
+    adaptive = True
+    evaluations = 1
+    in_noise_units = True
+    default_rtol = 1e-4
+    default_atol = 1e-4
+    option_names = ("order",)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        order: Any = options.get("order", 5)
+        if order not in range(1, 9):
+            raise ValueError(f"order must be a whole number from 1 to 8, got {order!r}")
+        self.order = int(order)
+
+    def begin(self, problem: Problem) -> _Solve:
+        return _Solve(problem, int(self.order))
+
+
+@dataclass(frozen=True)
+class _Samples(Samples):
+    """The samples that are on their way.
+
+    Attributes:
+        alpha: Scale of the data at their times.
+        sigma: Scale of the noise then.
+        count: How many estimates are known.
+        nodes: Where on the clock they were taken, the newest first, shape ``(n, p)``.
+        estimates: The estimates, shape ``(n, p, *event)``.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    count: Tensor
+    nodes: Tensor
+    estimates: Tensor
+
+
+class _Solve(BatchSolve[_Samples]):
+    def __init__(self, problem: Problem, order: int) -> None:
+        super().__init__(problem, AdamsBatch.name, "log-snr")
+        self.order = order
+        self.rate = float(self.way)  # eps on the way up to the noise, x0 on the way down
+        self.density_error = torch.zeros_like(self.t)
+        x, clock = self.x, self.clock_start.expand(len(self.x))
+        alpha, sigma = self._scales(self.t)
+        estimate, _ = self._estimate(self.t, x)
+        self.samples = _Samples(
+            t=self.t, clock=clock, x=x, step=torch.full_like(self.t, FIRST_STEP), alpha=alpha,
+            sigma=sigma, count=torch.ones_like(self.t).long(),
+            nodes=clock[:, None].expand(-1, order),
+            estimates=estimate[:, None].expand(-1, order, *x.shape[1:]),
+        )  # fmt: skip
+
+    def round(self) -> None:
+        samples, rows = self.samples, self.part.rows
+        lengths, landing = self.next_steps()
+        clock = torch.where(landing, self.clock_end, samples.clock + self.way * lengths)
+        t = torch.where(landing, self.end, self.clock.time(clock))
+        alpha, sigma = self._scales(t)
+        nodes = torch.cat([clock[:, None], samples.nodes], 1)
+        old = self._weights(samples, nodes, samples.count, clock)
+        state, scale = self._factors(samples, alpha, sigma)
+        kept_state = per_sample(state, samples.x).to(samples.x) * samples.x
+        predicted = kept_state + _weighted(scale, old[:, 1:], samples.estimates)
+        estimate, eps = self._estimate(t, predicted)
+        estimates = torch.cat([estimate[:, None], samples.estimates], 1)
+        change = self._weights(samples, nodes, samples.count, clock, corrector=True) - old
+        correction = _weighted(scale, change, estimates)
+        corrected = predicted + correction
+        difference = correction.detach() / per_sample(sigma, correction).to(correction)
+        error = self.part.system.error_norm(difference).to(clock)
+        error = (error / (self.problem.atol + self.problem.rtol)).nan_to_num(nan=torch.inf)
+        kept = error <= 1
+        count = torch.where(kept, (samples.count + 1).clamp(max=self.order), samples.count)
+        keep, keeps = per_sample(kept, corrected), per_sample(kept, estimates)
+        factor = SAFETY * error.clamp(min=1e-10) ** (-1 / (samples.count + 1))
+        factor = factor.clamp(min=SHRINK).minimum(torch.where(kept, GROW, 0.9))
+        self.samples = _Samples(
+            t=torch.where(kept, t, samples.t),
+            clock=torch.where(kept, clock, samples.clock),
+            x=torch.where(keep, corrected, samples.x),
+            step=(clock - samples.clock).abs() * factor,
+            alpha=torch.where(kept, alpha, samples.alpha),
+            sigma=torch.where(kept, sigma, samples.sigma),
+            count=count,
+            nodes=torch.where(kept[:, None], nodes[:, :-1], samples.nodes),
+            estimates=torch.where(keeps, estimates[:, :-1], samples.estimates),
+        )
+        work = (difference * eps.detach()).flatten(1).sum(1).abs() / (samples.count + 1)
+        work = torch.where(kept, work.to(clock), 0.0)
+        self.density_error = self.density_error.index_add(0, rows, work)
+        between = partial(self._between, samples, nodes, estimates)
+        self.advance(kept, samples.t, t, corrected, landing, between)
+
+    def finish(self) -> Tensor:
+        beyond = 1 + BEYOND_FIRST_ORDER * (self.problem.rtol + self.problem.atol)
+        self.recorder.density_error = beyond * self.density_error
+        return super().finish()
+
+    def _estimate(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What is interpolated, and the estimate of the noise."""
+        x0, eps = self.part.denoise(t, x)
+        return (x0 if self.rate > 0 else eps), eps
+
+    def _weights(
+        self, samples: _Samples, nodes: Tensor, count: Tensor, clock: Tensor,
+        *, corrector: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Weights in steps to ``clock`` of the new estimate, for a corrector, and those before it.
+
+        Args:
+            samples: Where the steps begin.
+            nodes: Of the new estimate and those before it, shape ``(n, 1 + p)``.
+            count: How many of those before it are used.
+            clock: Where the steps end.
+            corrector: Whether the new one is used.
+        """
+        number = torch.arange(nodes.shape[1], device=nodes.device)
+        known = (number <= count[:, None]) & (number >= int(not corrector))
+        return known_integrals(nodes, known, samples.clock, clock, self.rate)
+
+    def _factors(self, start: _Samples, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of the state and of the integral in steps to where alpha and sigma are these."""
+        if self.rate > 0:
+            return sigma / start.sigma, alpha
+        return alpha / start.alpha, sigma
+
+    def _between(
+        self, samples: _Samples, nodes: Tensor, estimates: Tensor, t: Tensor, which: Tensor
+    ) -> Tensor:
+        """States inside the steps of some samples: the corrector's polynomial integrated so far."""
+        own = samples.only(which)
+        weights = self._weights(
+            own, nodes[which], own.count, self.clock.read(t), corrector=True
+        )  # fmt: skip
+        state, scale = self._factors(own, *self._scales(t))
+        return per_sample(state, own.x).to(own.x) * own.x + _weighted(
+            scale, weights, estimates[which]
+        )
+
+    def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Alpha and sigma at times, in the precision of these."""
+        sde = self.problem.system.sde
+        return sde.alpha(t).to(t), sde.sigma(t).to(t)
+
+
+def _weighted(scale: Tensor, weights: Tensor, estimates: Tensor) -> Tensor:
+    """The sum of each sample's estimates ``(n, p, *event)`` with its scaled weights ``(n, p)``."""
+    own = (scale[:, None] * weights).to(estimates)[:, None]
+    return (own @ estimates.flatten(2))[:, 0].reshape(len(estimates), *estimates.shape[2:])

@@ -1,0 +1,1 @@
+"""Solvers of other libraries: torchdiffeq, torchsde, SciPy and diffusers."""

@@ -1,0 +1,277 @@
+"""Every method of torchdiffeq, as ``ode:<method>``.
+
+Adaptive methods run in model time with the worst sample's error norm, step exactly onto the end of
+the span instead of beyond it, and stop at a cap of steps. Fixed-step methods take the grid's nodes
+as their steps, whatever their spacing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torchdiffeq
+from torch import Tensor
+
+from sde_models._utils.errors import StepSizeError
+from sde_models.solvers.base import Solver
+from sde_models.solvers.external.known_times import KnownTimes
+from sde_models.solvers.problem import Problem
+
+THIRDS = (1 / 3, 2 / 3)
+"""Where torchdiffeq's Heun3 and RK4 evaluate within a step; RK4 starts its Adams methods."""
+
+
+class TorchdiffeqSolver(Solver):
+    """What the two kinds share: the call, directly or by the adjoint."""
+
+    library = "torchdiffeq"
+    integrates = ("ODE",)
+    adjoint = True
+
+    def __init__(self, method: str, order: float, evaluations: int | None, **options: Any) -> None:
+        self.name = f"ode:{method}"
+        self.method = method
+        self.order = order
+        self.evaluations = evaluations
+        super().__init__(**options)
+
+    def _odeint(
+        self, problem: Problem, drift: Any, times: Tensor, options: dict[str, Any]
+    ) -> Tensor:
+        arguments: dict[str, Any] = {
+            "method": self.method,
+            "options": {**options, **self.options},
+            **self._tolerances(problem),
+        }
+        if not problem.adjoint:
+            return torchdiffeq.odeint(drift, problem.x, times, **arguments)
+        return torchdiffeq.odeint_adjoint(
+            drift, problem.x, times,
+            adjoint_options=self._adjoint_options(problem, times), **arguments,
+        )  # fmt: skip
+
+    def _tolerances(self, problem: Problem) -> dict[str, float]:
+        return {"rtol": problem.rtol, "atol": problem.atol}
+
+    def _adjoint_options(self, problem: Problem, times: Tensor) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class AdaptiveTorchdiffeq(TorchdiffeqSolver):
+    """An adaptive Runge-Kutta method of torchdiffeq.
+
+    Options: ``first_step``, ``min_step``, ``max_step``, ``safety``, ``ifactor``, ``dfactor``, as
+    torchdiffeq documents them.
+
+    Args:
+        method: torchdiffeq's name.
+        order: Order of convergence.
+        evaluations: Evaluations for each step tried.
+        understated: How much smaller the method's error estimate is than its error. The
+            tolerances are divided by it.
+        **options: Passed on.
+    """
+
+    adaptive = True
+    option_names = ("first_step", "min_step", "max_step", "safety", "ifactor", "dfactor")
+
+    def __init__(
+        self,
+        method: str,
+        order: float,
+        evaluations: int,
+        understated: float = 1.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(method, order, evaluations, **options)
+        self.understated = understated
+
+    def _tolerances(self, problem: Problem) -> dict[str, float]:
+        share = 1 / self.understated
+        return {"rtol": problem.rtol * share, "atol": problem.atol * share}
+
+    def integrate(self, problem: Problem) -> Tensor:
+        drift, recorder = problem.drift, problem.recorder
+        reached, told = (float(problem.times[0]), problem.x), 0
+
+        def trying(t: Tensor, x: Tensor, dt: Tensor) -> None:
+            nonlocal reached, told
+            reached = (float(t.detach()), x)
+            if recorder.accepted > told:  # a step's end is known when the next one is tried
+                recorder.tell(*reached)
+                told = recorder.accepted
+            recorder.check_cap(*reached)
+
+        def accepting(t: Tensor, x: Tensor, dt: Tensor) -> None:
+            if recorder.save_all and recorder.accepted:
+                recorder.save(float(t.detach()), x)
+            recorder.accept(float((t + problem.direction * dt).detach()))
+
+        def rejecting(t: Tensor, x: Tensor, dt: Tensor) -> None:
+            recorder.reject()
+
+        drift.callback_step = trying  # type: ignore[assignment]
+        drift.callback_accept_step = accepting  # type: ignore[assignment]
+        drift.callback_reject_step = rejecting  # type: ignore[assignment]
+
+        times = _library_times(self._output_times(problem), problem.x)
+        try:
+            states = self._odeint(problem, drift, times, self._control(problem, times))
+        except AssertionError as error:
+            if "underflow in dt" not in str(error):
+                raise
+            raise StepSizeError(
+                f"{self.name} cannot make its steps small enough at t={reached[0]:.6g} after "
+                f"{recorder.cost.nfe} evaluations ({error}): loosen rtol={problem.rtol:g} and "
+                f"atol={problem.atol:g}, or use float64 in place of {problem.x.dtype}",
+                t=reached[0], x=reached[1].detach(), nfe=recorder.cost.nfe,
+            ) from error  # fmt: skip
+        recorder.tell(float(problem.times[-1]), states[-1])
+        self._save(problem, states)
+        return states[-1]
+
+    def _output_times(self, problem: Problem) -> Tensor:
+        if problem.recorder.save_at is None:
+            return problem.times
+        ends = problem.times[[0, -1]]
+        inner = problem.recorder.save_at
+        inner = inner[(inner != ends[0]) & (inner != ends[1])]
+        return torch.cat([ends[:1], inner, ends[1:]])
+
+    def _save(self, problem: Problem, states: Tensor) -> None:
+        recorder, times = problem.recorder, self._output_times(problem).tolist()
+        if recorder.save_all:
+            recorder.save(times[-1], states[-1])
+        elif recorder.save_at is not None:
+            for t, x in zip(times[1:], states[1:], strict=True):
+                if recorder.wants(t):
+                    recorder.save(t, x)
+
+    def _control(self, problem: Problem, times: Tensor) -> dict[str, Any]:
+        return {"norm": problem.worst_error, "step_t": times[-1:], "dtype": times.dtype}
+
+    def _adjoint_options(self, problem: Problem, times: Tensor) -> dict[str, Any]:
+        # torchdiffeq has made the clock rise before it hands over to the adjoint.
+        return {"step_t": problem.direction * times[:1], "dtype": times.dtype}
+
+
+class FixedTorchdiffeq(TorchdiffeqSolver):
+    """A fixed-step method of torchdiffeq on the nodes of a grid.
+
+    Options: ``perturb``, as torchdiffeq documents it.
+
+    Args:
+        method: torchdiffeq's name.
+        order: Order of convergence.
+        evaluations: Evaluations for each step.
+        fractions: Fractions of a step at which it evaluates.
+        **options: Passed on.
+    """
+
+    adaptive = False
+    option_names = ("perturb",)
+
+    def __init__(
+        self,
+        method: str,
+        order: float,
+        evaluations: int | None,
+        fractions: tuple[float, ...],
+        **options: Any,
+    ) -> None:
+        super().__init__(method, order, evaluations, **options)
+        self.fractions = fractions
+
+    def _fixed_options(self) -> dict[str, Any]:
+        return {}
+
+    def integrate(self, problem: Problem) -> Tensor:
+        recorder = problem.recorder
+        nodes = _library_times(problem.times, problem.x)
+        reached: Iterator[float | None] = iter([None, *problem.times.tolist()[1:-1]])
+
+        def stepping(t: Tensor, x: Tensor, dt: Tensor) -> None:
+            ended = next(reached)
+            if ended is not None:
+                recorder.reach(ended, x)
+
+        # The adjoint wants a module, and differentiates what is computed beforehand many times.
+        drift: Any = problem.drift if problem.adjoint else KnownTimes(problem, self.fractions)
+        drift.callback_step = stepping
+        options = {"grid_constructor": lambda func, x, t: nodes, **self._fixed_options()}
+        x = self._odeint(problem, drift, nodes[[0, -1]], options)[-1]
+        recorder.reach(float(problem.times[-1]), x)
+        return x
+
+    def _adjoint_options(self, problem: Problem, times: Tensor) -> dict[str, Any]:
+        # torchdiffeq has made the clock rise before it hands over to the adjoint.
+        nodes = problem.direction * _library_times(problem.times, problem.x).flip(0)
+        return {"grid_constructor": lambda func, x, t: nodes, **self._fixed_options()}
+
+
+class AdamsTorchdiffeq(FixedTorchdiffeq):
+    """A multistep Adams method of torchdiffeq, whose weights hold for equal steps only.
+
+    It starts with steps of RK4. The history is held to a length that gives order 4, at which the
+    starting steps do not spoil it and the region of stability is still of use. The implicit ones
+    correct once: more iterations cost evaluations, gain no order, and at their default tolerance
+    stop too early to keep it.
+    """
+
+    equal_steps = True
+
+    def __init__(
+        self, method: str, order: float, evaluations: int | None, max_order: int, **options: Any
+    ) -> None:
+        super().__init__(method, order, evaluations, (0.0, *THIRDS), **options)
+        self.max_order = max_order
+
+    def integrate(self, problem: Problem) -> Tensor:
+        if problem.x.device.type == "mps":
+            raise ValueError(
+                f"solver {self.name!r} cannot run on {problem.x.device}: torchdiffeq keeps its "
+                "weights in float64, which is not there; use 'ode:rk4' or 'flow-adams-4'"
+            )
+        return super().integrate(problem)
+
+    def _fixed_options(self) -> dict[str, Any]:
+        return {"max_order": self.max_order}
+
+    def _tolerances(self, problem: Problem) -> dict[str, float]:
+        return {"rtol": 0.0, "atol": math.inf}  # the first correction counts as converged
+
+
+def _library_times(times: Tensor, x: Tensor) -> Tensor:
+    """Times on the device of the state, in double precision where there is any."""
+    if x.device.type == "mps":
+        return times.to(x)
+    return times.to(device=x.device, dtype=torch.float64)
+
+
+def torchdiffeq_solvers() -> dict[str, Callable[..., Solver]]:
+    """A maker for every torchdiffeq method that is offered, by name."""
+    makers: dict[str, Callable[..., Solver]] = {}
+    # method: (order, evaluations for each step tried)
+    adaptive = {
+        "dopri8": (8, 13), "dopri5": (5, 6), "bosh3": (3, 3), "adaptive_heun": (2, 1),
+    }  # fmt: skip
+    for method, (order, evaluations) in adaptive.items():
+        makers[f"ode:{method}"] = partial(AdaptiveTorchdiffeq, method, order, evaluations)
+    # Its estimate is 1/512 of a difference of slopes; what it leaves out is of higher order but
+    # larger at every tolerance in use.
+    makers["ode:fehlberg2"] = partial(AdaptiveTorchdiffeq, "fehlberg2", 2, 2, 100.0)
+    # method: (order, evaluations, fractions of a step at which it evaluates)
+    fixed: dict[str, tuple[int, int, tuple[float, ...]]] = {
+        "euler": (1, 1, (0.0,)), "midpoint": (2, 2, (0.0, 0.5)), "heun2": (2, 2, (0.0, 1.0)),
+        "heun3": (3, 3, (0.0, *THIRDS)), "rk4": (4, 4, (0.0, *THIRDS)),
+    }  # fmt: skip
+    for method, declared in fixed.items():
+        makers[f"ode:{method}"] = partial(FixedTorchdiffeq, method, *declared)
+    makers["ode:explicit_adams"] = partial(AdamsTorchdiffeq, "explicit_adams", 4, 1, 5)
+    makers["ode:implicit_adams"] = partial(AdamsTorchdiffeq, "implicit_adams", 4, 2, 4)
+    makers["ode:fixed_adams"] = partial(AdamsTorchdiffeq, "fixed_adams", 4, 2, 4)
+    return makers

@@ -1,0 +1,1 @@
+"""Langevin dynamics at fixed noise levels, alone and as correctors."""

@@ -1,0 +1,1 @@
+"""Solvers that use one state and know no history."""

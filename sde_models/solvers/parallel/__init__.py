@@ -1,0 +1,1 @@
+"""Solvers that work on many nodes at once."""

@@ -1,0 +1,341 @@
+"""The mistakes a newcomer makes: each is refused, and the message says how to go on."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import pickle
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sde_models as sm
+from sde_models._utils.conditioning import VERB_ARGUMENTS
+
+MIXTURE = sm.GaussianMixture([[-1.0, 0.2], [0.8, -0.3]], [0.3, 0.5])
+MODEL = MIXTURE.score_model(sm.VPSDE())
+X = torch.zeros(4, 2)
+SPAN = (1.0, 0.1)
+
+
+class Any2D(nn.Module):
+    """A network that takes any keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, t: Tensor, x: Tensor, *, scale: float = 1.0, **rest: Any) -> Tensor:
+        return self.linear(x) * scale
+
+
+class Wrapped(Any2D):
+    """The same with something done to what comes in or out."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, t: Tensor, x: Tensor, **rest: Any) -> Any:
+        return self.change(self.linear, t, x)
+
+
+def model(network: nn.Module | None = None) -> sm.ScoreModel:
+    return sm.ScoreModel(network or Any2D(), sm.VPSDE())
+
+
+VERBS: dict[str, Any] = {
+    "sample": lambda **k: sm.sample(model(), (4, 2), **k),
+    "encode": lambda **k: sm.encode(model(), X, **k),
+    "decode": lambda **k: sm.decode(model(), X, **k),
+    "log_prob": lambda **k: sm.log_prob(model(), X, **k),
+    "bits_per_dim": lambda **k: sm.bits_per_dim(model(), X, **k),
+    "solve": lambda **k: sm.solve(sm.ProbabilityFlow(model()), X, SPAN, **k),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("step", "did you mean steps="), ("rtoll", "did you mean rtol="),
+     ("probes", "no such argument"), ("max_step", "did you mean max_steps="),
+     ("seed", "no such argument")],
+)  # fmt: skip
+def test_misspelt_arguments_do_not_become_conditioning(verb: str, word: str, message: str) -> None:
+    with pytest.raises(TypeError, match=f"unexpected argument {word}=.*{message}"):
+        VERBS[verb](**{word: 10})
+
+
+def test_words_of_verbs_are_known() -> None:
+    verbs = [sm.sample, sm.encode, sm.decode, sm.log_prob, sm.bits_per_dim, sm.solve]
+    named = set()
+    for verb in verbs:
+        for name, parameter in inspect.signature(verb).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                named.add(name)
+    assert named | {"solver", "levels", "dequantization"} == VERB_ARGUMENTS
+
+
+def test_words_the_network_names_are_conditioning() -> None:
+    class Steps(Any2D):
+        def forward(self, t: Tensor, x: Tensor, *, seed: int, label: int) -> Tensor:  # type: ignore[override]
+            return self.linear(x) * seed * label
+
+    out = sm.sample(model(Steps()), (3, 2), "ode:euler", steps=2, seed=1, label=0)
+    assert out.nfe == 2
+    with pytest.raises(TypeError, match="t= cannot be conditioning"):
+        sm.encode(model(), X, t=0.5)
+
+
+NOT_MODELS: list[tuple[Any, str]] = [
+    (MIXTURE, "got GaussianMixture: use mixture.score_model"),
+    (Any2D(), "got Any2D: sm.ScoreModel"),
+    (sm.ProbabilityFlow(MODEL), "got ProbabilityFlow: it is made of one"),
+    (sm.VPSDE(), "got VPSDE: sm.ScoreModel"),
+]
+
+
+@pytest.mark.parametrize(("thing", "message"), NOT_MODELS)
+def test_what_is_no_model_is_refused(thing: Any, message: str) -> None:
+    for call in (
+        lambda: sm.sample(thing, (3, 2)),
+        lambda: sm.encode(thing, X),
+        lambda: sm.decode(thing, X),
+        lambda: sm.log_prob(thing, X),
+        lambda: sm.bits_per_dim(thing, X),
+        lambda: sm.ProbabilityFlow(thing),
+        lambda: sm.ReverseSDE(thing, (2,)),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+OUTPUTS: list[tuple[Any, type[Exception], str]] = [
+    (lambda f, t, x: (f(x), None), TypeError, "returned a tuple: .* first entry"),
+    (lambda f, t, x: type("Output", (), {"sample": f(x)})(), TypeError, r"\.sample of that"),
+    (lambda f, t, x: f(t), RuntimeError, "."),
+]
+
+
+@pytest.mark.parametrize(("change", "kind", "message"), OUTPUTS)
+def test_networks_that_would_spoil_the_answer(
+    change: Any, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        sm.encode(model(Wrapped(change)), X)
+
+
+def test_a_network_that_cuts_the_graph_has_no_likelihood() -> None:
+    network = Wrapped(torch.no_grad()(lambda f, t, x: f(x)))
+    assert sm.encode(model(network), X).nfe > 0
+    with pytest.raises(ValueError, match="cuts the graph"):
+        sm.log_prob(model(network), X)
+    cut = sm.EnergyModel(Wrapped(lambda f, t, x: x.detach().square().sum(1)), sm.VPSDE())
+    with pytest.raises(ValueError, match="cuts the graph"):
+        cut.score(0.5, X)
+
+
+def test_the_order_of_the_networks_arguments_is_said() -> None:
+    class Positional(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    with pytest.raises(TypeError) as caught:
+        sm.encode(model(Positional()), X)
+    assert "network(t, x, **cond)" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.1), nn.BatchNorm1d(2)])
+def test_a_network_in_training_mode_is_refused(layer: nn.Module) -> None:
+    network = nn.Sequential(layer)
+    wrapped = model(Wrapped(lambda f, t, x: f(network(x))))
+    wrapped.network.add_module("inner", network)
+    with pytest.raises(ValueError, match=r"training mode.*model.eval\(\)"):
+        sm.encode(wrapped, X)
+    assert sm.encode(wrapped.eval(), X).nfe > 0
+
+
+def test_half_precision_networks_have_a_float32_state() -> None:
+    half = model().to(torch.bfloat16)
+    out = sm.sample(half, (3, 2), "ode:rk4", steps=5)
+    assert out.x.dtype == torch.float32
+    with pytest.raises(TypeError, match="too coarse for the state"):
+        sm.encode(half, X.bfloat16())
+
+
+CALLS: list[tuple[Any, type[Exception], str]] = [
+    (lambda: sm.sample(MODEL, 64), ValueError, r"\(n, \*event\).*got 64"),
+    (lambda: sm.sample(MODEL, (3, 2), dtype=torch.int32), TypeError, "floating dtype"),
+    (lambda: sm.sample(MODEL, (3, 2), "euler-maruyama", generator=0), TypeError, "manual_seed"),
+    (lambda: sm.encode(MODEL, X.numpy()), TypeError, "got ndarray; use torch.as_tensor"),
+    (lambda: MODEL.score(0.5, X.numpy()), TypeError, "got ndarray"),
+    (lambda: MODEL.score("0.5", X), TypeError, "t must be a number or a tensor"),
+    (lambda: MODEL.sde.perturb(0.5, [0.0], X), TypeError, "x0 must be a torch.Tensor"),
+    (lambda: sm.ProbabilityFlow(MODEL)(X, torch.tensor(0.5)), TypeError, r"called as \(t, x\)"),
+    (lambda: sm.ScoreModel(sm.VPSDE(), Any2D()), TypeError, "sde must be an SDE"),
+    (lambda: sm.ScoreModel(Any2D(), sm.VPSDE), TypeError, "got the class VPSDE"),
+    (lambda: sm.log_prob(MODEL, X, divergence=sm.Hutchinson), TypeError, "an object such as"),
+    (lambda: sm.encode(MODEL, X, solver=sm.Solver), TypeError, "a name or a solver, got <class"),
+    (lambda: sm.encode(MODEL, X, rtol="1e-3"), ValueError, "rtol must be positive"),
+    (lambda: sm.encode(MODEL, X, path="all"), ValueError, "path must be True, False, or times"),
+    (lambda: sm.encode(MODEL, X, "ode:rk4", grid=["a"]), ValueError, "grid must be a name"),
+    (lambda: sm.encode(MODEL, X, "ode:rk4", steps=True), ValueError, "steps must be a whole"),
+    (lambda: sm.make_solver("ode:dopri5", first_step=-1.0), ValueError, "must be positive"),
+    (
+        lambda: sm.log_prob(MODEL, X, prior=torch.distributions.Normal(0.0, 1.0)),
+        ValueError, "torch.distributions.Independent",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), CALLS, ids=range(len(CALLS)))
+def test_other_slips(call: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_numpy_counts_and_torch_priors_are_fine() -> None:
+    prior = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), 1.0), 1)
+    out = sm.sample(MODEL, (np.int64(3), 2), "ode:rk4", steps=np.int64(4), prior=prior)  # type: ignore[arg-type]
+    assert out.nfe == 16
+    assert sm.log_prob(MODEL, X, prior=prior).value.shape == (4,)
+
+
+def test_the_default_generator_moves_on() -> None:
+    system = sm.ReverseSDE(MODEL, (2,))
+    runs = [
+        sm.solve(system, X, SPAN, name, steps=3, generator=torch.default_generator).x
+        for name in ("sde:heun", "sde:heun", "euler-maruyama")
+    ]
+    assert not torch.equal(runs[0], runs[1])
+
+
+@pytest.mark.parametrize("gradient", [None, "direct", "adjoint"])
+def test_conditioning_gets_its_gradient_or_is_refused(gradient: str | None) -> None:
+    scale = torch.ones(4, 1, requires_grad=True)
+    call = lambda: sm.decode(model(), X + 1, scale=scale, gradient=gradient)  # noqa: E731
+    if gradient == "adjoint":
+        with pytest.raises(ValueError, match="no gradient to the conditioning scale="):
+            call()
+        return
+    call().x.sum().backward()
+    assert scale.grad is not None
+    assert bool((scale.grad != 0).all())
+
+
+def test_the_adjoint_refuses_a_path_it_would_cut() -> None:
+    z = X.clone().requires_grad_()
+    for solver, path in (("ode:rk4", True), ("ode:rk4", [0.5]), ("ode:dopri5", True)):
+        with pytest.raises(ValueError, match="gradient to the states of path="):
+            sm.decode(MODEL, z, solver, gradient="adjoint", path=path)
+    got, wanted = (
+        torch.autograd.grad(
+            sm.decode(
+                MODEL, z, gradient=way, path=[0.5, 0.2], rtol=1e-6, atol=1e-6
+            ).path.sum(), z
+        )[0]
+        for way in ("adjoint", "direct")
+    )  # fmt: skip
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_a_single_step_has_no_coarser_solve() -> None:
+    for arguments in ({"steps": 1}, {"grid": [1e-5, 1.0]}):
+        lp = sm.log_prob(MODEL, X, "ode:euler", **arguments)  # type: ignore[arg-type]
+        assert bool(lp.solver_error.isnan().all())
+
+
+def test_path_times_in_float32_are_taken_and_not_stepped_twice() -> None:
+    times = torch.linspace(1.0, 1e-5, 11)
+    flow = sm.ProbabilityFlow(MODEL)
+    got = sm.solve(flow, X, (1.0, 1e-5), "ode:euler", steps=10, grid="uniform", path=times)
+    assert got.nfe == 10
+    assert got.path is not None
+    assert len(got.path) == 11
+
+
+def test_denoising_counts_what_it_costs() -> None:
+    class Twice(Any2D):
+        pass
+
+    class Guided(sm.ScoreModel):
+        def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+            super().denoise(t, x, **cond)
+            return super().denoise(t, x, **cond)
+
+    guided = Guided(Twice(), sm.VPSDE())
+    with sm.count_evaluations() as cost:
+        out = sm.sample(guided, (3, 2), "ode:euler", steps=5, denoise=True)
+    assert out.nfe == cost.nfe == 12
+
+
+def test_answers_that_are_not_finite_are_refused() -> None:
+    class Bursts(sm.SDE):
+        def f(self, t: Any, x: Tensor) -> Tensor:
+            return 0 * x
+
+        def g(self, t: Any, x: Tensor) -> Tensor:
+            return torch.full_like(x, float("inf") if t > 0.6 else 1.0)
+
+    with pytest.raises(sm.NonFiniteError, match="ended at t=1"):
+        sm.solve(Bursts(), X, (0.0, 1.0), "euler-maruyama", grid=[0.0, 0.61, 1.0])
+
+
+def test_noise_of_another_shape_is_refused() -> None:
+    class Norm(sm.SDE):
+        def f(self, t: Any, x: Tensor) -> Tensor:
+            return -x
+
+        def g(self, t: Any, x: Tensor) -> Tensor:
+            return x.norm(dim=1)
+
+    for name in ("euler-maruyama", "sde:heun"):
+        with pytest.raises(ValueError, match=r"noise scale of Norm has shape \(2,\)"):
+            sm.solve(Norm(), torch.ones(2, 2), (0.0, 1.0), name, steps=2)
+
+
+def test_a_failed_assertion_of_the_network_stays_its_own() -> None:
+    def refuse(f: Any, t: Tensor, x: Tensor) -> Tensor:
+        raise AssertionError("I want three channels")
+
+    with pytest.raises(AssertionError, match="I want three channels"):
+        sm.encode(model(Wrapped(refuse)), X)
+
+
+def test_errors_travel_between_processes() -> None:
+    with pytest.raises(sm.StepLimitError) as caught:
+        sm.encode(MODEL, X, max_steps=2)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert type(copy) is sm.StepLimitError
+    assert str(copy) == str(caught.value)
+    assert (copy.t, copy.nfe) == (caught.value.t, caught.value.nfe)
+    assert torch.equal(copy.x, caught.value.x)
+
+
+@pytest.mark.parametrize("name", ["ode:dopri5", "ode:rk4", "euler-maruyama", "sde:heun"])
+def test_nothing_waits_for_the_garbage_collector(name: str) -> None:
+    """With gradients on, what a solve leaves behind would be the whole graph."""
+    gc.collect()
+    gc.disable()
+    try:
+        x = X.clone().requires_grad_()
+        stochastic = sm.list_solvers()[name].stochastic
+        system = sm.ReverseSDE(model(), (2,)) if stochastic else sm.ProbabilityFlow(model())
+        solution = sm.solve(system, x, SPAN, name)
+        end = weakref.ref(solution.x)
+        assert solution.x.requires_grad
+        del solution
+        assert end() is None
+    finally:
+        gc.enable()
+
+
+def test_inference_mode_with_conditioning() -> None:
+    made_before = model()
+    with torch.inference_mode():
+        scale = torch.ones(4, 1)
+        assert sm.log_prob(made_before, X, scale=scale).value.shape == (4,)
