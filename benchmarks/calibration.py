@@ -1,8 +1,8 @@
-"""Whether log-densities lie within the errors that are told with them.
+"""How often the reported errors of log-densities cover the true ones.
 
-On mixtures in 2 and 64 dimensions, whose densities are known, under every SDE: how often the truth
-lies within the error, for the steps, the quadrature and the probes each by itself, and for all
-together at tolerances from 0.1 to 0.001 nats. What is told is meant for 95%. Results go to
+On mixtures in 2 and 64 dimensions, whose densities are known, under every SDE: how often the
+reported error covers the true one, for the steps, the quadrature and the probes separately, and for
+all together at tolerances from 0.1 to 0.001 nats. The intended coverage is 95%. Results go to
 ``benchmarks/results/calibration.{json,md,png}``.
 
     python benchmarks/calibration.py
@@ -32,14 +32,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """A model, points, and the truth.
+    """A model, points, and exact values.
 
     Attributes:
         name: Dimension and SDE.
         model: Exact score of a mixture.
         x: Points drawn from it at ``t_min``.
         truth: Their log-densities.
-        prior: The law at ``t_max`` with which the flow has these densities.
+        prior: The law at ``t_max`` for which the flow has these densities.
     """
 
     name: str
@@ -67,7 +67,7 @@ def cases(points: int) -> Iterator[Case]:
 
 
 def checks(case: Case) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-    """Source, setting, what it is off by, and the error that is told."""
+    """Source, setting, true error, and reported error."""
 
     def log_prob(**arguments: Any) -> sm.LogProb:
         generator = torch.Generator().manual_seed(0)
@@ -76,17 +76,17 @@ def checks(case: Case) -> Iterator[tuple[str, str, Tensor, Tensor]]:
         )  # fmt: skip
 
     for tolerance in (1e-1, 1e-2, 1e-3, 1e-4):
-        lp = log_prob(rtol=0.5 * tolerance, atol=0.5 * tolerance, nodes=384)
+        lp = log_prob(rtol=0.5 * tolerance, atol=0.5 * tolerance, intervals=384)
         yield "steps", f"{tolerance:g} of the noise", lp.value - case.truth, lp.solver_error
     for nodes in (24, 48, 96):
-        lp = log_prob(nodes=nodes, **FINE)
+        lp = log_prob(intervals=nodes, **FINE)
         yield "quadrature", f"{nodes} intervals", lp.value - case.truth, lp.quadrature_error
-    exact = log_prob(nodes=48, **FINE).value
+    exact = log_prob(intervals=48, **FINE).value
     for divergence in (
         sm.Hutchinson(1), sm.Hutchinson(2), sm.Hutchinson(4), sm.Hutchinson(4, "gaussian"),
         sm.Hutchinson(4, "sphere"), sm.XTrace(2), sm.XTrace(4), sm.HutchPlusPlus(4),
     ):  # fmt: skip
-        lp = log_prob(nodes=48, divergence=divergence, **FINE)
+        lp = log_prob(intervals=48, divergence=divergence, **FINE)
         yield "probes", repr(divergence), lp.value - exact, 2 * lp.stderr
     for tol in (1e-1, 1e-2, 1e-3):
         for divergence in ("exact", "auto", sm.Hutchinson(4, "gaussian")):
@@ -96,15 +96,15 @@ def checks(case: Case) -> Iterator[tuple[str, str, Tensor, Tensor]]:
 
 
 def measure(points: int) -> list[Row]:
-    """How often each is within its error, over all cases."""
+    """Coverage of each reported error, over all cases."""
     found: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
     for case in tqdm(list(cases(points)), desc="cases"):
-        for source, setting, off, told in checks(case):
-            found.setdefault((source, setting), []).append((off.detach().abs(), told.detach()))
+        for source, setting, off, error in checks(case):
+            found.setdefault((source, setting), []).append((off.detach().abs(), error.detach()))
     rows = []
     for (source, setting), pairs in found.items():
-        off, told = (torch.cat(of) for of in zip(*pairs, strict=True))
-        within = (off <= told + 1e-7).double()  # the truth is as good as the finest solve
+        off, reported = (torch.cat(of) for of in zip(*pairs, strict=True))
+        within = (off <= reported + 1e-7).double()  # the rounding of the finest solve
         rows.append(
             {
                 "source": source,
@@ -112,15 +112,15 @@ def measure(points: int) -> list[Row]:
                 "points": len(off),
                 "within": float(within.mean()),
                 "error": float(off.square().mean().sqrt()),
-                "told": float(told.square().mean().sqrt()),
-                "largest_told": float(told.max()),
+                "told": float(reported.square().mean().sqrt()),
+                "largest_told": float(reported.max()),
             }
         )
     return rows
 
 
 def summary(rows: list[Row]) -> list[Row]:
-    """The same for each source."""
+    """Coverage for each source."""
     return [
         {
             "source": source,
@@ -134,7 +134,7 @@ def summary(rows: list[Row]) -> list[Row]:
 
 def as_markdown(rows: list[Row]) -> str:
     """Each source, then everything."""
-    lines = ["| source | points | within the error told | wanted |", "|---|---:|---:|---|"]
+    lines = ["| source | points | covered by the reported error | target |", "|---|---:|---:|---|"]
     for r in summary(rows):
         met = "reached" if r["within"] >= 0.93 else "missed"
         lines.append(
@@ -142,7 +142,7 @@ def as_markdown(rows: list[Row]) -> str:
         )  # fmt: skip
     lines += [
         "", "Root mean squares in nats.", "",
-        "| source | setting | points | within | error | told | largest told |",
+        "| source | setting | points | covered | error | reported | largest reported |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]  # fmt: skip
     lines += [
@@ -154,7 +154,7 @@ def as_markdown(rows: list[Row]) -> str:
 
 
 def plot(rows: list[Row]) -> Figure:
-    """The error that is told against the error, for each setting."""
+    """Reported error against true error, for each setting."""
     figure = empty_figure(5.5, 4.5)
     panel = figure.subplots()
     for source in dict.fromkeys(r["source"] for r in rows):
@@ -162,7 +162,7 @@ def plot(rows: list[Row]) -> Figure:
         panel.loglog([r["error"] for r in own], [r["told"] for r in own], "o", label=source)
     low, high = min(r["error"] for r in rows), max(r["told"] for r in rows)
     panel.plot([low, high], [low, high], "k:", lw=1)
-    panel.set(xlabel="error, nats", ylabel="error told, nats")
+    panel.set(xlabel="true error (nats)", ylabel="reported error (nats)")
     panel.legend()
     return figure
 

@@ -1,7 +1,7 @@
-"""The tests that matter on a GPU and the benchmark there, within eight minutes.
+"""The tests for a GPU and the benchmark on it, within eight minutes.
 
-Runs ``tests/devices`` on the GPU, then ``benchmarks/gpu.py``, each with a deadline of its own, and
-adds what the tests found to ``benchmarks/results/gpu.json``. The exit status is 1 if there is no
+Runs ``tests/devices`` on the GPU, then ``benchmarks/gpu.py``, each with its own deadline, and
+adds the result of the tests to ``benchmarks/results/gpu.json``. The exit status is 1 if there is no
 GPU, a test fails, or one of the two is not finished.
 
     make check-gpu

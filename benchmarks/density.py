@@ -1,9 +1,9 @@
-"""Densities of real images, beside normalizing flows trained for as long on the same cores.
+"""Densities of real images, compared with normalizing flows of equal training time and cores.
 
 Handwritten digits, 8 x 8 with 17 grey levels: 1,437 to train on, 360 to test. Score models of
 this library, by the probability flow with its error bars, and zuko's spline flow, RealNVP and MAF,
-by maximum likelihood; all under uniform dequantisation, and a score model trained at the centres of
-the levels under truncated-normal dequantisation beside them. Settings were chosen on the last 200
+by maximum likelihood; all under uniform dequantisation, and also a score model trained at the
+centres of the levels under truncated-normal dequantisation. Settings were chosen on the last 200
 training images. Results go to ``benchmarks/results/density.{json,md,png}``.
 
     python benchmarks/density.py
@@ -75,10 +75,10 @@ def score_model(
 
 
 def flow_model(images: Tensor, test: Tensor, seconds: float, flow: torch.nn.Module) -> Row:
-    """Train a normalizing flow by maximum likelihood, and stop when that is best for it.
+    """Train a normalizing flow by maximum likelihood, and stop at the best moment.
 
     Flows overfit so few images. Raw and averaged weights are tested at ten moments, with the clock
-    stopped, and the best bits are taken: chosen on the test images, so in favour of the flow.
+    stopped, and the best bits are kept: chosen on the test images, so in favour of the flow.
     """
     generator = torch.Generator().manual_seed(0)
     optimiser = torch.optim.AdamW(flow.parameters(), lr=1e-3, weight_decay=0.01)

@@ -49,7 +49,7 @@ def train(weight: float, steps: int, seed: int) -> tuple[sm.Model, float]:
     begun = new_model(2)
     start = time.process_time()
     fit = sm.fit(
-        begun, data, steps=steps, batch_size=BATCH, loss=loss, seed=seed, averaging=0.98, warmup=20,
+        begun, data, steps=steps, batch_size=BATCH, loss=loss, seed=seed, ema_decay=0.98, warmup=20,
         progress=False,
     )  # fmt: skip
     return fit.model, time.process_time() - start

@@ -4,8 +4,8 @@ The network is the DDPM++ of :class:`sde_models.nn.UNet` for 32x32 images, with 
 weights. Solvers make as many network calls as the bare network does in a loop, and as the
 ``DDIMPipeline`` of diffusers does with the same weights. All of one batch size are timed in turn,
 round after round, and the median of the ratios of the rounds is quoted. A likelihood is compared
-with the same number of rows through the bare network, forwards and backwards. What there is no time
-for is left out, and what was measured is written after each part.
+with the same number of rows through the bare network, forwards and backwards. Parts for which
+there is no time are left out, and results are written after each part.
 Results: ``benchmarks/results/gpu.{json,md,png}``.
 
     python benchmarks/gpu.py
@@ -68,7 +68,7 @@ class Sizes:
 SMOKE = Sizes(
     8, {"channels": 4, "multipliers": (1, 2), "blocks": 1}, (2, 1), 4, 2, (2**18,), 12, (2, 4)
 )
-"""For a machine without a GPU: whether everything runs."""
+"""For a machine without a GPU, to check that everything runs."""
 
 
 class Benchmark:
@@ -129,14 +129,14 @@ class Benchmark:
         return sm.ScoreModel(self.network if network is None else network, sm.VPSDE(t_min=T_MIN))
 
     def bare(self, network: nn.Module, x: Tensor, calls: int) -> None:
-        """Call a network and nothing else."""
+        """Call only the network."""
         t = torch.full((len(x),), 0.5, device=self.device)
         with torch.no_grad():
             for _ in range(calls):
                 network(t, x)
 
     def solve(self, model: sm.ScoreModel, x: Tensor, name: str) -> sm.Solution:
-        """A solve of about as many network calls as asked for."""
+        """A solve with about the given number of network calls."""
         solver = sm.list_solvers()[name]
         flow = solver.deterministic
         system = sm.ProbabilityFlow(model) if flow else sm.ReverseSDE(model, self.shape)
@@ -149,7 +149,7 @@ class Benchmark:
         works: Works = {BARE: lambda: self.bare(self.network, x, self.sizes.calls)}
         works |= {f"`{s}`": lambda s=s: self.solve(model, x, s) for s in SOLVERS}
         works["diffusers' `DDIMPipeline`"] = self.pipeline(batch)
-        calls = {f"`{s}`": self.solve(model, x[:1], s).nfe for s in SOLVERS}
+        calls = {f"`{s}`": self.solve(model, x[:1], s).cost.calls for s in SOLVERS}
         self.measure("sampling", batch, works, calls)
 
     def pipeline(self, batch: int) -> Callable[[], object]:
@@ -198,12 +198,12 @@ class Benchmark:
 
         def score() -> sm.LogProb:
             return sm.log_prob(
-                model, x, divergence="hutchinson", rtol=1e-2, atol=1e-2, nodes=self.sizes.nodes,
+                model, x, divergence="hutchinson", rtol=1e-2, atol=1e-2, intervals=self.sizes.nodes,
                 generator=torch.Generator(self.device).manual_seed(0),
             )  # fmt: skip
 
         found = score()
-        forward, backward = (found.rows - found.vjp_rows) // batch, found.vjp_rows // batch
+        forward, backward = int(found.nfe - found.vjps), int(found.vjps)
 
         def bare() -> None:
             self.bare(self.network, x, forward)
@@ -216,7 +216,7 @@ class Benchmark:
         for count in self.sizes.at_once:
             images = max(1, count // x[0].numel())
             works[f"`log_prob`, up to {images} images at once"] = lambda n=count: taking(n, score)
-        self.measure("likelihood", batch, works, {"": found.nfe}, rounds=2)
+        self.measure("likelihood", batch, works, {"": found.cost.calls}, rounds=2)
 
     def training(self) -> None:
         """Steps of fit, in each precision."""

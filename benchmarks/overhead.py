@@ -1,10 +1,10 @@
-"""What a solver costs beside the bare network.
+"""What a solver costs compared with the bare network.
 
 For each solver and two sizes of network (about 1 ms and 5 ms a call): seconds of a solve, divided
 by seconds of the same number of bare network calls on the same batch; 1.00 means that the solver
 costs nothing. A solve that draws noise has a second ratio, to a hand-written Euler-Maruyama loop
 with the same number of network calls. All are timed in turn, round after round and every other
-round the other way round, and the median of the ratios of the rounds is quoted, so that a machine
+round in reverse order, and the median of the ratios of the rounds is quoted, so that a machine
 whose speed drifts does not matter much. Results: ``benchmarks/results/overhead.{json,md,png}``.
 
     python benchmarks/overhead.py
@@ -30,16 +30,16 @@ import sde_models as sm
 Row = dict[str, Any]
 
 IMPLICIT = ("scipy:Radau", "scipy:BDF", "scipy:LSODA")
-"""Left out: what they spend beside the network is linear algebra on the whole batch."""
+"""Left out: their time outside the network is linear algebra on the entire batch."""
 
 WIDTHS = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
-"""Widths that the network may have; the one whose call is nearest to the time wanted is taken."""
+"""Widths that the network may have; the one whose call is nearest to the given time is used."""
 
 DIMENSION, DEPTH, T_MIN = 64, 4, 1e-3
 
 
 def target(solver: sm.Solver, noisy: bool) -> tuple[str, float] | None:
-    """What a solver should cost at most: the baseline, and the ratio to it."""
+    """The most that a solver should cost: the baseline, and the ratio to it."""
     if solver.name == "sde:euler":
         return "over_hand_written_loop", 1.15
     if solver.library != "sde_models" or solver.adaptive:
@@ -55,7 +55,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def bare_calls(network: torch.nn.Module, x: Tensor, count: int) -> None:
-    """Call the network and nothing else."""
+    """Call only the network."""
     t = torch.full((len(x),), 0.5)
     with torch.no_grad():
         for _ in range(count):
@@ -63,7 +63,7 @@ def bare_calls(network: torch.nn.Module, x: Tensor, count: int) -> None:
 
 
 def hand_written_loop(model: sm.ScoreModel, x: Tensor, count: int) -> None:
-    """Euler-Maruyama as one writes it in a notebook, with every coefficient computed before."""
+    """Euler-Maruyama as written in a notebook, with every coefficient computed in advance."""
     sde: Any = model.sde
     times = torch.linspace(sde.t_max, sde.t_min, count + 1)
     dt = 1 / count
@@ -84,7 +84,7 @@ def make_model(width: int) -> sm.ScoreModel:
 
 
 def model_of(milliseconds: float, x: Tensor) -> sm.ScoreModel:
-    """The model whose network takes about so long a call on this machine."""
+    """The model whose network takes about this time per call on this machine."""
 
     def gap(width: int) -> float:
         network = make_model(width).network
@@ -109,22 +109,22 @@ def measure(name: str, model: sm.ScoreModel, x: Tensor, rounds: int, evaluations
     def solve() -> sm.Solution:
         return sm.solve(system, x, (1.0, T_MIN), name, **arguments)  # type: ignore[arg-type]
 
-    nfe = solve().nfe  # also the warm-up
+    calls = solve().cost.calls  # also the warm-up
     works: dict[str, Callable[[], object]] = {
-        "over_bare_network": lambda: bare_calls(model.network, x, nfe),
+        "over_bare_network": lambda: bare_calls(model.network, x, calls),
         "solve": solve,
     }
     if noisy:
-        works["over_hand_written_loop"] = lambda: hand_written_loop(model, x, nfe)
+        works["over_hand_written_loop"] = lambda: hand_written_loop(model, x, calls)
     times: dict[str, list[float]] = {work: [] for work in works}
     for i in range(rounds):
         for work in reversed(works) if i % 2 else works:
             times[work].append(seconds(works[work]))
     row: Row = {
         "solver": name,
-        "evaluations": nfe,
+        "evaluations": calls,
         "seconds": statistics.median(times["solve"]),
-        "milliseconds_per_bare_call": 1000 * statistics.median(times["over_bare_network"]) / nfe,
+        "milliseconds_per_bare_call": 1000 * statistics.median(times["over_bare_network"]) / calls,
     }
     for baseline in works.keys() - {"solve"}:
         ratios = [a / b for a, b in zip(times["solve"], times[baseline], strict=True)]
@@ -200,7 +200,7 @@ def plot(sizes: dict[str, list[Row]]) -> Figure:
     axes.invert_yaxis()
     axes.set(
         xlabel="time of a solve / time of its network calls alone",
-        title="Cost of a solver beside its network",
+        title="Cost of a solver relative to its network",
     )
     figure.legend(loc="outside lower center", ncols=3)
     return figure
@@ -209,11 +209,11 @@ def plot(sizes: dict[str, list[Row]]) -> Figure:
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = common_options(__doc__)
-    parser.add_argument("--calls", type=float, nargs="+", default=[1.0, 5.0], help="ms a call")
+    parser.add_argument("--calls", type=float, nargs="+", default=[1.0, 5.0], help="ms per call")
     parser.add_argument("--batch", type=int, default=64, help="samples in the batch")
     parser.add_argument("--evaluations", type=int, default=50, help="calls of fixed-step solvers")
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds a solver")
-    parser.add_argument("--only", nargs="+", default=None, help="names of solvers; all if left out")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds per solver")
+    parser.add_argument("--only", nargs="+", default=None, help="names of solvers; default: all")
     options = read_options(parser)
     torch.manual_seed(0)
     x = torch.randn(options.batch, DIMENSION)

@@ -1,4 +1,4 @@
-"""What samplers reach with a given number of network evaluations, beside those of other libraries.
+"""Errors of samplers at a given number of network evaluations, ours and those of other libraries.
 
 Every sampler runs on the same models from the same starting points. Deterministic ones are judged
 by the root-mean-square distance of their end points to those of the exact probability flow, per
@@ -57,7 +57,7 @@ def native_solvers(*, stochastic: bool) -> dict[str, sm.Solver]:
 
 
 def run_native(solver: sm.Solver) -> Run:
-    """A function that spends so many evaluations, or the next lower number that can be spent."""
+    """A function that uses so many evaluations, or the next lower number possible."""
 
     def run(
         problem: Problem, x: Tensor, evaluations: int, grid: str, generator: torch.Generator
@@ -71,8 +71,8 @@ def run_native(solver: sm.Solver) -> Run:
         while True:
             with torch.no_grad():
                 solution = sm.solve(system, x, span, solver, steps=steps, grid=GRIDS[grid], **noise)
-            if solution.nfe <= evaluations or steps == 1:
-                return solution.x, solution.nfe
+            if solution.cost.calls <= evaluations or steps == 1:
+                return solution.x, solution.cost.calls
             steps -= 1
 
     return run
@@ -85,9 +85,9 @@ def run_peer(peer: Peer) -> Run:
         problem: Problem, x: Tensor, evaluations: int, variant: str, generator: torch.Generator
     ) -> tuple[Tensor, int]:
         source = {"generator": generator} if peer.stochastic else {}
-        with sm.count_evaluations() as cost:
+        with sm.count_evaluations() as counter:
             end = peer.run(problem.model, x, evaluations, variant, **source)
-        return end, cost.nfe
+        return end, counter.calls
 
     return run
 
@@ -118,7 +118,7 @@ def measure(
                     try:
                         end, spent = run(problem, x, budget, variant, generator)
                     except sm.NonFiniteError as error:
-                        end, spent = torch.full_like(x, math.nan), error.nfe
+                        end, spent = torch.full_like(x, math.nan), round(error.nfe)
                 row: Row = {
                     "problem": problem.name, "solver": name, "library": library,
                     "variant": variant, "budget": budget, "evaluations": spent,
@@ -127,7 +127,7 @@ def measure(
 
 
 def start(problem: Problem, stochastic: bool) -> Tensor:
-    """Where a sampler starts: more points for stochastic ones, whose law is judged."""
+    """Starting points of a sampler: more for stochastic ones, whose law is compared."""
     if not stochastic:
         return problem.x
     prior = problem.model.sde.prior(problem.x.shape[1:])
@@ -136,7 +136,7 @@ def start(problem: Problem, stochastic: bool) -> Tensor:
 
 
 def judge(problem: Problem, end: Tensor, stochastic: bool) -> Row:
-    """What is wrong with the samples."""
+    """Errors of the samples."""
     if not stochastic:
         return {"error": problem.error(end)}
     return {
@@ -156,7 +156,7 @@ def measure_adaptive(problem: Problem) -> Iterator[Row]:
             )  # fmt: skip
             yield {
                 "problem": problem.name, "solver": name, "library": "sde_models",
-                "variant": f"tolerance {tolerance:g}", "evaluations": got.rows / len(problem.x),
+                "variant": f"tolerance {tolerance:g}", "evaluations": got.nfe,
                 "error": problem.error(got.x.detach()), "adaptive": True,
             }  # fmt: skip
 
@@ -177,7 +177,7 @@ def main() -> None:
         adapted = sm.adapt_grid(
             problem.model, problem.x.shape[1:], generator=torch.Generator().manual_seed(11)
         )
-        GRIDS["adapted"] = adapted  # for everyone, ours or not
+        GRIDS["adapted"] = adapted  # for all samplers, ours or not
         only = None if options.only is None else set(options.only)
         rows += measure(problem, BUDGETS, stochastic=False, only=only)
         leaders = {
@@ -205,7 +205,7 @@ def main() -> None:
 
 
 def others(folder: Path, problems: list[str]) -> list[Row]:
-    """What was measured before on problems that are not run now."""
+    """Earlier measurements on problems that are not run now."""
     path = folder / "samplers.json"
     before: list[Row] = json.loads(path.read_text()) if path.exists() else []
     return [row for row in before if row["problem"] in set(PROBLEMS) - set(problems)]

@@ -1,4 +1,4 @@
-"""What each score-matching objective costs, and what it gives.
+"""Cost and accuracy of each score-matching objective.
 
 On mixtures in 2 and 64 dimensions, whose scores are known, with one network and one batch size, all
 weighted alike: network passes, vector-Jacobian products and time of a step; the variance of its
@@ -57,7 +57,7 @@ OBJECTIVES: dict[str, tuple[Any, float | None]] = {
     "penalty alone, exact trace": (sm.losses.fokker_planck_penalty, None),
     "maximum likelihood": (
         partial(
-            sm.maximum_likelihood_loss, rtol=1e-2, atol=1e-2, nodes=16, divergence="hutchinson"
+            sm.maximum_likelihood_loss, rtol=1e-2, atol=1e-2, intervals=16, divergence="hutchinson"
         ),
         None,
     ),
@@ -103,7 +103,7 @@ def gradients(loss: Any, model: sm.Model, data: sm.GaussianMixture, count: int) 
 
 
 def seconds_per_step(loss: Any, model: sm.Model, x0: Tensor, repeats: int = 15) -> float:
-    """Least time of a loss and its gradient: whoever else is at work only adds to it."""
+    """Least time of a loss and its gradient: other processes can only increase it."""
     spent = []
     for _ in range(repeats):
         start = time.process_time()
@@ -118,18 +118,18 @@ def measure(steps: int, time_steps: int, batches: int) -> list[Row]:
     for dim in DIMENSIONS:
         data = mixture(dim)
         x0 = data.sample(50_000, generator=torch.Generator().manual_seed(2))
-        begun = new_model(dim)  # where gradients are compared: on its way, not at its start
+        begun = new_model(dim)  # gradients are compared during training, not at its start
         sm.fit(begun, x0, steps=100, loss=OBJECTIVES["denoising"][0], progress=False,
                generator=torch.Generator().manual_seed(3))  # fmt: skip
         train: Any = partial(
-            sm.fit, data=x0, batch_size=BATCH, averaging=0.98, warmup=20, progress=False
+            sm.fit, data=x0, batch_size=BATCH, ema_decay=0.98, warmup=20, progress=False
         )
         seconds = {
             name: seconds_per_step(loss, copy.deepcopy(begun), x0[:BATCH])
             for name, (loss, _) in OBJECTIVES.items()
         }
         for name, (loss, factor) in tqdm(OBJECTIVES.items(), desc=f"{dim}-D"):
-            with sm.count_evaluations() as cost:
+            with sm.count_evaluations() as counter:
                 loss(begun, x0[:BATCH])
             found = (factor or 1.0) * gradients(loss, begun, data, batches)
             variance = float(found.var(0).sum())
@@ -144,8 +144,8 @@ def measure(steps: int, time_steps: int, batches: int) -> list[Row]:
                     "dimension": dim,
                     "objective": name,
                     "batches": batches,
-                    "nfe": cost.nfe,
-                    "vjps": cost.vjps,
+                    "nfe": counter.rows // BATCH,
+                    "vjps": counter.vjps // BATCH,
                     "seconds": seconds[name],
                     "relative_time": seconds[name] / seconds["denoising"],
                     "variance": variance,

@@ -1,4 +1,4 @@
-"""Steps per second of ``sm.fit`` beside a bare loop with the same network and loss.
+"""Steps per second of ``sm.fit`` compared with a bare loop with the same network and loss.
 
 The bare loop draws a batch, takes a step of AdamW as it comes, and does nothing else. The second
 loop does the work of ``sm.fit``: AdamW in one kernel, clipped gradients, averaged weights. All are
@@ -26,7 +26,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 import sde_models as sm
 from sde_models.losses import denoising_score_matching
 
-WANTED = 0.9
+TARGET = 0.9
 
 SIZES = {
     "small: 2-D, width 128, depth 2": ((2,), 128, 2),
@@ -34,10 +34,10 @@ SIZES = {
 }
 
 
-def loop(model: sm.ScoreModel, data: Tensor, steps: int, batch: int, whole: bool) -> None:
-    """Training as one writes it in a notebook; ``whole`` does the work of ``sm.fit``."""
+def loop(model: sm.ScoreModel, data: Tensor, steps: int, batch: int, same_work: bool) -> None:
+    """Training as written in a notebook; with ``same_work`` it does the work of ``sm.fit``."""
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99), fused=whole
+        model.parameters(), lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99), fused=same_work
     )
     averaged, average = copy.deepcopy(model), get_ema_multi_avg_fn(0.995)
     for _ in range(steps):
@@ -45,10 +45,10 @@ def loop(model: sm.ScoreModel, data: Tensor, steps: int, batch: int, whole: bool
         loss = denoising_score_matching(model, x0)
         optimiser.zero_grad()
         loss.backward()
-        if whole:
+        if same_work:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        if whole:
+        if same_work:
             with torch.no_grad():
                 average(list(averaged.parameters()), list(model.parameters()), None)
 
@@ -67,20 +67,20 @@ def measure(
     network = sm.nn.ResidualNetwork(shape, width=width, depth=depth)
     model = sm.ScoreModel(network, sm.VPSDE())
     data, batch = torch.randn(10_000, *shape), options.batch
-    loop(model, data, 5, batch, whole=True)
-    per_step = seconds(lambda: loop(model, data, 10, batch, whole=False)) / 10
+    loop(model, data, 5, batch, same_work=True)
+    per_step = seconds(lambda: loop(model, data, 10, batch, same_work=False)) / 10
     steps = max(20, round(options.seconds / per_step))
-    bare, whole = [], []
+    bare, full = [], []
     for _ in range(options.rounds):
-        first = seconds(lambda: loop(model, data, steps, batch, whole=False))
-        second = seconds(lambda: loop(model, data, steps, batch, whole=True))
+        first = seconds(lambda: loop(model, data, steps, batch, same_work=False))
+        second = seconds(lambda: loop(model, data, steps, batch, same_work=True))
         ours = seconds(lambda: sm.fit(model, data, steps=steps, batch_size=batch, progress=True))
         bare.append(first / ours)
-        whole.append(second / ours)
+        full.append(second / ours)
     return {
         "steps_per_second_bare": 1 / per_step,
         "ratio_to_bare_loop": statistics.median(bare),
-        "ratio_to_loop_with_the_same_work": statistics.median(whole),
+        "ratio_to_loop_with_the_same_work": statistics.median(full),
     }
 
 
@@ -88,13 +88,13 @@ def as_markdown(rows: dict[str, dict[str, float]]) -> str:
     """A table with a row for each size."""
     lines = [
         "| network | bare loop, steps/s | fit / bare loop | fit / loop with the same work | "
-        "wanted |",
+        "target |",
         "|---|---|---|---|---|",
     ]
     for name, row in rows.items():
-        met = "met" if row["ratio_to_bare_loop"] >= WANTED else "MISSED"
+        met = "met" if row["ratio_to_bare_loop"] >= TARGET else "MISSED"
         speed, *ratios = row.values()
-        cells = [name, f"{speed:.0f}", *(f"{ratio:.3f}" for ratio in ratios), f"{WANTED}: {met}"]
+        cells = [name, f"{speed:.0f}", *(f"{ratio:.3f}" for ratio in ratios), f"{TARGET}: {met}"]
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("\nSteps per second, as a share of those of the loop; medians over the rounds.")
     return "\n".join(lines)

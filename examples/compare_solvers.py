@@ -1,9 +1,9 @@
-"""The same noise through several solvers: how far each ends from the exact flow, for what cost.
+"""The same noise through several solvers: distance of each from the exact flow, and cost.
 
     python examples/compare_solvers.py --solvers ddim dpmpp-2m flow-abm-4 --plot solvers.png
 
-By default on a mixture of Gaussians with its exact score; ``--model`` takes a file of
-``sm.save_model``, such as those that the other examples leave.
+The default model is a mixture of Gaussians with its exact score; ``--model`` takes a file of
+``sm.save_model``, such as those that the other examples write.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def distance(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def reference(model: sm.Model, noise: torch.Tensor) -> tuple[torch.Tensor, float, int]:
-    """Where the flow takes the noise, how well that is known, and what it took."""
+    """End points of the flow, their accuracy, and the evaluations used."""
     rough, fine = (
         sm.decode(model, noise, solver="rk-batch", rtol=tolerance, atol=tolerance)
         for tolerance in (1e-6, 1e-8)
@@ -36,7 +36,7 @@ def reference(model: sm.Model, noise: torch.Tensor) -> tuple[torch.Tensor, float
 def spend(
     model: sm.Model, noise: torch.Tensor, solver: sm.Solver, budget: int, grid: Any
 ) -> sm.Decoding:
-    """Decode in as many steps as the budget allows; some solvers need an evaluation to begin."""
+    """Decode in as many steps as the budget allows; some solvers need an additional evaluation."""
     steps = max(budget // (solver.evaluations or 1), 1)
     while True:
         out = sm.decode(model, noise, solver=solver, steps=steps, grid=grid)
@@ -63,10 +63,12 @@ def plot(path: Path, budgets: list[int], found: dict[str, list[tuple[int, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="file of sm.save_model; if none, a mixture")
-    parser.add_argument("--solvers", nargs="+", default=SOLVERS, help="ODE solvers of fixed steps")
+    parser.add_argument("--model", type=Path, help="file of sm.save_model; default: a mixture")
+    parser.add_argument(
+        "--solvers", nargs="+", default=SOLVERS, help="ODE solvers with fixed steps"
+    )
     parser.add_argument("--nfe", type=int, nargs="+", default=[8, 12, 20, 32, 50])
-    parser.add_argument("--grid", choices=GRIDS, help="time grid of all; if none each one's own")
+    parser.add_argument("--grid", choices=GRIDS, help="time grid of all; default: each one's own")
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--plot", type=Path, help="file for a picture")
     parser.add_argument("--seed", type=int, default=0)
@@ -78,14 +80,14 @@ def main() -> None:
         mixture = sm.GaussianMixture(*sm.data.toy_mixture("eight-gaussians")).double()
         model = mixture.score_model(sm.VPSDE())
     if model.event_shape is None:
-        parser.error("the model does not tell its event_shape: give it to ScoreModel, and save")
+        parser.error("the model has no event_shape: give it to ScoreModel, and save again")
 
     generator = torch.Generator().manual_seed(arguments.seed)
     noise = model.sde.prior(model.event_shape).sample(
         (arguments.samples,), generator=generator, dtype=torch.float64
     )
     exact, known, nfe = reference(model, noise)
-    print(f"reference: {nfe} evaluations, known to within {known:.0e}; RMS distance to it")
+    print(f"reference: {nfe:g} evaluations, accurate to {known:.0e}; RMS distances from it:")
     grid = arguments.grid
     if grid == "adapted":
         grid = sm.adapt_grid(model, generator=generator)
@@ -97,7 +99,7 @@ def main() -> None:
         for budget in arguments.nfe:
             out = spend(model, noise, sm.make_solver(name), budget, grid)
             runs.append((out.nfe, distance(out.x, exact)))
-        print(f"{name:<16}" + "".join(f"{f'{error:.1e} ({cost})':>16}" for cost, error in runs))
+        print(f"{name:<16}" + "".join(f"{f'{error:.1e} ({cost:g})':>16}" for cost, error in runs))
     for budget, column in zip(arguments.nfe, zip(*found.values(), strict=True), strict=True):
         best = min(zip(column, found, strict=True), key=lambda pair: pair[0][1])
         print(f"best for {budget} evaluations: {best[1]}")

@@ -1,10 +1,10 @@
-"""One noise level: the best for the score of the data is not the best for sampling from them.
+"""A single noise level: the best for the score of the data is not the best for sampling.
 
     python examples/denoising_sigma.py --steps 300
 
 Denoising at a single sigma learns the score of the data blurred by sigma. Little noise blurs
-little, but the network sees nothing between the modes, and Langevin steps as short as the noise do
-not carry samples from one to the other. Much noise does carry them, to a blurred law.
+little, but the network sees no data between the modes, and Langevin steps as short as the noise do
+not move samples from one to the other. Much noise does, to a blurred law.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def train(sigma: float, sde: sm.VESDE, arguments: argparse.Namespace) -> sm.Scor
     loss = partial(sm.losses.denoising_score_matching, sigma=sigma, weighting="simple")
     return sm.fit(
         model, data, steps=arguments.steps, batch_size=256, loss=loss, generator=generator,
-        progress=False, learning_rate=5e-3, warmup=20, averaging=0.98,
+        progress=False, learning_rate=5e-3, warmup=20, ema_decay=0.98,
     ).model  # fmt: skip
 
 

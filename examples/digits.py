@@ -2,7 +2,7 @@
 
     python examples/digits.py --steps 1500 --out runs/digits.safetensors
 
-A minute on a laptop. The full demonstration, with a page of results, is `sde-models demo`.
+Takes a minute on a laptop. The full demonstration, with a page of results, is `sde-models demo`.
 """
 
 import argparse
@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=1000, help="steps of training")
     parser.add_argument("--width", type=int, default=256, help="width of the network")
-    parser.add_argument("--images", type=int, default=100, help="test images that are scored")
+    parser.add_argument("--images", type=int, default=100, help="test images to evaluate")
     parser.add_argument("--out", default="runs/digits.safetensors", help="file for the model")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -25,12 +25,12 @@ def main() -> None:
 
     digits = sm.data.digits()
 
-    # Any torch.nn.Module called as network(t, x) will do.
+    # Any torch.nn.Module called as network(t, x) can be used.
     network = sm.nn.ResidualNetwork((1, 8, 8), width=arguments.width, depth=1)
     sde = sm.VPSDE(t_min=1e-4, data_std=0.5)
     model = sm.ScoreModel(network, sde, preconditioning="edm", event_shape=(1, 8, 8))
 
-    # A batch has noise of its own in the grey levels each time it is drawn.
+    # The grey levels of a batch get new noise each time it is drawn.
     def draw(batch_size: int, generator: torch.Generator | None) -> torch.Tensor:
         rows = torch.randint(len(digits.train), (batch_size,), generator=generator)
         return sm.data.dequantize(digits.train[rows], digits.levels, generator=generator)
@@ -43,7 +43,7 @@ def main() -> None:
     for solver, steps in (("euler-maruyama", 200), ("ode:rk4", 20), ("ode:dopri5", None)):
         out = sm.sample(model, (16, 1, 8, 8), solver=solver, steps=steps)
         levels = sm.data.quantize(out.x, digits.levels)
-        print(f"{solver}: {out.nfe} evaluations")
+        print(f"{solver}: {out.cost}")
     for row in levels[0, 0].tolist():
         print("".join(" .:-=+*#%@"[value * 9 // 16] * 2 for value in row))
 

@@ -1,9 +1,9 @@
-"""Edit images by their latents: encode, go from one to another, scale, move, and decode.
+"""Edit images by their latents: encode, interpolate, scale, shift, and decode.
 
     python examples/edit_latents.py --model runs/digits.safetensors --source 4 --target 9
 
-Without ``--model`` one is trained on handwritten digits. Writes a picture. A nearest-neighbour
-classifier says how many digits of the source class read as the target class after the edit.
+Without ``--model`` one is trained on handwritten digits. The result is a picture. A
+nearest-neighbour classifier counts how many edited digits read as the target class.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def train(arguments: argparse.Namespace) -> sm.ScoreModel:
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, count: int) -> torch.Tensor:
-    """From one latent to another along a sphere: the straight line would pass too near to zero."""
+    """Interpolate latents along a sphere: the straight line would pass too close to zero."""
     angle = torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0).acos()
     s = torch.linspace(0, 1, count).reshape(-1, *[1] * a.ndim)
     return (((1 - s) * angle).sin() * a + (s * angle).sin() * b) / angle.sin()
@@ -52,10 +52,14 @@ def picture(path: Path, rows: dict[str, torch.Tensor]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="file of sm.save_model, trained on digits")
-    parser.add_argument("--steps", type=int, default=1000, help="steps of training without one")
-    parser.add_argument("--width", type=int, default=256, help="width of its network")
-    parser.add_argument("--source", type=int, default=4, help="digit that is edited")
-    parser.add_argument("--target", type=int, default=9, help="digit that it is moved towards")
+    parser.add_argument(
+        "--steps", type=int, default=1000, help="steps of training, without --model"
+    )
+    parser.add_argument(
+        "--width", type=int, default=256, help="width of the network, without --model"
+    )
+    parser.add_argument("--source", type=int, default=4, help="digit to edit")
+    parser.add_argument("--target", type=int, default=9, help="digit to move it towards")
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.5, 1.0, 1.5, 2.0])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.6, 0.8, 1.2])
     parser.add_argument("--solver", default="adams-batch", help="one of sm.list_solvers()")
@@ -72,28 +76,28 @@ def main() -> None:
     images = sm.data.dequantize(DIGITS.test, DIGITS.levels, generator=generator)
     images = images[DIGITS.test_labels == arguments.source]
 
-    there = sm.encode(model, images, **solver)
-    back = sm.decode(model, there.z, **solver)
+    encoded = sm.encode(model, images, **solver)
+    back = sm.decode(model, encoded.z, **solver)
     error = float((back.x - images).abs().max())
     print(f"round trip of {len(images)} images: largest error {error:.1e}, of a range of 2,")
-    print(f"  for {there.nfe + back.nfe} evaluations of the network")
+    print(f"  for {encoded.nfe + back.nfe:g} evaluations of the network")
     rows = {"images": images, "decoded": back.x}
 
-    way = slerp(there.z[0], there.z[1], COLUMNS)
-    rows["first to second"] = sm.decode(model, way, **solver).x
+    path = slerp(encoded.z[0], encoded.z[1], COLUMNS)
+    rows["first to second"] = sm.decode(model, path, **solver).x
     for tau in arguments.temperatures:
-        rows[f"temperature {tau:g}"] = x = sm.decode(model, tau * there.z, **solver).x
+        rows[f"temperature {tau:g}"] = x = sm.decode(model, tau * encoded.z, **solver).x
         print(f"temperature {tau:g}: spread {float(x.std(0).mean() / images.std(0).mean()):.2f} "
               "of that of the images")  # fmt: skip
 
-    # An attribute is a direction: between the means of the latents with and without it.
+    # An attribute is a direction, from the mean latent without it to the mean latent with it.
     means = [
         sm.encode(model, known[DIGITS.train_labels == digit], **solver).z.mean(0)
         for digit in (arguments.source, arguments.target)
     ]
     reader = KNeighborsClassifier(3).fit(known.flatten(1), DIGITS.train_labels)
     for strength in (0.0, *arguments.strengths):
-        x = sm.decode(model, there.z + strength * (means[1] - means[0]), **solver).x
+        x = sm.decode(model, encoded.z + strength * (means[1] - means[0]), **solver).x
         if strength:
             rows[f"edited by {strength:g}"] = x
         read = float((reader.predict(x.flatten(1)) == arguments.target).mean())

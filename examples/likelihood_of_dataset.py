@@ -1,8 +1,8 @@
-"""Bits per dimension of a data set: held-out digits under a model, beside a Gaussian.
+"""Bits per dimension of a data set: held-out digits under a model, and under a Gaussian.
 
     python examples/likelihood_of_dataset.py --tol 0.5 --out runs/likelihood
 
-Stop it, and start it again with the same words: training goes on from its last checkpoint, and the
+Stop it, and start it again with the same options: training resumes from its last checkpoint, the
 evaluation from its last chunk. With ``--model`` a file of ``sm.save_model`` is evaluated instead.
 """
 
@@ -37,19 +37,19 @@ def gaussian_bits(images: torch.Tensor, generator: torch.Generator) -> torch.Ten
     x = x.flatten(1).double()
     gaussian = torch.distributions.MultivariateNormal(x.mean(0), x.T.cov())
     y = sm.data.dequantize(images, DIGITS.levels, generator=generator).flatten(1).double()
-    # A level is 2 / levels wide, and has that times the density as its probability.
+    # A level is 2 / levels wide, so its probability is that times the density.
     log_probability = gaussian.log_prob(y) + y.shape[1] * math.log(2 / DIGITS.levels)
     return -log_probability / (y.shape[1] * math.log(2))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="file of sm.save_model; if none one is trained")
+    parser.add_argument("--model", type=Path, help="file of sm.save_model; default: train one")
     parser.add_argument("--steps", type=int, default=800, help="steps of training")
     parser.add_argument("--width", type=int, default=24, help="width of the network")
     parser.add_argument("--images", type=int, default=360, help="test images, at most 360")
-    parser.add_argument("--tol", type=float, default=3.0, help="error asked for, in nats an image")
-    parser.add_argument("--chunk", type=int, default=40, help="images between two results on disk")
+    parser.add_argument("--tol", type=float, default=3.0, help="tolerance in nats per image")
+    parser.add_argument("--chunk", type=int, default=40, help="images per file of results")
     parser.add_argument("--out", type=Path, default=Path("runs/likelihood"), help="folder")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -64,8 +64,7 @@ def main() -> None:
     count = len(test)
     print(f"{found.resumed} of {count} images were found done, by an earlier run")
     print(f"bits per dimension {float(found.mean):.4f} ± {float(found.mean_stderr):.4f}")
-    print(f"cost {found.rows} evaluations of the network and {found.vjp_rows} products, that is")
-    print(f"  {found.rows / count:.0f} and {found.vjp_rows / count:.0f} for each image")
+    print(f"cost {found.cost} per image")
     baseline = gaussian_bits(test, torch.Generator().manual_seed(arguments.seed))
     gain = baseline - found.value
     print(f"a Gaussian has     {float(baseline.mean()):.4f}, so that the model gains")

@@ -1,9 +1,9 @@
-"""Everything the library does, on a model whose answers are known in closed form.
+"""The main functions of the library, on a model with closed-form answers.
 
     python examples/mixture.py --solver scipy:DOP853
 
-Samples a ring of Gaussians by a stochastic and by an ordinary differential equation, carries the
-samples to their latents and back, and compares log-probabilities with the exact ones.
+Samples a ring of Gaussians by a stochastic and by an ordinary differential equation, encodes and
+decodes the samples, and compares log-probabilities with the exact ones.
 """
 
 import argparse
@@ -38,17 +38,17 @@ def main() -> None:
     for solver, steps in (("euler-maruyama", 200), ("sde:heun", 100), (arguments.solver, None)):
         out = sm.sample(model, shape, solver=solver, steps=steps, generator=generator)
         quality = float(mixture.log_prob(out.x).mean())
-        print(f"  {solver:<20}{quality:8.3f}   {out.nfe} evaluations")
+        print(f"  {solver:<20}{quality:8.3f}   {out.cost}")
 
-    there = sm.encode(model, drawn, solver=arguments.solver, rtol=1e-7, atol=1e-7)
-    back = sm.decode(model, there.z, solver=arguments.solver, rtol=1e-7, atol=1e-7)
-    print(f"latents have mean square {float(there.z.square().mean()):.3f} (the prior's is 1)")
+    encoded = sm.encode(model, drawn, solver=arguments.solver, rtol=1e-7, atol=1e-7)
+    back = sm.decode(model, encoded.z, solver=arguments.solver, rtol=1e-7, atol=1e-7)
+    print(f"latents have mean square {float(encoded.z.square().mean()):.3f} (the prior's is 1)")
     print(f"largest round-trip error {float((back.x - drawn).abs().max()):.1e}")
 
     lp = sm.log_prob(model, drawn, solver=arguments.solver, divergence="exact")
     error = (lp.value - mixture.log_prob(drawn)).abs()
     print(f"log-probabilities off by {float(error.mean()):.1e} nats on average,")
-    print(f"  reported {float(lp.solver_error.mean()):.1e}, for {lp.nfe} evaluations")
+    print(f"  reported {float(lp.solver_error.mean()):.1e}, for {lp.cost}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import sde_models.data as data
 import sde_models.losses as losses
 import sde_models.nn as nn
 import sde_models.sdes.grids as grids
-from sde_models._utils.counting import count_evaluations
+from sde_models._utils.counting import Cost, count_evaluations
 from sde_models._utils.errors import NonFiniteError, SolveError, StepLimitError, StepSizeError
 from sde_models.divergence.base import Divergence
 from sde_models.divergence.exact import Exact
@@ -13,6 +13,7 @@ from sde_models.divergence.low_rank import HutchPlusPlus, XTrace
 from sde_models.likelihood.bits_per_dimension import BitsPerDim, bits_per_dim
 from sde_models.likelihood.log_densities import LogProb, log_prob
 from sde_models.likelihood.maximum_likelihood import maximum_likelihood_loss
+from sde_models.likelihood.settings import LogProbOptions
 from sde_models.models.base import Model
 from sde_models.models.energy_model import EnergyModel
 from sde_models.models.gaussian_mixture import GaussianMixture
@@ -38,12 +39,7 @@ from sde_models.shards import Shards
 from sde_models.shards.evaluation import Evaluation, evaluate
 from sde_models.shards.to_folder import decode_to_folder, encode_to_folder, sample_to_folder
 from sde_models.solvers import Solution, Solver, Step, list_solvers, make_solver, solve
-from sde_models.solvers.langevin.levels import (
-    geometric_sigmas,
-    langevin_epsilon,
-    largest_sigma,
-    level_ratio,
-)
+from sde_models.solvers.options import SolveOptions
 from sde_models.training import Fit, fit
 
 __all__ = [
@@ -53,6 +49,7 @@ __all__ = [
     "AdaptedGrid",
     "BitsPerDim",
     "CosineSDE",
+    "Cost",
     "Decoding",
     "Divergence",
     "Encoding",
@@ -67,6 +64,7 @@ __all__ = [
     "Hutchinson",
     "LatentTransform",
     "LogProb",
+    "LogProbOptions",
     "Model",
     "NonFiniteError",
     "ProbabilityFlow",
@@ -77,6 +75,7 @@ __all__ = [
     "Shards",
     "Solution",
     "SolveError",
+    "SolveOptions",
     "Solver",
     "Step",
     "StepLimitError",
@@ -94,11 +93,7 @@ __all__ = [
     "encode_to_folder",
     "evaluate",
     "fit",
-    "geometric_sigmas",
     "grids",
-    "langevin_epsilon",
-    "largest_sigma",
-    "level_ratio",
     "list_solvers",
     "load_model",
     "log_prob",

@@ -2,14 +2,14 @@
 
 Every sampler of diffusers and azula here starts from the same samples, ends at the same ``t_min``
 and sees the model at the exact times of its own nodes, in double precision: what is measured is the
-method alone. The nodes are laid out here and handed over as noise ratios sigma / alpha, so that
+method alone. The nodes are computed here and passed on as noise ratios sigma / alpha, so that
 any spacing can be tried with any method; a training discretisation never enters.
 
     peer = PEERS["diffusers UniPC 3"]
     for variant in peer.variants:
-        with sm.count_evaluations() as cost:
+        with sm.count_evaluations() as counter:
             end = peer.run(problem.model, problem.x, 20, variant)
-        print(variant, cost.nfe, problem.error(end))
+        print(variant, counter.calls, problem.error(end))
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class DiffusersPeer(Peer):
     ) -> Tensor:  # fmt: skip
         eta = options.pop("eta", 1.0)
         if not options.get("lower_order_final", True) and "Singlestep" in self.method:
-            evaluations -= evaluations % options["solver_order"]  # it makes whole steps only
+            evaluations -= evaluations % options["solver_order"]  # it makes complete steps only
         solver = sm.make_solver(f"diffusers:{self.method}", **options)
         system: sm.System = sm.ProbabilityFlow(model)
         if self.stochastic:
@@ -150,7 +150,7 @@ def _azula_samplers() -> ModuleType:
 
 
 class _Denoiser:
-    """A model as azula's samplers want it."""
+    """A model with the interface of azula's samplers."""
 
     def __init__(self, model: sm.Model) -> None:
         self.model = model

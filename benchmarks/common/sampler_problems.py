@@ -211,5 +211,5 @@ def covariance_error(x: Tensor, exact: Tensor) -> float:
         x: Samples to judge, shape ``(n, *event)``.
         exact: Samples to compare with, shape ``(m, *event)``.
     """
-    wanted = exact.flatten(1).T.cov()
-    return float((x.flatten(1).T.cov() - wanted).norm() / wanted.norm())
+    target = exact.flatten(1).T.cov()
+    return float((x.flatten(1).T.cov() - target).norm() / target.norm())

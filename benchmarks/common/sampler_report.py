@@ -21,7 +21,7 @@ def as_markdown(rows: list[Row], budgets: Iterable[int], noisy_budgets: Iterable
     sharp = [row for row in rows if not row.get("stochastic") and not row.get("adaptive")]
     noisy = [row for row in rows if row.get("stochastic")]
     sections = [
-        "## Best of ours beside the best peer",
+        "## Our best and the best peer",
         duel(sharp, budgets),
         "## Deterministic samplers",
         "Root-mean-square distance of end points per coordinate; geometric mean over the models "
@@ -50,7 +50,7 @@ def valid(rows: Iterable[Row]) -> list[Row]:
 def duel(rows: list[Row], budgets: Iterable[int]) -> str:
     """For each model and number of evaluations: our best, the best peer, and their ratio."""
     lines = [
-        "| model | evaluations | ours | error | peer | error | ours / peer | wanted |",
+        "| model | evaluations | ours | error | peer | error | ours / peer | target |",
         "|---|---:|---|---:|---|---:|---:|---|",
     ]
     for problem in dict.fromkeys(row["problem"] for row in rows):
@@ -61,12 +61,12 @@ def duel(rows: list[Row], budgets: Iterable[int]) -> str:
             if not peers:
                 continue
             peer = min(peers, key=_error)
-            ratio, wanted = ours["error"] / peer["error"], 0.5 if budget == 50 else 1.0
-            verdict = "reached" if ratio <= wanted else "missed"
+            ratio, target = ours["error"] / peer["error"], 0.5 if budget == 50 else 1.0
+            verdict = "reached" if ratio <= target else "missed"
             lines.append(
                 f"| {problem} | {budget} | `{ours['solver']}` ({ours['variant']}) "
                 f"| {ours['error']:.1e} | {peer['library']} {peer['solver']} ({peer['variant']}) "
-                f"| {peer['error']:.1e} | {ratio:.2f} | at most {wanted:g}: {verdict} |"
+                f"| {peer['error']:.1e} | {ratio:.2f} | at most {target:g}: {verdict} |"
             )
     return "\n".join(lines)
 

@@ -3,12 +3,12 @@
 #
 # A stochastic differential equation is an ordinary one with noise in it. This page builds the
 # noise: Brownian motion, what its derivative would be, and the integral against it. At the end you
-# can simulate an SDE, and know how wrong the simulation is.
+# can simulate an SDE, and know the error of the simulation.
 #
 # ## From a random walk to Brownian motion
 #
 # Toss a coin every $\Delta t$ seconds and step by $+\sqrt{\Delta t}$ or $-\sqrt{\Delta t}$. After
-# time $t$ there were $t / \Delta t$ independent steps of variance $\Delta t$ each, so the place has
+# time $t$ there were $t / \Delta t$ independent steps of variance $\Delta t$ each, so the position has
 # variance $t$ whatever $\Delta t$ is, and by the central limit theorem it is nearly Gaussian. The
 # limit $\Delta t \to 0$ is **Brownian motion** $B_t$:
 #
@@ -19,25 +19,25 @@
 # From these follows the covariance: for $s < t$,
 # $E[B_s B_t] = E[B_s^2] + E[B_s (B_t - B_s)] = s$, that is $\min(s, t)$.
 #
-# To simulate it on a grid nothing is needed but sums of Gaussian numbers.
+# To simulate it on a grid one only needs sums of Gaussian numbers.
 #
 # !!! note "PyTorch for those who know NumPy"
-#     These pages use PyTorch as if it were NumPy, and six things of it that NumPy does not have:
+#     These pages use PyTorch like NumPy, plus six things that NumPy does differently or does not have:
 #
 #     - An array is a *tensor*, `torch.tensor([1.0, 2.0])`. `dim=` is NumPy's `axis=`, `cat` is
-#       `concatenate`, and `float(x)` or `x.item()` makes a number of a tensor with one entry.
-#     - Numbers have 32 bits (`float32`, seven digits) unless you ask for 64: `x.double()`, or
+#       `concatenate`, and `float(x)` or `x.item()` turns a tensor with one entry into a number.
+#     - Numbers have 32 bits (`float32`, seven digits) by default; for 64 use `x.double()`, or
 #       `dtype=torch.float64`.
-#     - Random numbers come from a `torch.Generator`. `manual_seed(0)` starts it, and each draw with
-#       `generator=` moves it on.
+#     - Random numbers come from a `torch.Generator`. `manual_seed(0)` seeds it, and each draw with
+#       `generator=` advances it.
 #     - A tensor remembers how it was computed, so that it can be differentiated.
 #       `torch.func.grad(f)` is the function that gives the gradient of `f`.
 #     - Inside `with torch.no_grad():` nothing is remembered, which is faster.
-#     - A network is a `torch.nn.Module`: an object that holds its weights, and that is called like a
+#     - A network is a `torch.nn.Module`: an object that holds its weights and is called like a
 #       function.
 #
 #     An `assert` at the end of a cell states what the text claims. If you change a cell, for an
-#     exercise say, it may rightly fail: take it out.
+#     exercise say, it may rightly fail: remove it then.
 
 # %% alt="Five Brownian paths inside a parabola of two standard deviations"
 import matplotlib.pyplot as plt
@@ -84,9 +84,8 @@ assert abs(product.mean() - min(s, u)) < 4 * error
 # $$
 #
 # Each term has mean $\Delta t$ and variance $2 \Delta t^2$, so the sum over $[0, 1]$ has mean 1 and
-# variance $2 \Delta t$, which vanishes. A smooth path has quadratic variation 0: here is all the
-# difference between the calculus you know and the one you need. It is remembered as
-# $(dB)^2 = dt$.
+# variance $2 \Delta t$, which vanishes. A smooth path has quadratic variation 0: this is the entire
+# difference between ordinary and stochastic calculus. The rule of thumb is $(dB)^2 = dt$.
 
 # %%
 for every in (256, 16, 1):
@@ -103,13 +102,13 @@ assert abs(squares.std() - (2 * dt) ** 0.5) < 0.1 * (2 * dt) ** 0.5
 # %% [markdown]
 # The squares settle at 1 for every single path; the length grows without bound.
 #
-# What would be the derivative, $\dot B$, is called **white noise**: independent at all times, of
+# The formal derivative $\dot B$ is called **white noise**: independent at all times, of
 # infinite variance at each. It is not a function, and it is only used under an integral.
 #
 # ## The Itô integral
 #
-# To give a meaning to $\int_0^1 h_t\, dB_t$, sum $h$ times the increments. But where in the
-# interval is $h$ to be taken? For smooth paths it does not matter. Here it does. Take $h = B$:
+# To define $\int_0^1 h_t\, dB_t$, sum $h$ times the increments. At which point of each
+# interval is $h$ evaluated? For smooth paths it does not matter. Here it does. Take $h = B$:
 #
 # $$
 # \text{left: } \sum_i B_{t_i} (B_{t_{i+1}} - B_{t_i}),
@@ -117,7 +116,7 @@ assert abs(squares.std() - (2 * dt) ** 0.5) < 0.1 * (2 * dt) ** 0.5
 # \text{middle: } \sum_i \tfrac12 (B_{t_i} + B_{t_{i+1}}) (B_{t_{i+1}} - B_{t_i}) .
 # $$
 #
-# The second telescopes to $\tfrac12 B_1^2$, what ordinary calculus says (**Stratonovich**). The
+# The second telescopes to $\tfrac12 B_1^2$, as in ordinary calculus (**Stratonovich**). The
 # first is less by half the sum of squared steps, so it tends to $\tfrac12 (B_1^2 - 1)$ (**Itô**).
 
 # %%
@@ -137,10 +136,9 @@ assert (
 
 # %% [markdown]
 # The left end is Itô's choice, and it is the natural one for simulation and for learning: $h$ may
-# use the past, and the increment is still a surprise. So the integral has mean 0, and its variance
+# depend on the past, and the increment is independent of it. So the integral has mean 0, and its variance
 # is $E \int h^2\, dt$ (**Itô's isometry**). When $h$ depends on time only, the two integrals agree.
-# That is the case for every forward SDE that comes with this library, and why both
-# `sde_type="ito"` and
+# That is the case for every forward SDE of this library, so both `sde_type="ito"` and
 # `"stratonovich"` solvers of torchsde may be used on them.
 #
 # ## Stochastic differential equations
@@ -150,13 +148,13 @@ assert (
 # $$
 #
 # is short for an integral equation: $x_t = x_0 + \int_0^t f\, ds + \int_0^t g\, dB$. The **drift**
-# $f$ says where $x$ goes, the **diffusion** $g$ how much it is shaken. If $f$ and $g$ are Lipschitz
+# $f$ is the mean velocity of $x$, the **diffusion** $g$ the size of the noise. If $f$ and $g$ are Lipschitz
 # in $x$ (their changes are at most a constant times the change of $x$) and grow no faster than $x$
 # itself, there is exactly one solution for each Brownian path (Øksendal, theorem 5.2.1).
 #
 # The simplest way to simulate it is **Euler-Maruyama**: replace $dt$ by $\Delta t$ and $dB$ by
-# $\sqrt{\Delta t}$ times a Gaussian number. An equation with a known solution shows how good that
-# is. **Geometric Brownian motion**
+# $\sqrt{\Delta t}$ times a Gaussian number. An equation with a known solution shows how accurate
+# that is. **Geometric Brownian motion**
 #
 # $$
 # dx = \mu x\, dt + \nu x\, dB,
@@ -190,7 +188,7 @@ for n in sizes:
     )  # mean of Euler, exactly
 
 # %% [markdown]
-# Two errors are of interest. The **strong** error compares path with path, on the same Brownian
+# Two errors are of interest. The **strong** error compares paths of the same Brownian
 # motion: $E|x^{\Delta t}_1 - x_1|$. The **weak** error compares distributions, here by their means.
 # Euler's mean obeys $m \leftarrow m (1 + \mu \Delta t)$, so it is known without sampling.
 
@@ -222,15 +220,14 @@ assert abs(slope(weak) - 1.0) < 0.1
 # $\tfrac12 \nu^2 x \,(dB^2 - dt)$ in each step, the fluctuation of the squared increment. It comes
 # from the change of $g$ along the path, and **if $g$ does not depend on $x$ it is not there**: the
 # strong order is then 1. The weak order is 1 in both cases, if $f$ and $g$ are smooth. For
-# sampling only the distribution
-# matters.
+# sampling only the distribution matters.
 #
-# ## The same by a library
+# ## The same with a library
 #
-# torchsde takes an object with methods `f` and `g`, and the two attributes that say how they are
-# meant: the Itô integral, and a diffusion that shakes each coordinate by itself. It wants states of
-# shape `(batch, size)`, here 2,000 paths of one number, and a `BrownianInterval`, an object that makes
-# up a Brownian path as it is asked for it, and remembers what it said: `entropy=` is its seed, and
+# torchsde takes an object with methods `f` and `g`, and two attributes that give their meaning:
+# the Itô integral, and independent noise for each coordinate. It needs states of
+# shape `(batch, size)`, here 2,000 paths of one number, and a `BrownianInterval`, an object that
+# generates a Brownian path on demand and is consistent between calls: `entropy=` is its seed, and
 # `bm(0.0, 1.0)` is $B_1 - B_0$. An [`SDE`][sde_models.sdes.base.SDE] of this library is such an
 # object.
 
@@ -262,10 +259,10 @@ print(f"milstein is off by {(end - known).abs().mean():.4f}")
 assert (end - known).abs().mean() < 0.5 * (euler - known).abs().mean()
 
 # %% [markdown]
-# Milstein's method adds the missing term, and has strong order 1 here too. One of this library's
-# own forward SDEs, [`VPSDE`][sde_models.sdes.linear_beta.VPSDE], run on 2,000 points that all start
-# at 1. Its mean and standard deviation at every time, `alpha` and `sigma`, are known in closed form,
-# as the next page shows:
+# Milstein's method adds the missing term, and has strong order 1 here too. The next cell runs one
+# of this library's forward SDEs, [`VPSDE`][sde_models.sdes.linear_beta.VPSDE], on 2,000 points that
+# all start at 1. Its mean and standard deviation, `alpha` and `sigma`, are known in closed form at
+# every time, as the next page shows:
 
 # %%
 sde = sm.VPSDE()

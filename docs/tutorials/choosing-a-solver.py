@@ -1,18 +1,18 @@
 # %% [markdown]
 # # Choosing a solver
 #
-# A solver is one word, and there are dozens of them. First the answer in a table,
+# There are dozens of solvers. First the recommendations in a table,
 # then the measurements behind it. Its figures come from the
 # [benchmarks](../reference/benchmarks.md) in the repository, read when this page
 # was built, or from the cells below, and a row whose solver is no longer the
-# right one stops the build. Why there is anything to solve: [the probability
-# flow](probability-flow.md) and [reversing time](reversing-time.md).
+# best one stops the build. The equations are those of [the probability
+# flow](probability-flow.md) and of [reversing time](reversing-time.md).
 #
 # ## In short
 #
-# *Error* is the root-mean-square distance, per coordinate, to where the exact
-# flow ends. It is the geometric mean over seven models: six mixtures in 2 and 64
-# dimensions, and a network trained on digits. Everyone was tried on every grid.
+# *Error* is the root-mean-square distance, per coordinate, to the end point of the
+# exact flow. It is the geometric mean over seven models: six mixtures in 2 and 64
+# dimensions, and a network trained on digits. Every solver was tried on every grid.
 # The first cell reads the files, the second makes the table.
 
 # %%
@@ -29,7 +29,7 @@ import sde_models as sm
 
 
 def read(name):
-    """One of the benchmarks' results, as kept in the repository."""
+    """One of the benchmarks' results, as stored in the repository."""
     return json.loads(Path(f"../../benchmarks/results/{name}.json").read_text())
 
 
@@ -40,12 +40,12 @@ noisy = [r for r in samplers if "stochastic" in r]
 
 
 def errors(solver, grid, evaluations):
-    """What a solver of the flow reaches on each model."""
-    wanted = (solver, grid, evaluations)
+    """Error of a solver of the flow on each model."""
+    chosen = (solver, grid, evaluations)
     return {
         r["problem"]: r["error"]
         for r in flows
-        if (r["solver"], r["variant"], r["budget"]) == wanted
+        if (r["solver"], r["variant"], r["budget"]) == chosen
     }
 
 
@@ -56,23 +56,23 @@ def typical(solver, grid, evaluations):
 
 def worst_distance(solver, grid, evaluations):
     """Largest energy distance of a solver of the SDE, over the models."""
-    wanted = (solver, grid, evaluations)
+    chosen = (solver, grid, evaluations)
     return max(
         abs(r["error"])
         for r in noisy
-        if (r["solver"], r["variant"], r["budget"]) == wanted
+        if (r["solver"], r["variant"], r["budget"]) == chosen
     )
 
 
 few = {10: "flow-abm-3", 20: "flow-abm-4", 50: "flow-abm-5"}
 for evaluations, solver in few.items():
     for model, error in errors(solver, "adapted", evaluations).items():
-        everyone = [
+        others = [
             r["error"]
             for r in flows
             if (r["problem"], r["budget"]) == (model, evaluations)
         ]
-        assert error <= 1.5 * np.nanmin(everyone)  # of all libraries
+        assert error <= 1.5 * np.nanmin(others)  # of all libraries
 
 ours = {
     (r["solver"], r["variant"]) for r in noisy if r["library"] == "sde_models"
@@ -89,8 +89,8 @@ prices = [r["ratio"] for r in adaptive]
 assert max(shares) < 1
 
 
-def way(model, name):
-    """Error in nats and cost of a way to a log-density."""
+def density(model, name):
+    """Error in nats and cost of a method for log-densities."""
     return next(
         (r["error"], r["cost"])
         for r in densities
@@ -98,11 +98,12 @@ def way(model, name):
     )
 
 
-told, recipe = (
-    way("digits", name) for name in ("tol = 0.3 nats", "RK45 recipe, 16 fixed")
+ours_at_tol, recipe = (
+    density("digits", name)
+    for name in ("tol = 0.3 nats", "RK45 recipe, 16 fixed")
 )
-assert told[0] < recipe[0]  # error
-assert told[1] < recipe[1]  # cost
+assert ours_at_tol[0] < recipe[0]  # error
+assert ours_at_tol[1] < recipe[1]  # cost
 call, small = min(timed["sizes"].items())
 times = {r["solver"]: r["over_bare_network"]["median"] for r in small}
 
@@ -123,7 +124,7 @@ rows = [
     for n, solver in few.items()
 ] + [
     (
-        "the same, and no grid adapted",
+        "the same, without an adapted grid",
         "`flow-abm-4`",
         '`"quadratic"`',
         f"error {typical('flow-abm-4', 'quadratic', 20):.1g} at 20",
@@ -138,7 +139,7 @@ rows = [
         measured("samplers"),
     ),
     (
-        "the SDE, and no grid to choose",
+        "the SDE, without a choice of grid",
         "`adaptive-sde`",
         "`rtol=`, `atol=`",
         f"{min(prices):.1f} to {max(prices):.1f} times Euler-Maruyama's "
@@ -154,24 +155,24 @@ rows = [
     ),
     (
         "latents",
-        "`adams-batch`",
+        "the default, `rk-batch`; `adams-batch` for sharp data",
         "`rtol=`, `atol=`",
-        "errors small in noise units",
+        "errors small in units of x; in noise units",
         "[below](#densities-and-latents-noise-units)",
     ),
     (
         "likelihoods",
-        "nothing: it is `adams-batch`",
+        "the default, `adams-batch`",
         "`tol=` in nats",
-        f"{told[0]:.2f} nats for {told[1]:.0f} passes; a usual recipe {recipe[0]:.1f} "
-        f"for {recipe[1]:.0f}",
+        f"{ours_at_tol[0]:.2f} nats for {ours_at_tol[1]:.0f} passes; the usual recipe "
+        f"{recipe[0]:.1f} for {recipe[1]:.0f}",
         measured("likelihood"),
     ),
     (
         "gradients",
         "any of ours; `ode:dopri5` with `gradient='adjoint'` to save memory",
         "",
-        "as the column *gradients* of the [table](../solvers.md#all-of-them) says",
+        "see the column *gradients* of the [table](../solvers.md#all-of-them)",
         "[gradients](gradients.md)",
     ),
     (
@@ -212,12 +213,12 @@ rows = [
         measured("samplers"),
     ),
 ]
-heading = [("you want", "take", "grid or tolerance", "what it gives", "measured")]
+heading = [("for", "use", "grid or tolerance", "result", "measured")]
 table = [*heading, ("---",) * 5, *rows]
 Markdown("\n".join("| " + " | ".join(row) + " |" for row in table))
 
 # %% [markdown]
-# The second row in code, where an adapted grid takes one line:
+# The second row in code; an adapted grid takes one line:
 #
 # ```python
 # grid = sm.adapt_grid(model)
@@ -226,11 +227,11 @@ Markdown("\n".join("| " + " | ".join(row) + " |" for row in table))
 #
 # ## Error against evaluations
 #
-# The same in small, live: a mixture in the plane with its exact score, so that
-# only solvers err. The reference is [`decode`][sde_models.sampling.latents.decode] at a
-# tolerance far below all else. On logarithmic axes a solver of order $k$ becomes
-# a line of slope $-k$. Look at the slopes at the right, and at the order of the
-# curves at the left, where samplers work.
+# A smaller version, computed here: a mixture in the plane with its exact score, so
+# that all errors are the solver's. The reference is [`decode`][sde_models.sampling.latents.decode] at
+# a tolerance far below all others. On logarithmic axes a solver of order $k$ becomes
+# a line of slope $-k$. Look at the slopes on the right, and at the ranking of the
+# curves on the left, where samplers are used.
 
 # %% alt="Error falls with evaluations at slopes one, two, three and four; flow-abm-3 is lowest at ten, flow-abm-4 from twenty to forty, rk-batch beyond"
 sde = sm.VPSDE()
@@ -266,12 +267,12 @@ found = [
     sm.decode(model, z, "rk-batch", rtol=tol, atol=tol)
     for tol in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 ]
-passes = [got.rows / len(z) for got in found]
+passes = [got.nfe for got in found]
 plt.loglog(passes, [off(got) for got in found], "x--", label="rk-batch")
 plt.gca().set(
     title='Mixture in the plane, grid "quadratic"',
-    xlabel="evaluations of the network for a sample",
-    ylabel="error of a coordinate",
+    xlabel="evaluations of the network per sample",
+    ylabel="error per coordinate",
 )
 plt.legend(fontsize=9)
 plt.show()
@@ -281,16 +282,16 @@ assert curves["dpmpp-2m"][1] < curves["ddim"][1] / 3
 
 # %% [markdown]
 # At ten evaluations the steps are so long that order three is as good as four;
-# order pays from twenty on, which is why the table changes its mind between 10
-# and 50. The dashes are `rk-batch` at tolerances from 0.1 to one in a million. It
+# a higher order helps from twenty on, which is why the recommendation changes between
+# 10 and 50. The dashed line is `rk-batch` at tolerances from 0.1 to one in a million. It
 # is a poor choice for twenty evaluations, and beyond some forty it is the best in
-# the picture, since it puts its steps where each sample wants them.
+# the picture, since it chooses the steps of each sample separately.
 #
 # ## The grid matters as much
 #
-# A grid says where the steps are. This figure is from the benchmark's file: two
-# solvers, twenty evaluations, and a dot for each of the seven models. Compare the
-# way from one column to another with the way from one colour to the other.
+# A grid is the list of times between which a solver steps. This figure is from the
+# benchmark's file: two solvers, twenty evaluations, and a dot for each of the seven
+# models. Compare the differences between columns with those between colours.
 
 # %% alt="Errors at 20 evaluations on five grids: uniform is worst, quadratic best for dpmpp-2m, adapted best for flow-abm-4"
 grids = ["uniform", "karras", "log-snr", "quadratic", "adapted"]
@@ -311,14 +312,14 @@ plt.xticks(range(5), grids)
 plt.gca().set(
     title="20 evaluations: seven models (dots), their mean (line)",
     xlabel="grid",
-    ylabel="error of a coordinate",
+    ylabel="error per coordinate",
 )
 plt.legend()
 plt.show()
 
-with sm.count_evaluations() as cost:
+with sm.count_evaluations() as counter:
     sm.adapt_grid(model, (2,), generator=source)
-print(f"adapt_grid: passes of {cost.rows / 20:.0f} samples at 20 evaluations")
+print(f"adapt_grid: passes of {counter.rows / 20:.0f} samples at 20 evaluations")
 for solver in ("dpmpp-2m", "flow-abm-4"):
     means = {grid: typical(solver, grid, 20) for grid in grids}
     best = min(means, key=means.get)
@@ -330,16 +331,16 @@ assert typical("flow-abm-4", "adapted", 20) == min(
 assert typical("dpmpp-2m", "quadratic", 20) < typical("dpmpp-2m", "adapted", 20)
 
 # %% [markdown]
-# [`adapt_grid`][sde_models.sampling.adapted_grids.adapt_grid] watches an accurate solver
-# at work, once, and puts nodes where that needed many: a price paid once for a
-# model, and said in the first line above. It suits methods of high order. For
+# [`adapt_grid`][sde_models.sampling.adapted_grids.adapt_grid] runs an accurate solver
+# once and puts nodes where that needed many; its cost, paid once per
+# model, is in the first line above. It suits methods of high order. For
 # `dpmpp-2m`, which works in another variable, `"quadratic"` or `"karras"` is the
-# better choice; if nothing is said you get `"log-snr"`.
+# better choice; the default is `"log-snr"`.
 #
 # ## Steps or a tolerance
 #
-# Fixed steps have a known price and an unknown error, a tolerance the reverse.
-# How well does a tolerance say what the error will be? From the benchmark's file,
+# Fixed steps have a known cost and an unknown error, a tolerance the reverse.
+# How well does a tolerance predict the error? From the benchmark's file,
 # error divided by tolerance:
 
 # %%
@@ -355,10 +356,10 @@ for solver in ("rk-batch", "ode:dopri5", "scipy:DOP853"):
     )
 
 # %% [markdown]
-# A tolerance bounds the error of a step, not that of the end, and the output
-# shows how far the two may be apart. Divide it by ten and see what changes.
-# `rk-batch` gives each sample its own time and its own steps: easy samples leave
-# early, and an answer does not depend on the rest of the batch.
+# A tolerance bounds the error of a step, not that of the result, and the output
+# shows how much the two may differ. To check, divide it by ten and compare.
+# `rk-batch` gives each sample its own time and its own steps: easy samples finish
+# early, and a result does not depend on the rest of the batch.
 
 # %%
 for name in ("ode:dopri5", "rk-batch"):
@@ -369,15 +370,15 @@ for name in ("ode:dopri5", "rk-batch"):
 assert moved < 1e-9  # rounding, for rk-batch
 
 # %% [markdown]
-# For samples alone fixed steps are simpler: their price is known beforehand, and
-# the error in the table's second row is small beside data whose spread is about
-# one.
+# For sampling fixed steps are simpler: their cost is known in advance, and
+# the error in the table's second row is small compared with the spread of the data,
+# about one.
 #
 # ## SDE or ODE
 #
 # Both have the same marginals when the score is exact and steps are short. With
-# long steps they differ: energy distance to exact samples of the mixture, beside
-# that of other exact samples, where noise begins.
+# long steps they differ: the cell prints the energy distance to exact samples of the
+# mixture, and that between two sets of exact samples, the noise level.
 
 # %%
 count = 2000
@@ -422,23 +423,23 @@ for grid in ("uniform", "log-snr", "quadratic", "adapted"):  # see below
     assert worst_distance("dpmpp-3m-sde", "log-snr", 20) < euler / 2
 
 # %% [markdown]
-# The flow is down at the noise with ten evaluations, and the SDE solvers get
-# there later. Which of these is best depends on the model. On this one
-# Euler-Maruyama on a good grid needs no better. Over the three models of the
-# benchmark its worst is more than twice that of `dpmpp-3m-sde` at twenty
+# The flow reaches the noise level with ten evaluations, the SDE solvers later.
+# Which of these is best depends on the model. On this one
+# Euler-Maruyama on a good grid suffices. Over the three models of the
+# benchmark its worst distance is more than twice that of `dpmpp-3m-sde` at twenty
 # evaluations, on any grid, and the table names the solver whose worst is best.
 #
-# What an SDE has that a flow has not is noise that [forgives
+# The advantage of an SDE is noise that [reduces
 # errors](reversing-time.md#what-the-corrector-is-for) made earlier, such as those
-# of a learned score. Whether yours has such errors only a comparison on your data
-# tells: take the flow first, and an SDE with 50 or more evaluations beside it.
+# of a learned score. Only a comparison on your data shows whether yours has such
+# errors: compare the flow with an SDE at 50 or more evaluations.
 #
 # ## Densities and latents: noise units
 #
 # At $t_\text{min}$ the density varies over lengths of $\sigma(t_\text{min})$. A
-# step that is off by a thousandth of the data may be off by several of those. So
-# for three solvers: encode, decode the latents accurately, and see how far from
-# the data that is, in units of $\sigma(t_\text{min})$; beside it the error of
+# step that is off by a thousandth of the data may be off by several such lengths. The
+# cell encodes with three solvers, decodes the latents accurately, and prints the distance
+# from the data in units of $\sigma(t_\text{min})$, and the error of
 # log-densities by the same solver and tolerance. The data lie within thin clumps
 # in 8 dimensions.
 
@@ -453,7 +454,7 @@ truth = clumps.diffuse(sde, sde.t_min).log_prob(x)
 prior = clumps.diffuse(sde, sde.t_max)
 sigma = float(sde.sigma(torch.tensor(sde.t_min)))
 print(f"sigma at t_min: {sigma:.4f}")
-print("tolerance  solver       nfe  noise units   nats  told")
+print("tolerance  solver       nfe  noise units   nats  reported")
 units, nats, code = {}, {}, {}
 for tol in (1e-2, 1e-3):
     for key in ((n, tol) for n in ("ode:dopri5", "rk-batch", "adams-batch")):
@@ -468,8 +469,8 @@ for tol in (1e-2, 1e-3):
         )
         nats[key] = float((lp.value - truth).abs().max())
         print(
-            f"{tol:9}  {key[0]:11}{code[key].nfe:5}{units[key]:13.3f}"
-            f"{nats[key]:7.3f}{float(lp.error.max()):6.2f}"
+            f"{tol:9}  {key[0]:11}{code[key].nfe:5.0f}{units[key]:13.3f}"
+            f"{nats[key]:7.3f}{float(lp.error.max()):10.2f}"
         )
 
 for tol in (1e-2, 1e-3):
@@ -478,25 +479,25 @@ assert units["adams-batch", 1e-2] < units["rk-batch", 1e-3] / 3
 assert nats["adams-batch", 1e-2] < nats["ode:dopri5", 1e-2] / 2
 
 # %% [markdown]
-# Where a line says hundreds or thousands, a point came to another clump.
-# `adams-batch` measures its errors in units of $\sigma(t)$ along the way: at 0.01
+# Hundreds or thousands in a line mean that a point ended in another clump.
+# `adams-batch` measures its errors in units of $\sigma(t)$ along the path: at 0.01
 # its latents are several times better than those of the others at 0.001. In the
-# log-density such errors partly cancel, and the difference is smaller. What
-# `log_prob` also gains by `adams-batch`: the last column, the error as it is
-# told, needs no second and coarser solve, and `tol=` can be asked for. With any
+# log-density such errors partly cancel, and the difference is smaller.
+# `log_prob` also gains by `adams-batch`: the reported error in the last column
+# needs no second, coarser solve, and `tol=` is available. With any
 # other solver choose `atol` well below $\sigma(t_\text{min})$.
 #
-# [Choosing a trace estimator](choosing-a-trace.md) has the other half of a
+# [Choosing a trace estimator](choosing-a-trace.md) covers the other half of a
 # likelihood.
 #
 # ## An idle GPU
 #
 # `picard` runs a multistep method on many steps at once, and repeats until they
-# agree: fewer rounds, each with a batch that is larger by the window. It is for a
-# batch too small to fill the device, as with one image at a time.
+# agree: fewer rounds, each with a batch larger by the factor of the window. It is for a
+# batch too small to fill the device, such as one image at a time.
 
 # %%
-print("steps  window  rounds  rows / sample    error  one after another")
+print("steps  window  rounds  nfe / round      error  one after another")
 for steps in (50, 200):
     method = {"steps": steps, "grid": "quadratic"}
     plain = sm.decode(model, z, "flow-abm-3", **method)
@@ -504,23 +505,24 @@ for steps in (50, 200):
         at_once = sm.make_solver("picard", method="flow-abm-3", window=window)
         got = sm.decode(model, z, at_once, **method)
         print(
-            f"{steps:5}{window:8}{got.nfe:8}{got.rows / got.nfe / len(z):15.1f}"
+            f"{steps:5}{window:8}{got.cost.calls:8}"
+            f"{got.nfe / got.cost.calls:13.1f}  "
             f"{off(got):9.1e}{off(plain):19.1e}"
         )
-        assert got.nfe < plain.nfe / 2
+        assert got.cost.calls < plain.cost.calls / 2
         assert off(got) < 1.5 * off(plain)
 
 # %% [markdown]
-# *Rows* are what the network sees for each sample in a round. The rounds are
-# fewer and the rows of all rounds more than one after another, so where the
-# device is busy already `picard` loses.
+# Rounds are the `calls` of the cost, and in each the network evaluates a sample at
+# several nodes. There are fewer rounds than steps, but more evaluations in total, so
+# on a device that is already busy `picard` is slower.
 #
 # ## Further reading
 #
 # - The guide on [solvers](../solvers.md): all names, options and papers.
 # - Karras et al. 2022, *Elucidating the design space of diffusion-based
 #   generative models*, [arXiv:2206.00364](https://arxiv.org/abs/2206.00364):
-#   grids and solvers as choices of their own.
+#   grids and solvers as separate choices.
 # - Lu et al. 2022, *DPM-Solver++*,
 #   [arXiv:2211.01095](https://arxiv.org/abs/2211.01095), and Zhao et al. 2023,
 #   *UniPC*, [arXiv:2302.04867](https://arxiv.org/abs/2302.04867): few

@@ -1,17 +1,17 @@
 # %% [markdown]
 # # Choosing a trace estimator
 #
-# A log-density wants the trace of a Jacobian at each node of a path. `divergence=` says how it is
-# found: exactly, by random probes, or by cleverer ones. First the answer in a table, then the
-# measurements behind it, each made when this page was built. Why a trace, and what a probe is:
-# [exact likelihoods](exact-likelihoods.md).
+# A log-density needs the trace of a Jacobian at each node of a path. `divergence=` chooses how it is
+# computed: exactly, by random probes, or by refinements of these. First the answer in a table, then
+# the measurements behind it, each made when this page was built. For the reason for a trace, and the
+# definition of a probe, see [exact likelihoods](exact-likelihoods.md).
 #
 # ## In short
 #
-# | you have | give | products at a node |
+# | you have | use | products per node |
 # |---|---|---|
-# | an accuracy in mind | `tol=0.1`, nothing else | as many as it takes |
-# | up to some dozens of numbers | `divergence="exact"` (what you get without `tol=`) | $D$ |
+# | an accuracy in mind | `tol=0.1`, nothing else | as many as are needed |
+# | up to some dozens of dimensions | `divergence="exact"` (the default without `tol=`) | $D$ |
 # | images, and a mean over many of them | `divergence=sm.Hutchinson(1)` | 1 |
 # | images, and each one matters | `tol=`, or `divergence="auto"` with your own `rtol=` | few, many where needed |
 # | a Jacobian that is $c I$ and a rank below $n$ | `divergence=sm.XTrace(n)` | $2n$ |
@@ -19,7 +19,7 @@
 # | a gradient through the density | `"exact"` or `sm.Hutchinson(n)` | $D$ or $n$ |
 # | importance-weighted bits | `divergence="exact"`, or many probes | $D$ or $n$ |
 #
-# Rademacher probes, the ones you get, are the right choice almost always. `"gaussian"` is there for
+# Rademacher probes, the default, are almost always the right choice. `"gaussian"` is there for
 # comparison, `"sphere"` for Jacobians near a multiple of the identity in unknown axes.
 #
 # ## Error for equal work
@@ -32,7 +32,7 @@
 # - data in a **thin sheet**, 4 dimensions of 64 in a random direction. Its Jacobian is a multiple of
 #   the identity plus a rank of 4.
 #
-# Look at which curve is the lowest in each panel, and for those that leave it at the bottom: they
+# Note which curve is the lowest in each panel. Curves at the bottom
 # have become exact.
 
 # %% alt="Error against products: Rademacher lowest on digits, XTrace exact on the thin sheet"
@@ -93,7 +93,7 @@ def jacobians(mixture):
 
 
 def measure(jacobian, estimator):
-    """Errors of the trace, and the standard errors told: 16 for each point."""
+    """Errors of the trace, and the standard errors reported: 16 for each point."""
     jacobian = jacobian.repeat(16, 1, 1)
     x = torch.zeros_like(jacobian[:, 0])
     probes = estimator.draw(x, torch.Generator().manual_seed(2))
@@ -105,7 +105,7 @@ def measure(jacobian, estimator):
 
 
 figure, panels = plt.subplots(1, 3, figsize=(8.4, 3.4), sharey=True)
-errors, told = {}, {}
+errors, reported = {}, {}
 for panel, (title, mixture) in zip(panels, problems.items(), strict=True):
     jacobian = jacobians(mixture)
     for name, make in estimators.items():
@@ -113,7 +113,8 @@ for panel, (title, mixture) in zip(panels, problems.items(), strict=True):
         for products in budgets:
             off, stderr = measure(jacobian, make(products))
             errors[title, name, products] = float(off.square().mean().sqrt())
-            told[title, name, products] = float(stderr.square().mean().sqrt())
+            rms_stderr = float(stderr.square().mean().sqrt())
+            reported[title, name, products] = rms_stderr
             curve.append(max(errors[title, name, products], 1e-3))
         panel.loglog(budgets, curve, "o-", ms=3, label=name)
     panel.set(title=title.capitalize(), xlabel="products")
@@ -126,20 +127,19 @@ figure.legend(
 plt.show()
 
 # %% [markdown]
-# The same at 24 products in numbers, with the standard error that each tells beside the error that
-# it makes. A user sees the second of the two, so they had better agree.
+# The same at 24 products in numbers: the actual error, and the standard error that each reports. A
+# user sees only the second, so the two should agree.
 
 # %%
 print(f"{'24 products':12}" + "".join(f"{title:>20}" for title in problems))
-print(" " * 12 + "      error     told" * 3)
+print(" " * 12 + "      error reported" * 3)
 for name in estimators:
     row = ""
     for title in problems:
-        made, said = errors[title, name, 24], told[title, name, 24]
-        row += f"{made:11.3f}{said:9.3f}"
-        assert (
-            made < 1e-9 or 0.7 < said / made < 1.4
-        )  # 128 errors are good to 10%
+        error, stderr = errors[title, name, 24], reported[title, name, 24]
+        row += f"{error:11.3f}{stderr:9.3f}"
+        # 128 errors are good to 10%.
+        assert error < 1e-9 or 0.7 < stderr / error < 1.4
     print(f"{name:12}" + row)
 
 assert errors["digits", "Rademacher", 24] == min(
@@ -152,33 +152,33 @@ assert (
 )
 
 # %% [markdown]
-# - **Plane.** With as many products as dimensions there is nothing to estimate. XTrace and Hutch++ notice,
-#   and take the exact trace; Hutchinson with 24 probes does 12 times its work and is still random.
+# - **Plane.** With as many products as dimensions there is nothing to estimate. XTrace and Hutch++ detect this
+#   and compute the exact trace; Hutchinson with 24 probes does 12 times its work and is still random.
 # - **Digits.** Much of the Jacobian of pixels is on its diagonal, which costs Rademacher probes nothing
 #   and Gaussian ones a lot: the variances are $2 \sum_{i \ne j} S_{ij}^2$ and
 #   $2 \sum_{i, j} S_{ij}^2$. Probes on the sphere make no error for the *mean* of the diagonal, and so
-#   stand between. The spectrum falls too slowly for XTrace and Hutch++ to be worth their products.
+#   are between the two. The spectrum falls too slowly for XTrace and Hutch++ to be worth their products.
 # - **Thin sheet.** XTrace looks for the directions in which $J$ differs from *some* multiple of the
-#   identity, and has all four with five probes. Hutch++ wants a low rank by itself: here its sketch is
-#   misled by the multiple.
+#   identity, and finds all four with five probes. Hutch++ needs a low rank without the multiple, which
+#   spoils its sketch here.
 #
-# A trained network on your data is somewhere between these. Where, only a trial tells, and `"auto"` makes
-# such a trial.
+# A trained network on your data is somewhere between these; only a trial shows where, and `"auto"`
+# makes such a trial.
 #
 # ## Along a path
 #
-# In [`log_prob`][sde_models.likelihood.log_densities.log_prob] there are many nodes, each with probes of its own,
-# whose errors average out. And the multiple of the identity that Gaussian data would have is
-# taken analytically by all estimators. What counts in the end is the error in nats against products.
-# The path is the same for all rows but the last two, where the tolerance chooses it.
+# In [`log_prob`][sde_models.likelihood.log_densities.log_prob] there are many nodes, each with separate
+# probes, whose errors average out. And all estimators compute analytically the multiple of the identity
+# that Gaussian data would have. What matters is the error in nats against products.
+# The path is the same for all rows except the last two, where the tolerance chooses it.
 
 # %%
 model = digits.score_model(sde)
 prior = digits.diffuse(sde, sde.t_max)
 x = digits.diffuse(sde, sde.t_min).sample(30, generator=source)
 truth = digits.diffuse(sde, sde.t_min).log_prob(x)
-path = {"nodes": 32, "rtol": 3e-4, "atol": 3e-4}
-ways = {
+path = {"intervals": 32, "rtol": 3e-4, "atol": 3e-4}
+choices = {
     "Hutchinson(1)": {"divergence": sm.Hutchinson(1), **path},
     "Hutchinson(8)": {"divergence": sm.Hutchinson(8), **path},
     "XTrace(4)": {"divergence": sm.XTrace(4), **path},
@@ -187,35 +187,35 @@ ways = {
     "tol=3": {"tol": 3.0},
     "tol=0.3": {"tol": 0.3},
 }
-print(f"{'':14} error   told   products   (nats, for a point)")
-for name, way in ways.items():
+print(f"{'':14} error reported products   (nats, per point)")
+for name, options in choices.items():
     generator = torch.Generator().manual_seed(2)
-    lp = sm.log_prob(model, x, prior=prior, generator=generator, **way)
+    lp = sm.log_prob(model, x, prior=prior, generator=generator, **options)
     off = (lp.value - truth).abs()
     print(
-        f"{name:14}{float(off.mean()):6.3f} {float(lp.error.mean()):6.3f} "
-        f"{lp.vjp_rows / len(x):8.0f}"
+        f"{name:14}{float(off.mean()):6.3f}{float(lp.error.mean()):9.3f}"
+        f"{lp.vjps:9.0f}"
     )
     assert float((off <= lp.error).double().mean()) > 0.9
-    assert bool((lp.error <= way.get("tol", torch.inf)).all())
+    assert bool((lp.error <= options.get("tol", torch.inf)).all())
 
 # %% [markdown]
-# One probe a node is enough for a few nats, and for the mean over a test set nothing more is needed: the
-# errors of different points are independent, so a thousand points divide the error by more than
-# thirty. `"auto"` begins with one probe and gives more only to those nodes whose noise counts, until
-# probes are no worse than the path. It goes over to XTrace or to the exact trace where a trial says
-# that they pay. `tol=` does that, and chooses path and nodes too. A table over more costs is in the
-# [benchmarks](../reference/benchmarks.md#likelihood).
+# One probe per node is enough for an error of a few nats, and for the mean over a test set nothing more
+# is needed: the errors of different points are independent, so a thousand points divide the error by
+# more than thirty. `"auto"` begins with one probe and gives more only to those nodes whose noise matters,
+# until probes are no worse than the path. It changes to XTrace or to the exact trace where a trial shows
+# that they are cheaper. `tol=` does that, and chooses path and nodes too. The
+# [benchmarks](../reference/benchmarks.md#likelihood) have a table over more costs.
 #
-# One recipe to avoid: `method="augmented"`, which adds the trace to the equation, has to keep one
+# One recipe to avoid: `trace="augmented"`, which adds the trace to the equation, has to keep one
 # probe for the whole path. Its errors add up instead of averaging out, and a single such probe
-# cannot tell its error, so `stderr` is NaN.
+# gives no estimate of its error, so `stderr` is NaN.
 #
 # ## Memory
 #
-# All products of a node could go through the network as one batch: fast, and $D$ times the memory.
-# The library takes them in chunks of as many numbers as suit the device. `sm.Exact(chunk=...)` says
-# otherwise. The cell watches the largest tensor that is made for the exact trace of a network on
+# All products of a node could go through the network as one batch: fast, at $D$ times the memory.
+# The library splits them into chunks whose size depends on the device; `sm.Exact(chunk=...)` sets it.
+# The cell records the largest tensor created for the exact trace of a network on
 # images of 16 by 16.
 
 # %%
@@ -223,7 +223,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the most numbers that any tensor inside the block has."""
+    """Records the size of the largest tensor created inside the block."""
 
     most = 0
 
@@ -251,8 +251,8 @@ for chunk in (1, 16, 256):
 assert largest[1] < largest[16] < largest[256]
 
 # %% [markdown]
-# The number of products stays the same, so this trades memory for time alone. For the exact trace
-# work still grows as $D$ for each node, and so it is not begun unasked for events above 4,096 numbers:
+# The number of products stays the same, so this only trades memory for time. The work of the exact
+# trace still grows as $D$ for each node, so above 4,096 dimensions it raises an error unless allowed:
 
 # %%
 import textwrap
@@ -263,21 +263,21 @@ try:
 except ValueError as error:
     print(textwrap.fill(str(error), 80))
 else:
-    raise AssertionError("4,100 numbers were let through")
+    raise AssertionError("4,100 dimensions were accepted")
 
 # %% [markdown]
 # ## Gradients
 #
 # A gradient of the density goes through the products, so each keeps its graph. The exact trace then
-# needs the memory of $D$ of them at every node, and one or a few probes are usual:
+# needs the memory of $D$ of them at every node, so one or a few probes are usual:
 # [gradients through sampling and likelihood](gradients.md).
 #
 # ## Further reading
 #
 # - Hutchinson 1989, *A stochastic estimator of the trace of the influence matrix for Laplacian
-#   smoothing splines*, Communications in Statistics: the one-line idea.
+#   smoothing splines*, Communications in Statistics: the estimator.
 # - Meyer, Musco, Musco and Woodruff 2021, *Hutch++: optimal stochastic trace estimation*,
-#   [arXiv:2010.09649](https://arxiv.org/abs/2010.09649): why a low rank should be found first.
+#   [arXiv:2010.09649](https://arxiv.org/abs/2010.09649): why the low-rank part should be found first.
 # - Epperly, Tropp and Webber 2024, *XTrace: making the most of every sample in stochastic trace
 #   estimation*, [arXiv:2301.07825](https://arxiv.org/abs/2301.07825).
 # - The guide on [likelihoods](../likelihood.md), for all arguments.

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Evaluating a data set
 #
-# The mean log-likelihood of a test set, with error bars that you can defend, in a
-# run that may be killed. After this page you know where to spend your
+# The mean log-likelihood of a test set, with justified error bars, in a
+# run that may be interrupted. After this page you know where to spend your
 # evaluations: on points, on probes or on steps.
 #
 # ## In short
@@ -12,23 +12,23 @@
 # | which call | `sm.evaluate(model, test_set, "runs/test", ...)` |
 # | trace, for a mean over many points | `divergence=sm.Hutchinson(1)` |
 # | trace, where each point matters | `tol=`, or `"exact"` in few dimensions |
-# | steps | `rtol=` so small that `solver_error` is below the error of the mean |
-# | images | `levels=256`, and the dequantisation that the model was trained on |
-# | it was killed | call again with the same folder |
+# | steps | `rtol=` small enough that `solver_error` is below the error of the mean |
+# | images | `levels=256`, and the dequantisation that the model was trained with |
+# | after an interruption | call again with the same folder |
 # | many processes | start the same script in each |
 #
 # ## Against a closed form
 #
-# To judge an evaluation we need the truth. Take three Gaussians in 24 dimensions,
-# narrow in turned directions and so far apart that they do not overlap. Then the
-# entropy is a sum of theirs,
+# To test an evaluation we need the exact answer. Take three Gaussians in 24 dimensions,
+# narrow in rotated directions and so far apart that they do not overlap. Then the
+# entropy is a sum over them,
 #
 # $$
 # H = \sum_k w_k \left( \tfrac12 \log \det 2 \pi e \Sigma_k - \log w_k \right) ,
 # $$
 #
 # and the mean of $\log p$ over infinitely many points is $-H$. The model is the
-# exact score, and `prior=` its law at $t_{max}$, so that all errors are of the
+# exact score, and `prior=` its law at $t_{max}$, so that all errors are those of the
 # evaluation. The points follow the law at $t_{min}$, where the flow ends.
 
 # %%
@@ -65,15 +65,15 @@ print(f"-H = {-entropy:.4f}, a mean over 100,000 draws {float(many.mean()):.4f}"
 assert abs(float(many.mean()) + entropy) < 4 * float(many.std()) / 100_000**0.5
 
 # %% [markdown]
-# `evaluate` takes a tensor, or any map-style `Dataset` however large: it reads
-# `chunk=` samples at a time and writes each chunk to a file when it is done.
+# `evaluate` takes a tensor, or any map-style `Dataset` of any size: it reads
+# `chunk=` samples at a time and writes each chunk to a file when it is finished.
 
 # %%
 x = law.sample(1000, generator=source)
 truth = law.log_prob(x)
 one_probe = {
     "divergence": sm.Hutchinson(1),
-    "nodes": 32,
+    "intervals": 32,
     "rtol": 0.01,
     "atol": 0.01,
 }
@@ -84,13 +84,13 @@ print(found)
 
 mean, stderr = float(found.mean), float(found.mean_stderr)
 steps = float((found.solver_error + found.quadrature_error).mean())
-print(f"-H lies {abs(mean + entropy) / stderr:.1f} standard errors away")
+print(f"-H is {abs(mean + entropy) / stderr:.1f} standard errors away")
 assert abs(mean + entropy) < 3 * stderr + steps
 
 # %% [markdown]
-# ## Whose error is it?
+# ## Sources of error
 #
-# A value is the truth for this point, plus noise of the probes, plus an error of
+# A value is the exact one for this point, plus noise of the probes, plus an error of
 # the steps. Points are drawn independently and so are probes, so with $n$ points
 #
 # $$
@@ -99,9 +99,9 @@ assert abs(mean + entropy) < 3 * stderr + steps
 # \underbrace{E\, \texttt{stderr}^2}_{\text{probes}} \Big) ,
 # $$
 #
-# and `mean_stderr`, from the spread of the values, holds both. The error of the
-# steps is no noise: all points have it in common, and more of them do not help.
-# Here the truth is known, so all can be seen:
+# and `mean_stderr`, from the spread of the values, includes both. The error of the
+# steps is not noise: it is common to all points, and more points do not reduce it.
+# Here the exact values are known, so all can be computed:
 
 # %%
 points = float(truth.var())
@@ -110,30 +110,30 @@ measured = float(found.value.var())
 print(f"variance of log p       {points:6.2f}")
 print(f"variance of the probes  {probes:6.2f}")
 print(f"sum {points + probes:.2f}, of the values {measured:.2f}")
-print(f"error of a point {probes**0.5:.2f} nats, of the mean {stderr:.2f}")
+print(f"error per point {probes**0.5:.2f} nats, of the mean {stderr:.2f}")
 
 assert abs(measured / (points + probes) - 1) < 0.15  # 1000 points are good to 5%
 
 # %% [markdown]
-# The sum is a little above what it should be: a single probe cannot tell the
-# diagonal of the Jacobian, which costs it nothing, from the rest, and so its
-# `stderr` is on the safe side. From two probes on it can.
+# The sum is a little too large: a single probe cannot distinguish the
+# diagonal of the Jacobian, on which it makes no error, from the rest, so its
+# `stderr` is conservative. Two or more probes can.
 #
 # ## Points or probes?
 #
-# A probe more at each node costs $c_v$ for each point, and a point more costs
+# One more probe at each node costs $c_v$ per point, and one more point costs
 # $c_x + m c_v$, with $c_x$ for its path. For a budget $C$ the error of the mean
 # is
 #
 # $$
 # \sqrt{\frac{c_x + m c_v}{C} \Big( V_x + \frac{V_p}{m} \Big)} ,
-# \qquad \text{least at} \quad m = \sqrt{\frac{c_x}{c_v} \frac{V_p}{V_x}} .
+# \qquad \text{smallest at} \quad m = \sqrt{\frac{c_x}{c_v} \frac{V_p}{V_x}} .
 # $$
 #
-# A run with four probes on 400 points tells all four numbers, without knowing the
-# truth: $V_x$ is what the probes leave of the variance of the values. The line is
-# what they predict, the dots are runs of their own, all scaled to a budget of a
-# million forward passes. A product counts as two of them, as in the
+# A run with four probes on 400 points gives all four numbers, without the exact
+# values: $V_x$ is the variance of the values minus that of the probes. The line is
+# the prediction, the dots are separate runs, all scaled to a budget of a
+# million forward passes. A product counts as two passes, as in the
 # [benchmarks](../reference/benchmarks.md#likelihood).
 
 # %% alt="Error of the mean against probes: least at one; dots lie near the line"
@@ -144,13 +144,13 @@ for m in (1, 2, 4, 16):
     out = sm.evaluate(
         model, x[:400], work / f"{m} probes", progress=False, **trial
     )
-    cost = (out.rows + 2 * out.vjp_rows) / 400
+    cost = out.nfe + 2 * out.vjps
     runs[m] = out, float(out.value.std()) * (cost / budget) ** 0.5
 
 four = runs[4][0]
 v_p = 4 * float(four.stderr.square().mean())
 v_x = float(four.value.var()) - v_p / 4
-c_x, c_v = four.rows / 400, 2 * four.vjp_rows / 400 / 4
+c_x, c_v = four.nfe, 2 * four.vjps / 4
 print(f"V_x = {v_x:.1f}, V_p = {v_p:.1f}, c_x = {c_x:.0f}, c_v = {c_v:.0f}")
 print(f"best m = {(c_x / c_v * v_p / v_x) ** 0.5:.1f}")
 
@@ -165,7 +165,7 @@ plt.plot(line, predict(line), label="predicted from four probes")
 plt.plot(list(runs), [dot for _, dot in runs.values()], "o", label="measured")
 plt.gca().set(
     title="A million passes, spent on points or on probes",
-    xlabel="probes at a node $m$",
+    xlabel="probes per node $m$",
     ylabel="error of the mean (nats)",
     ylim=(0, None),
 )
@@ -177,51 +177,51 @@ for m, (_, dot) in runs.items():
         abs(dot / predict(m) - 1) < 0.15
     )  # spreads of 400 values, each good to 4%
 assert runs[1][1] < runs[4][1] < runs[16][1]
-assert float(runs[1][0].stderr.square().mean()) > v_p  # on the safe side
+assert float(runs[1][0].stderr.square().mean()) > v_p  # conservative
 
 # %% [markdown]
-# So for a mean: one probe, more points. If the test set is finite and you have
-# used all of it, more probes lower the second term only, and below a tenth of the
+# So for a mean: one probe, more points. If you have used all of a finite test set,
+# more probes reduce only the second term, and once that is below a tenth of the
 # first it adds less than a twentieth to the error.
 #
 # ## Which tolerance?
 #
-# The exact trace leaves steps and quadrature. Look at the bias, which is known
-# here, beside what is told, and at how many points it would take until the bias
-# is all that is left, $V_x / \text{bias}^2$.
+# With the exact trace, steps and quadrature remain. Compare the bias, which is known
+# here, with the reported error, and note the number of points above which the bias
+# dominates, $V_x / \text{bias}^2$.
 
 # %%
-print("tolerance  intervals   bias     told   points until bias dominates")
-for tolerance, nodes in ((0.1, 16), (0.03, 24), (0.01, 32), (0.003, 48)):
+print("tolerance  intervals   bias reported   points until bias dominates")
+for tolerance, intervals in ((0.1, 16), (0.03, 24), (0.01, 32), (0.003, 48)):
     out = sm.evaluate(
         model,
         x[:200],
         work / f"tolerance {tolerance}",
         divergence="exact",
-        nodes=nodes,
+        intervals=intervals,
         rtol=tolerance,
         atol=tolerance,
         prior=prior,
         progress=False,
     )
     bias = float((out.value - truth[:200]).mean())
-    told = float((out.solver_error + out.quadrature_error).mean())
+    reported = float((out.solver_error + out.quadrature_error).mean())
     enough = points / bias**2
-    print(f"{tolerance:9}{nodes:11}{bias:8.3f}{told:9.3f}{enough:12,.0f}")
-    assert abs(bias) < told
+    print(f"{tolerance:9}{intervals:11}{bias:8.3f}{reported:9.3f}{enough:12,.0f}")
+    assert abs(bias) < reported
 
 # %% [markdown]
-# At a loose tolerance a hundred points are as good as a million: the answer is
-# wrong for all of them alike, and `mean_stderr` cannot know. What is told of the
-# steps is on the safe side. The rule: make `solver_error` and `quadrature_error`,
+# At a loose tolerance a hundred points are as good as a million: all values have the
+# same bias, and `mean_stderr` does not include it. The reported error of the
+# steps is conservative. The rule: make `solver_error` and `quadrature_error`,
 # on average, smaller than `mean_stderr`, and report both. `tol=` chooses steps,
-# nodes and probes by itself, for each point; for a mean that is more than needed.
+# nodes and probes for each point; for a mean that is more accurate than needed.
 #
-# ## Killed, and shared by several processes
+# ## Interruptions and several processes
 #
-# All that can go wrong at once: two processes share a data set of eight chunks,
-# each dies by SIGKILL when it reads a certain sample, and the remains are
-# finished by one process alone.
+# The worst case: two processes share a data set of eight chunks,
+# each is killed by SIGKILL when it reads a certain sample, and a single process
+# finishes the rest.
 
 # %%
 import multiprocessing
@@ -233,7 +233,7 @@ from torch.utils.data import Dataset
 
 
 class Points(Dataset):
-    """Items read when they are wanted, of which some may be fatal."""
+    """Items read on demand, of which some kill the process."""
 
     def __init__(self, fatal=()):
         self.fatal = fatal
@@ -248,7 +248,7 @@ class Points(Dataset):
 
 
 def run(out, dataset, **variables):
-    """What the script of each process says."""
+    """The script of each process."""
     os.environ |= variables
     return sm.evaluate(
         model, dataset, out, chunk=25, prior=prior, progress=False, **one_probe
@@ -281,23 +281,23 @@ alone = run(work / "alone", Points())
 for name in ("value", "stderr", "solver_error", "quadrature_error"):
     assert torch.equal(getattr(finished, name), getattr(alone, name))
 print(
-    f"{finished.resumed} samples found done; the numbers are equal, bit for bit"
+    f"{finished.resumed} samples were done already; the numbers are equal bit for bit"
 )
 assert finished.resumed == 125
 
-refused = ""
+message = ""
 try:
     sm.evaluate(
-        model, x[:200], work / "alone", chunk=25, nodes=24, progress=False
+        model, x[:200], work / "alone", chunk=25, intervals=24, progress=False
     )
 except ValueError as error:
-    refused = str(error)
-assert "argument nodes: 32 there, 24 now" in refused
+    message = str(error)
+assert "argument intervals: 32 there, 24 now" in message
 
 # %% [markdown]
-# Random numbers follow from `seed=` and the place of a sample in the data set,
-# and from nothing else. The forks stand for a script, which the last line does
-# without:
+# Random numbers depend only on `seed=` and the position of a sample in the data set.
+# The forks take the place of a script started by a launcher; the last line needs no
+# script:
 #
 # ```sh
 # accelerate launch --num_processes 8 evaluate.py                     # GPUs
@@ -305,20 +305,20 @@ assert "argument nodes: 32 there, 24 now" in refused
 # sde-models log-prob runs/digits digits --tol 1 --out bits.json
 # ```
 #
-# Other settings or weights are refused in the same folder, as the cell tried. A
-# `DataLoader` is not needed, and conditioning such as labels goes in as
+# Other settings or weights in the same folder raise an error, as the cell showed. A
+# `DataLoader` is not needed, and conditions such as labels are given as
 # `cond={"label": labels}`.
 #
 # ## Bits per dimension
 #
 # Grey levels have probabilities, and the bits are those of the levels: [exact
-# likelihoods](exact-likelihoods.md) derives the bound. What goes wrong most often
-# is the pairing. *Uniform* dequantisation fits models that were trained on
-# uniformly dequantised data, and *truncated-normal* those trained on the centres
-# of the cells. Take eight images of 4 by 4 pixels and four levels, each as likely
-# as the others, so that the entropy is $\log_2 8 / 16$ bits per dimension, and
-# two models: one fills the cells, the other has spikes at the centres, both known
-# exactly.
+# likelihoods](exact-likelihoods.md) derives the bound. The most common mistake
+# is the wrong pairing. *Uniform* dequantisation fits models that were trained on
+# uniformly dequantised data, *truncated-normal* those trained on the centres
+# of the cells. Take eight equally likely images of 4 by 4 pixels and four levels,
+# so that the entropy is $\log_2 8 / 16$ bits per dimension, and
+# two models, both known exactly: one fills the cells, the other has spikes at the
+# centres.
 
 # %%
 levels, width = 4, 0.5
@@ -331,7 +331,7 @@ entropy_of_levels = torch.tensor(8.0).log2() / 16
 
 
 def bits(std, t_min, bounds):
-    """Bits of Gaussians at the centres: exactly, and by some bounds."""
+    """Bits of Gaussians at the centres: exact, and by some bounds."""
     sde = sm.VPSDE(t_min=t_min)
     gaussians = sm.GaussianMixture(centres, std)
     end = gaussians.diffuse(sde, sde.t_min)
@@ -349,7 +349,7 @@ def bits(std, t_min, bounds):
             dequantization=name,
             importance_samples=draws,
             prior=gaussians.diffuse(sde, sde.t_max),
-            nodes=32,
+            intervals=32,
             rtol=0.01,
             atol=0.01,
             progress=False,
@@ -372,14 +372,14 @@ assert 0 < filled[3] - filled[0] < 0.7 * (filled[1] - filled[0])
 assert filled[1] - filled[0] < 0.25 < filled[2] - filled[0]
 
 # %% [markdown]
-# Either pairing is a valid upper bound, and the wrong one is useless. The gap of
-# the right one on the first model is there because a Gaussian is no flat density,
-# and `importance_samples=` closes it by and by.
+# Each pairing is a valid upper bound, but the wrong one is useless. The gap of
+# the right one on the first model exists because a Gaussian is not a flat density,
+# and more `importance_samples=` gradually close it.
 #
-# ## Ranking: what does the model not know?
+# ## Ranking: detecting unknown data
 #
 # A model of the digits 0, 1 and 2, here a Gaussian for each with its exact score,
-# should find other digits unlikely. For a ranking errors matter only as far as
+# should give other digits a low probability. For a ranking errors matter only where
 # the two groups overlap.
 
 # %% alt="Bits of known digits lie to the left, of unknown ones far to the right"
@@ -397,7 +397,12 @@ digit_model = digits.score_model(sde)
 
 tests = data.test[:200].flatten(1)
 known = data.test_labels[:200] < 3
-quick = {"divergence": sm.Hutchinson(1), "nodes": 16, "rtol": 0.1, "atol": 0.1}
+quick = {
+    "divergence": sm.Hutchinson(1),
+    "intervals": 16,
+    "rtol": 0.1,
+    "atol": 0.1,
+}
 quick |= {
     "prior": digits.diffuse(sde, sde.t_max),
     "levels": 17,
@@ -405,9 +410,9 @@ quick |= {
 }
 scores = sm.evaluate(digit_model, tests, work / "digits", **quick)
 inside, outside = scores.value[known], scores.value[~known]
-told = 2 * scores.stderr + scores.solver_error + scores.quadrature_error
+reported = 2 * scores.stderr + scores.solver_error + scores.quadrature_error
 print(f"known digits: {float(inside.mean()):.2f} bits per dimension on average,")
-print(f"each to within {float(told[known].mean()):.2f}, as is told")
+print(f"with a mean reported error of {float(reported[known].mean()):.2f}")
 
 drawn = sm.data.dequantize(tests, 17, generator=source, dtype=torch.float64)
 exact = -digits.diffuse(sde, sde.t_min).log_prob(drawn)
@@ -432,27 +437,27 @@ plt.show()
 
 # %% [markdown]
 # The groups are so far apart that one probe and coarse steps rank as well as the
-# closed form does. Use such scores with care all the same: few bits do not mean a
-# typical image. The mean of the zeros, rounded to levels, is blander than any
-# digit, and the model likes it better than the best five. To see that, each image
-# has to be known well: the exact trace, finer steps, and the mean of four
+# closed form. Use such scores with care: few bits do not mean a
+# typical image. The mean of the zeros, rounded to levels, is smoother than any
+# digit, and the model gives it fewer bits than the best five. To see that, each image
+# must be evaluated accurately: the exact trace, finer steps, and the mean of four
 # dequantisations.
 
 # %%
-bland = sm.data.quantize(digits.means[:1], 17)
+smooth = sm.data.quantize(digits.means[:1], 17)
 five = tests[known][inside.argsort()[:5]]
 fine = quick | {"divergence": "exact", "rtol": 0.03, "atol": 0.03, "repeats": 4}
-liked = sm.evaluate(digit_model, torch.cat([bland, five]), work / "bland", **fine)
-print(f"bland {float(liked.value[0]):.2f}, five digits from", end=" ")
-print(f"{float(liked.value[1:].min()):.2f} to {float(liked.value[1:].max()):.2f}")
-assert float(liked.value[0]) < float(liked.value[1:].min())
+best = sm.evaluate(digit_model, torch.cat([smooth, five]), work / "best", **fine)
+print(f"mean image {float(best.value[0]):.2f}, five digits from", end=" ")
+print(f"{float(best.value[1:].min()):.2f} to {float(best.value[1:].max()):.2f}")
+assert float(best.value[0]) < float(best.value[1:].min())
 
 # %% [markdown]
-# ## What will it cost?
+# ## Estimating the cost
 #
-# Counts grow in proportion to the points, so a trial on a hundred of your own
-# tells the rest. The operations of a pass are counted by torch without running
-# it. Here for the U-Net for CIFAR-10, were its paths as hard as those of the
+# Counts are proportional to the number of points, so extrapolate from a trial on a
+# hundred of your own. torch counts the operations of a pass without running
+# it. Here for the U-Net for CIFAR-10, assuming paths as difficult as those of the
 # digits:
 
 # %%
@@ -465,11 +470,11 @@ with torch.device("meta"):
         out = unet(torch.empty(1), image)
     with FlopCounterMode(display=False) as backward:
         torch.autograd.grad(out, image, torch.empty_like(out))
-passes, products = scores.rows / len(tests), scores.vjp_rows / len(tests)
+passes, products = scores.nfe, scores.vjps
 flops = passes * forward.get_total_flops() + products * backward.get_total_flops()
 ratio = backward.get_total_flops() / forward.get_total_flops()
 size = sum(f.stat().st_size for f in (work / "digits").iterdir()) / len(tests)
-print(f"{passes:.0f} passes and {products:.0f} products for an image")
+print(f"{passes:.0f} passes and {products:.0f} products per image")
 print(f"a pass {forward.get_total_flops():.2e} operations")
 print(f"a product {ratio:.2f} times as many, on top of the pass at its node")
 print(f"a million images: {1e6 * flops:.1e} operations, {size:.0f} MB")
@@ -479,16 +484,16 @@ print(
 
 # Half the images, half the products; paths differ a little from image to image.
 half = sm.evaluate(digit_model, tests[:100], work / "half", **quick)
-assert half.vjp_rows / 100 == products
-assert abs(half.rows / 100 / passes - 1) < 0.1
+assert half.vjps == products
+assert abs(half.nfe / passes - 1) < 0.1
 assert 0.8 < ratio < 1.3
 
 # %% [markdown]
-# A product is about as many operations as a pass, so to count it as two is on the
-# safe side. Divide by the operations that your device sustains in a second on
-# such a network, which is a fraction of what its maker says, and by the number of
-# devices. And ask first whether it has to be a million: the error of the mean
-# falls with the square root only.
+# A product takes about as many operations as a pass, so counting it as two is
+# conservative. Divide by the operations that your device sustains per second on
+# such a network, a fraction of the manufacturer's figure, and by the number of
+# devices. And ask first whether a million images are needed: the error of the mean
+# falls only with the square root of their number.
 
 # %%
 import shutil
@@ -499,10 +504,10 @@ shutil.rmtree(work)
 # ## Further reading
 #
 # - Theis, van den Oord and Bethge 2016, *A note on the evaluation of generative
-#   models*, [arXiv:1511.01844](https://arxiv.org/abs/1511.01844): what bits say
-#   about samples, and what not.
+#   models*, [arXiv:1511.01844](https://arxiv.org/abs/1511.01844): what bits do and do
+#   not say about samples.
 # - Nalisnick et al. 2019, *Do deep generative models know what they don't know?*,
-#   [arXiv:1810.09136](https://arxiv.org/abs/1810.09136): bland images with high
+#   [arXiv:1810.09136](https://arxiv.org/abs/1810.09136): smooth images with high
 #   likelihoods.
 # - Zheng et al. 2023, [arXiv:2305.03935](https://arxiv.org/abs/2305.03935):
 #   truncated-normal dequantisation.

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # Exact likelihoods
 #
-# The probability flow turns data into noise one to one, so the density of a point follows from that
-# of its noise and from how much the flow stretches space on the way. This page derives the formula,
-# holds it against a density that is known, and takes its error apart: steps, quadrature and probes.
-# At the end it turns densities into bits for data that live on whole levels. You will know what
-# each field of [`log_prob`][sde_models.likelihood.log_densities.log_prob]'s answer means, and when to believe it.
+# The probability flow is a one-to-one map from data to noise, so the density of a point follows from
+# that of its noise and from how much the flow stretches space in between. This page derives the formula,
+# compares it with a known density, and separates the sources of error: steps, quadrature and probes.
+# At the end it computes bits for data on integer levels. You will know what each field of the result
+# of [`log_prob`][sde_models.likelihood.log_densities.log_prob] means, and when to trust it.
 #
 # ## The formula
 #
@@ -19,8 +19,8 @@
 # \frac{\partial \log p_t}{\partial t} = - \nabla \cdot v - v \cdot \nabla \log p_t .
 # $$
 #
-# The second form is the first, divided by $p_t$. Now ride along with one point. What changes
-# is the density at a fixed place, and the place:
+# The second form is the first, divided by $p_t$. Now follow one point. Both the density at a fixed
+# position and the position change:
 #
 # $$
 # \frac{d}{dt} \log p_t(x_t)
@@ -29,20 +29,20 @@
 # $$
 #
 # The two gradient terms cancel. What is left is the *instantaneous change of variables* (Chen et
-# al. 2018): the log-density falls at the rate at which the flow spreads. No score of $p_t$ stands
-# in it, only the velocity. Integrated from the data $x$ at $t_{min}$ to the noise $z$ at $t_{max}$,
+# al. 2018): the log-density falls at the rate at which the flow expands. It does not contain the
+# score of $p_t$, only the velocity. Integrated from the data $x$ at $t_{min}$ to the noise $z$ at $t_{max}$,
 #
 # $$
 # \log p(x) = \log p_{t_{max}}(z) + \int_{t_{min}}^{t_{max}} \nabla \cdot v(t, x_t)\, dt .
 # $$
 #
-# The determinant of an ordinary change of variables costs $O(D^3)$ and wants an inverse. Here a
+# The determinant of an ordinary change of variables costs $O(D^3)$ and needs an inverse. Here a
 # trace is enough, $\nabla \cdot v = \mathrm{tr}\, \partial v / \partial x$.
 #
-# To see it, take a mixture of two Gaussians. Its density is known at every time, and so is the
-# score, so the formula can be followed along one path. The next cell draws the log-density from the
-# closed form, and beside it what the sum of divergences predicts. (`Exact()` evaluates a function
-# together with the trace of its Jacobian, and hands back both.)
+# As an example take a mixture of two Gaussians. Its density and score are known at every time,
+# so the formula can be checked along one path. The next cell plots the log-density from the
+# closed form, and the prediction from the sum of divergences. (`Exact()` evaluates a function
+# together with the trace of its Jacobian, and returns both.)
 
 # %% alt="Log-density along a path: the dots from summed divergences lie on the closed form"
 
@@ -93,10 +93,10 @@ assert worst < 0.02  # the trapezoidal rule with 100 intervals
 # %% [markdown]
 # ## Against the closed form
 #
-# The library does the same for a batch, with a better rule and its own choice of steps. The truth is
-# the density at $t_{min}$, where the flow ends. At the other end the flow of this mixture arrives at
-# a density that is nearly a standard normal, but not quite. `prior=` may name the true one. The
-# last line of the output says what it would have mattered.
+# The library does the same for a batch, with a better rule and its own choice of steps. The exact value
+# is the density at $t_{min}$, where the flow ends. At the other end the flow of this mixture reaches
+# a density that is nearly, but not exactly, a standard normal. `prior=` gives the exact one. The
+# last line of the output shows the error without it.
 
 # %%
 x = mixture.sample(300, generator=torch.Generator().manual_seed(0))
@@ -107,7 +107,7 @@ lp = sm.log_prob(model, x, prior=prior)
 off = (lp.value - truth).abs()
 print(f"error, mean over points    {float(off.mean()):.5f} nats")
 print(f"error, largest             {float(off.max()):.5f} nats")
-print(f"error that is told, mean   {float(lp.error.mean()):.5f} nats")
+print(f"reported error, mean       {float(lp.error.mean()):.5f} nats")
 normal = sm.log_prob(model, x).value
 print(f"standard normal as prior   {float((normal - truth).abs().mean()):.5f}")
 
@@ -116,19 +116,19 @@ assert bool((off <= lp.error).all())
 # %% [markdown]
 # Note what was computed: the density that *the flow* defines. With an exact score this is the
 # density of the data. With a trained one it is a density close to it, that of the samples that
-# `sm.decode` makes from the prior, and the error that is told is the distance to *that* density.
+# `sm.decode` makes from the prior, and the reported error is the distance to *that* density.
 #
-# ## When the trace is too dear
+# ## When the exact trace is too expensive
 #
 # The exact trace takes one vector-Jacobian product for each of $D$ coordinates. *Hutchinson's
-# estimator* takes one in all. For a random probe $e$ with $E[e e^\top] = I$,
+# estimator* takes a single one. For a random probe $e$ with $E[e e^\top] = I$,
 #
 # $$
 # E[e^\top J e] = E[\mathrm{tr}(J e e^\top)] = \mathrm{tr}(J) .
 # $$
 #
-# It is unbiased, but how noisy? Let $S$ be the symmetric part of $J$, which is all that
-# $e^\top J e$ sees. For *Rademacher* probes, whose entries are $-1$ or $+1$, the diagonal gives
+# It is unbiased, but how noisy? Let $S$ be the symmetric part of $J$, on which alone
+# $e^\top J e$ depends. For *Rademacher* probes, whose entries are $-1$ or $+1$, the diagonal gives
 # $\sum_i S_{ii}$ without error, and the rest is $2 \sum_{i<j} S_{ij}\, e_i e_j$, a sum of
 # uncorrelated terms of variance $4 S_{ij}^2$. For *Gaussian* probes, rotate to the eigenvectors of
 # $S$: a sum of $\lambda_i g_i^2$, and $g^2$ has variance 2. So
@@ -174,10 +174,10 @@ for name, variance in formula.items():
 # %% [markdown]
 # ## Fresh probes, or one for the whole path?
 #
-# The common recipe puts the log-density beside the state and hands both to an ODE solver. The probe
-# must then be drawn once and kept: were it new at each call, the equation would be a random
-# function, and an adaptive solver would cut its steps for ever. But the path does not depend
-# on the trace. So it can be solved first, and the trace be integrated along it afterwards, with a new
+# The usual recipe appends the log-density to the state and solves both with one ODE solver. The probe
+# must then be drawn once and kept: with a new one at each call, the equation would be a random
+# function, and an adaptive solver would reduce its steps without end. But the path does not depend
+# on the trace. So it can be solved first, and the trace integrated along it afterwards, with a new
 # probe at each node. The sum $\sum_i w_i\, \hat\tau_i$ of estimates with standard deviations $s_i$ has
 #
 # $$
@@ -186,8 +186,8 @@ for name, variance in formula.items():
 # \text{fixed: } \mathrm{Var} \le \Big(\sum_i w_i s_i\Big)^2,
 # $$
 #
-# with equality where the errors agree from node to node. For $n$ nodes that count alike the
-# second is up to $n$ times the first. The cell computes both ways many times over, with one probe
+# with equality where the errors agree from node to node. For $n$ nodes of equal weight the
+# second is up to $n$ times the first. The cell repeats both computations with one probe
 # each, and compares variances and costs.
 
 # %%
@@ -195,13 +195,13 @@ points = large.sample(100, generator=torch.Generator().manual_seed(2))
 law = large.diffuse(sde, sde.t_max)
 exact = large.diffuse(sde, sde.t_min).log_prob(points)
 coarse = {"rtol": 1e-3, "atol": 1e-3}
-ways = {
-    "fresh": {"nodes": 32, **coarse},
-    "fixed": {"solver": "ode:dopri5", "method": "augmented", **coarse},
+choices = {
+    "fresh": {"intervals": 32, **coarse},
+    "fixed": {"solver": "ode:dopri5", "trace": "augmented", **coarse},
 }
 
 squares = {}
-for name, way in ways.items():
+for name, options in choices.items():
     errors = []
     for seed in range(3):
         lp = sm.log_prob(
@@ -211,13 +211,12 @@ for name, way in ways.items():
             prior=law,
             estimate_solver_error=False,
             generator=torch.Generator().manual_seed(seed),
-            **way,
+            **options,
         )
         errors.append(lp.value - exact)
     squares[name] = float(torch.stack(errors).square().mean())
-    products = lp.vjp_rows / len(points)
     rms = squares[name] ** 0.5
-    print(f"{name}: error {rms:4.1f} nats, {products:.0f} products a point")
+    print(f"{name}: error {rms:4.1f} nats, {lp.vjps:.0f} products a point")
 
 gain = squares["fixed"] / squares["fresh"]
 print(f"the variance of fixed probes is {gain:.1f} times that of fresh ones")
@@ -226,38 +225,38 @@ assert gain > 3
 # %% [markdown]
 # ## Where the error comes from
 #
-# Three things stand between the answer and the truth. Each has a field and a knob of its own:
+# The error has three parts. Each has its own field and parameter:
 #
-# | part | field | made smaller by |
+# | part | field | reduced by |
 # |---|---|---|
 # | the probes are random | `lp.stderr`, one standard error | more probes, or `"exact"` |
 # | the path is solved in steps | `lp.solver_error` | `rtol=`, `atol=` |
-# | the integral is a sum | `lp.quadrature_error` | `nodes=` |
+# | the integral is a sum | `lp.quadrature_error` | `intervals=` |
 #
-# and `lp.error` is $2 \cdot$ `stderr` $+$ `solver_error` $+$ `quadrature_error`, meant to hold the
-# truth 95 times in 100. To test each, turn one knob and leave the others so fine that they do not
-# matter. Look for dots (true errors) below the lines (what is told), both falling together.
+# and `lp.error` is $2 \cdot$ `stderr` $+$ `solver_error` $+$ `quadrature_error`, meant to cover the
+# true error 95 times in 100. To test each, vary one parameter and keep the others so fine that they do
+# not matter. The dots (true errors) should lie below the lines (reported errors), both falling together.
 
-# %% alt="Three panels: true errors lie below the told ones, for steps, quadrature and probes"
+# %% alt="Three panels: true errors lie below the reported ones, for steps, quadrature and probes"
 fine = {"rtol": 1e-6, "atol": 1e-6}
 tolerances, counts, probes = [1e-1, 1e-2, 1e-3], [12, 24, 48], [1, 4, 16]
 trials = {
     "steps": ("tolerance of the path", tolerances, "solver_error"),
     "quadrature": ("intervals", counts, "quadrature_error"),
-    "probes": ("probes at a node", probes, "stderr"),
+    "probes": ("probes per node", probes, "stderr"),
 }
 
 
-def run(part, knob):
-    """Log-densities with one source of error, and how far off they are."""
+def run(part, setting):
+    """Log-densities with one source of error, and their true errors."""
     if part == "steps":
-        given = {"rtol": knob / 2, "atol": knob / 2, "nodes": 96}
+        given = {"rtol": setting / 2, "atol": setting / 2, "intervals": 96}
     elif part == "quadrature":
-        given = {"nodes": knob, **fine}
+        given = {"intervals": setting, **fine}
     else:
-        given = {"divergence": sm.Hutchinson(knob), "nodes": 32}
+        given = {"divergence": sm.Hutchinson(setting), "intervals": 32}
         given |= {"rtol": 1e-4, "atol": 1e-4}
-        given |= {"generator": torch.Generator().manual_seed(knob)}
+        given |= {"generator": torch.Generator().manual_seed(setting)}
         lp = sm.log_prob(large_model, points, prior=law, **given)
         return lp, lp.value - exact
     lp = sm.log_prob(model, x, prior=prior, **given)
@@ -266,46 +265,46 @@ def run(part, knob):
 
 figure, panels = plt.subplots(1, 3, figsize=(8.4, 3))
 inside = {}
-for panel, (part, (label, knobs, field)) in zip(
+for panel, (part, (label, settings, field)) in zip(
     panels, trials.items(), strict=True
 ):
-    told, true, within = [], [], []
-    for knob in knobs:
-        lp, off = run(part, knob)
+    reported, true, within = [], [], []
+    for setting in settings:
+        lp, off = run(part, setting)
         bar = getattr(lp, field) * (2 if field == "stderr" else 1)
-        told.append(float(bar.mean()))
+        reported.append(float(bar.mean()))
         true.append(float(off.abs().mean()))
         within.append((off.abs() <= bar + 1e-5).double())
     inside[part] = float(torch.cat(within).mean())
-    panel.loglog(knobs, told, label="told")
-    panel.loglog(knobs, true, "o", label="true")
+    panel.loglog(settings, reported, label="reported")
+    panel.loglog(settings, true, "o", label="true")
     panel.set(title=part.capitalize(), xlabel=label)
     panel.minorticks_off()
-    panel.set_xticks(knobs, [f"{knob:g}" for knob in knobs])
+    panel.set_xticks(settings, [f"{setting:g}" for setting in settings])
 panels[0].set_ylabel("mean error (nats)")
 panels[2].set_ylim(0.1, 10)
 panels[0].legend()
 plt.show()
 
 for part, share in inside.items():
-    print(f"{part:10}  within what is told: {share:.1%} of points")
+    print(f"{part:10}  covered by the reported error: {share:.1%} of points")
 assert min(inside.values()) > 0.92
 
 # %% [markdown]
-# Errors of steps and quadrature are told on the safe side, since a bar that is too short is worse
-# than one that is too long. Those of the probes are a matter of chance, and two standard errors hold
-# the truth about as often as the normal law says. The same count over all SDEs is in the
+# Reported errors of steps and quadrature are conservative, since an error bar that is too short is
+# worse than one that is too long. Those of the probes are random, and two standard errors cover the true
+# error about as often as the normal law predicts. The same count over all SDEs is in the
 # [benchmarks](../reference/benchmarks.md#calibration).
 #
-# ## Ask for accuracy
+# ## A tolerance for the result
 #
-# Nobody wants to turn three knobs. `tol=` is the error that you can live with, in nats, and the
-# knobs follow from it, sample by sample: points with a hard path get more steps, and nodes where the
-# trace is noisy get more probes. Watch the true error stay below the tolerance, and the price of a
-# digit.
+# It is simpler to set one parameter than three. `tol=` is the largest acceptable error in nats, and the
+# three follow from it for each sample: points with a difficult path get more steps, and nodes where the
+# trace is noisy get more probes. Note that the true error stays below the tolerance, and the cost of
+# another digit.
 
 # %%
-print("  tol    told    true   network  products   (largest, and for a point)")
+print("  tol reported   true   network  products   (largest, and per point)")
 few = points[:60]
 for tol in (3.0, 1.0, 0.3):
     lp = sm.log_prob(
@@ -315,20 +314,20 @@ for tol in (3.0, 1.0, 0.3):
         prior=law,
         generator=torch.Generator().manual_seed(0),
     )
-    off, n = (lp.value - exact[:60]).abs(), len(few)
+    off = (lp.value - exact[:60]).abs()
     print(
         f"{tol:5.1f}  {float(lp.error.max()):6.3f}  {float(off.max()):6.3f}"
-        f"{lp.rows / n:9.0f} {lp.vjp_rows / n:9.0f}"
+        f"{lp.nfe:9.0f} {lp.vjps:9.0f}"
     )
     assert bool((lp.error <= tol).all())
     assert float((off <= lp.error).double().mean()) > 0.92
 
 # %% [markdown]
-# ## Data on whole levels
+# ## Data on integer levels
 #
-# Grey levels are whole numbers. They have probabilities, not densities, and a density fitted to them
-# could be made as high as you like by spikes at the levels. The honest question is how many *bits*
-# the model needs for the levels. Let level $k$ fill a cell $C_k$ of width $w$ in each dimension. A
+# Grey levels are integers. They have probabilities, not densities, and a density fitted to them
+# could be made arbitrarily high by spikes at the levels. The meaningful quantity is the number of
+# *bits* that the model needs for the levels. Let level $k$ fill a cell $C_k$ of width $w$ in each dimension. A
 # density $p$ gives the levels the probability $P(k) = \int_{C_k} p(y)\, dy$. Draw a point of
 # the cell from any density $q$ on it. Then by Jensen's inequality, since $\log$ is concave,
 #
@@ -338,14 +337,14 @@ for tol in (3.0, 1.0, 0.3):
 # $$
 #
 # *Uniform dequantisation* takes $q = w^{-D}$, and the bound is $E_q \log p(y) + D \log w$ (Theis et
-# al. 2016). Averaging $K$ draws before the logarithm gives a bound that rises with $K$ and comes to
-# the truth as $K \to \infty$ (Burda et al. 2016). And a $q$ of the shape of $p$ makes the ratio
-# constant, and the bound an equality. For a model trained on the centres of the cells that shape is
+# al. 2016). Averaging $K$ draws before the logarithm gives a bound that rises with $K$ and converges
+# to the exact value as $K \to \infty$ (Burda et al. 2016). And a $q$ proportional to $p$ makes the
+# ratio constant, and the bound an equality. For a model trained on the centres of the cells that shape is
 # known: at $t_{min}$ each centre $c$ has become $N(\alpha c, \sigma^2 I)$, and
-# `"truncated-normal"` is just that, cut off at the edges (Zheng et al. 2023).
+# `"truncated-normal"` is that law, truncated at the edges (Zheng et al. 2023).
 #
-# For a test, take two pixels with four levels each, and sixteen probabilities whose entropy we know.
-# The model is the exact score for data at the centres, stopped at a $t_{min}$ with a visible
+# For a test, take two pixels with four levels each, and sixteen probabilities of known entropy.
+# The model is the exact score for data at the centres, stopped at a $t_{min}$ with a noticeable
 # $\sigma$. Its bits cannot be fewer than the entropy, $E[-\log_2 P] / D$.
 
 # %%
@@ -367,8 +366,8 @@ chosen = torch.multinomial(
 images = pixels[chosen]
 
 # %% [markdown]
-# The truth for these very images needs no sampling: the share of each Gaussian in each cell is a
-# difference of error functions.
+# The exact value for these images needs no sampling: the probability of each Gaussian in each cell is
+# a difference of error functions.
 
 # %%
 end = spikes.diffuse(stopped, stopped.t_min)
@@ -387,11 +386,11 @@ print(
 print(f"for these 100 images   {truth:.3f}")
 
 # %% [markdown]
-# Now the bounds. Look for uniform dequantisation far above the truth, falling with $K$, and the
-# truncated normal nearly on it from the first draw.
+# Now the bounds. Uniform dequantisation is far above the exact value and falls with $K$; the
+# truncated normal is nearly exact from the first draw.
 
 # %% alt="Bits per dimension against draws: uniform falls to the truth, the other starts there"
-settings = {"rtol": 0.01, "atol": 0.01, "nodes": 32, "repeats": 2}
+settings = {"rtol": 0.01, "atol": 0.01, "intervals": 32, "repeats": 2}
 settings |= {"prior": spikes.diffuse(stopped, stopped.t_max)}
 bounds = {}
 for name, draws in (("uniform", [1, 2, 4]), ("truncated-normal", [1])):
@@ -415,7 +414,7 @@ plt.axhline(truth, ls="--", color="C2", label="truth")
 plt.xscale("log", base=2)
 plt.gca().set(
     title="Bounds on the bits of the levels",
-    xlabel="draws in a bound $K$",
+    xlabel="draws per bound $K$",
     ylabel="bits per dimension",
 )
 plt.legend()
@@ -427,23 +426,21 @@ assert float(loose[0].value) > float(loose[-1].value) > truth - 0.05
 assert abs(float(tight[0].value) - truth) < 0.02
 
 # %% [markdown]
-# Uniform dequantisation is not wrong, it does not fit a model that was trained on centres. For one
-# that was trained on uniformly dequantised data it is the one that does. Note too what happens
-# with probes in place of the exact trace: their noise enters the average over $K$ exponentially, and
-# *lowers* the bits by up to half their variance (in nats). Importance weighting wants the exact
-# trace, or
-# many probes.
+# Uniform dequantisation is not wrong, but does not fit a model that was trained on centres. It fits
+# one that was trained on uniformly dequantised data. With probes in place of the exact trace, their
+# noise enters the average over $K$ exponentially, and *lowers* the bits by up to half their variance
+# (in nats). Importance weighting needs the exact trace, or many probes.
 #
 # ## Exercises
 #
 # 1. Give `log_prob` on the first mixture the solver `"ode:dopri5"` with `rtol=atol=1e-3`, and then
-#    with 1e-6. Which error is told, and which is true? *Hint:* near the data $\sigma$ is small, and a
-#    displacement of $d$ moves the log-density by $|d \cdot \nabla \log p|$, however small a
-#    tolerance in units of $x$ may look.
+#    with 1e-6. Compare the reported error with the true one. *Hint:* near the data $\sigma$ is small, and a
+#    displacement of $d$ changes the log-density by $|d \cdot \nabla \log p|$, which may be large even for a
+#    small tolerance in units of $x$.
 # 2. Derive the variance for probes on the sphere of radius $\sqrt D$. *Hint:* a Gaussian probe is a
 #    direction and a length that are independent; its fourth moments are known.
-# 3. In the comparison of fresh and fixed, double `nodes`. How does the variance of fresh probes
-#    change, and what does this say about more nodes against more probes?
+# 3. In the comparison of fresh and fixed, double `intervals`. How does the variance of fresh probes
+#    change, and what does this say about more nodes compared with more probes?
 # 4. Make `stopped` end at a `t_min` of 0.1. Why are the model's bits now above the entropy, and why
 #    is uniform dequantisation less bad? Then at 0.002: what happens to it?
 # 5. Use `divergence=sm.Hutchinson(1)` with `importance_samples=4` for the images of the last part.
@@ -459,7 +456,7 @@ assert abs(float(tight[0].value) - truth) < 0.02
 # - Song et al. 2021, *Score-based generative modeling through stochastic differential equations*,
 #   [arXiv:2011.13456](https://arxiv.org/abs/2011.13456): likelihoods of diffusion models, appendix D.
 # - Trefethen and Weideman 2014, *The exponentially convergent trapezoidal rule*, SIAM Review 56: why
-#   equal steps can be so good.
+#   equal steps can be so accurate.
 # - Theis, van den Oord and Bethge 2016, *A note on the evaluation of generative models*,
 #   [arXiv:1511.01844](https://arxiv.org/abs/1511.01844): what bits do and do not say about samples.
 # - Burda, Grosse and Salakhutdinov 2016, *Importance weighted autoencoders*,

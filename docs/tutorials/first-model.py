@@ -1,13 +1,13 @@
 # %% [markdown]
 # # Ten lines: train, sample, encode, score
 #
-# This page trains a small model of points in the plane and asks it the three questions that this
-# library is made for: *draw me new points*, *where does this point come from*, and *how likely is
-# it*. It takes about ten seconds on a laptop.
+# This page trains a small model of points in the plane and uses it for the three tasks of this
+# library: to draw new points, to find the latent of a point, and to compute its
+# log-density. It takes about ten seconds on a laptop.
 #
 # ## Data
 #
-# Two half circles that interlock. Any tensor of shape `(N, *event)` would do in their place.
+# Two interlocking half circles. Any other tensor of shape `(N, *event)` would do.
 
 # %% alt="Two interlocking half circles of points"
 import matplotlib.pyplot as plt
@@ -25,9 +25,9 @@ plt.show()
 # %% [markdown]
 # ## Train
 #
-# Three parts make a model: a network, the forward SDE that turns data into noise, and what the
-# network's output means. [`fit`][sde_models.training.fitting.fit] trains it by
-# [denoising score matching](../score-matching.md), and hands back the averaged weights.
+# A model has three parts: a network, the forward SDE that turns data into noise, and the meaning of
+# the network's output. [`fit`][sde_models.training.fitting.fit] trains it by
+# [denoising score matching](../score-matching.md) and returns the averaged weights.
 
 # %%
 torch.manual_seed(0)  # the weights that training starts from
@@ -38,7 +38,7 @@ result = sm.fit(
     x,
     steps=1000,
     learning_rate=4e-3,
-    averaging=0.99,
+    ema_decay=0.99,
     seed=0,
     progress=False,
 )
@@ -48,14 +48,14 @@ trained = result.model
 # ## Sample
 #
 # Sampling follows the probability flow from noise back to data, here in 20 steps of a solver made
-# for diffusion. Any name in the [table of solvers](../solvers.md) may stand in its place.
+# for diffusion. Any name in the [table of solvers](../solvers.md) may be used instead.
 
 # %% alt="Samples lie on the same half circles as the data"
 source = torch.Generator().manual_seed(1)
 drawn = sm.sample(
     trained, (2000, 2), solver="dpmpp-2m", steps=20, generator=source
 )
-print(f"{drawn.nfe} evaluations of the network")
+print(f"{drawn.nfe:g} evaluations of the network")
 
 figure, panels = plt.subplots(1, 2, sharex=True, sharey=True, figsize=(7.5, 2.8))
 for panel, title, points in (
@@ -70,7 +70,8 @@ plt.show()
 # %% [markdown]
 # ## Encode
 #
-# The flow runs both ways. Up to the noise it gives every point a latent, and down again the point.
+# The flow runs in both directions. From data to noise it gives the latent of every point, and from noise
+# to data the point again.
 
 # %%
 latents = sm.encode(trained, x[:500]).z
@@ -83,14 +84,14 @@ assert abs(float(latents.std()) - 1) < 0.05
 assert round_trip < 0.05
 
 # %% [markdown]
-# The latents look like the standard normal noise that samples are drawn from, and decoding undoes
-# encoding but for the tolerance of the solver. [Latents](latents.md) says what they are good for.
+# The latents look like the standard normal noise that samples are drawn from, and decoding inverts
+# encoding up to the tolerance of the solver. [Latents](latents.md) describes their uses.
 #
 # ## Score
 #
 # Along the same flow the density changes by a factor that can be computed, so each point has an
-# exact log-density under the model. `tol` asks for an accuracy in nats, and the answer says what
-# was reached.
+# exact log-density under the model. `tol` sets the accuracy in nats, and the result reports the
+# error reached.
 
 # %%
 lp = sm.log_prob(trained, x[:5], tol=0.05)
@@ -104,10 +105,10 @@ assert bool((lp.error < 0.05).all())
 assert far.value < lp.value.min() - 5
 
 # %% [markdown]
-# ## Where to go on
+# ## Where to go next
 #
 # - New to stochastic differential equations: [Brownian motion](brownian-motion.md) is the first of
-#   eleven pages that build all of this from the ground.
+#   eleven pages that derive all of this from the beginning.
 # - In a hurry: [choosing a solver](choosing-a-solver.md) and
 #   [choosing a trace estimator](choosing-a-trace.md) are tables with figures.
 # - With data of your own: [your own network](your-own-network.md), and

@@ -1,10 +1,10 @@
 # %% [markdown]
-# # Scores of all times are tied together
+# # The Fokker-Planck equation of the score
 #
-# A score model learns the score of every time as if the times had nothing to do with each other.
-# But they are densities of one process, and obey its Fokker-Planck equation; so do their scores.
-# This page derives the equation, measures how far a learned score is from obeying it, and lowers
-# that by a penalty. Then it says why one usually trains without.
+# A score model learns the score of every time as if the times were independent.
+# But the densities are those of one process and obey its Fokker-Planck equation, so their scores
+# obey an equation too. This page derives it, measures how far a learned score violates it, and
+# reduces that by a penalty. It also explains why the penalty is usually omitted.
 #
 # ## The equation of the score
 #
@@ -26,10 +26,10 @@
 #   - a\, x \cdot s \Big] .
 # $$
 #
-# If $s$ is right at one time, it tells what it is at all others. What is left over when a model is
-# put in is its **residual**.
+# If $s$ is right at one time, the equation determines it at all others. The difference of the two
+# sides for a model is its **residual**.
 #
-# ## The exact score has none
+# ## The exact score has no residual
 
 # %%
 import matplotlib.pyplot as plt
@@ -68,12 +68,12 @@ print(f"largest residual of the exact score: {largest:.1e}")
 assert largest < 1e-9
 
 # %% [markdown]
-# Zero to rounding, in double precision: two derivatives by automatic differentiation and the time
-# derivative agree.
+# Zero up to rounding, in double precision: two space derivatives by automatic differentiation and the
+# time derivative agree.
 #
 # ## A learned score has one
 #
-# Now a small network, trained by denoising score matching in the usual way, and another with the
+# Now train a small network by denoising score matching, and another with the
 # mean square of the residual added as a penalty, in the same number of steps.
 
 
@@ -96,7 +96,7 @@ def train(weight):
         5000, generator=torch.Generator().manual_seed(0)
     ).float()
     return sm.fit(
-        model, data, steps=250, batch_size=128, loss=loss, seed=0, averaging=0.97,
+        model, data, steps=250, batch_size=128, loss=loss, seed=0, ema_decay=0.97,
         warmup=10, learning_rate=5e-3, progress=False,
     ).model  # fmt: skip
 
@@ -111,7 +111,7 @@ for name, model in models.items():
     for t in times:
         x = points(t).float()
         with torch.no_grad():
-            # In units of the noise and of the log-SNR, in which all times are alike.
+            # In units of the noise and of the log-SNR, so that times are comparable.
             unit = float(sde.sigma(t) ** 3 / sde.diffusion(t) ** 2)
             residuals[name].append(
                 unit * rms(fokker_planck_residual(model, t, x))
@@ -133,13 +133,13 @@ print(f"the penalty multiplies the mean residual by {ratio:.2f}")
 assert ratio < 0.9
 
 # %% [markdown]
-# The penalty lowers what it penalises. The error of the score, in the right panel, falls less, and
-# not at every time: to agree with oneself is not to be right.
+# The penalty reduces the residual. The error of the score, in the right panel, falls less, and
+# not at every time: consistency is not correctness.
 #
 # ## Is a learned score a gradient?
 #
-# The right side of the equation is a gradient, so a score that starts as one stays one. A network
-# is free not to be. [`asymmetry`][sde_models.losses.symmetry.asymmetry] compares the Jacobian with
+# The right side of the equation is a gradient, so a score that starts as a gradient remains one. A
+# network need not be one. [`asymmetry`][sde_models.losses.symmetry.asymmetry] compares the Jacobian with
 # its transpose: 0 for a gradient, 2 for a rotation.
 
 # %%
@@ -155,10 +155,10 @@ assert float(asymmetry(exact, 0.2, x).mean()) < 1e-4
 #
 # ## Why train the levels as if they were independent?
 #
-# Because nothing is lost by it, where it counts. Each denoising loss has its minimum at the exact
-# score of its own time, and these obey the equation of themselves; the penalty is zero there too.
-# So it adds no information about the data. What it can do is share errors: where the network is
-# wrong at one time and right at another, it draws the two together. And it has a price.
+# Because the minimiser is the same. Each denoising loss has its minimum at the exact
+# score of its own time, and these obey the equation automatically; the penalty is zero there too.
+# So it adds no information about the data. It can only redistribute errors: where the network is
+# wrong at one time and right at another, it brings the two closer. And it has a cost.
 
 # %%
 batch = mixture.sample(128, generator=torch.Generator().manual_seed(1)).float()
@@ -171,16 +171,17 @@ for name, objective, settings in (
     ),
     ("penalty, exact trace", fokker_planck_penalty, {"divergence": "exact"}),
 ):
-    with sm.count_evaluations() as cost:
+    with sm.count_evaluations() as counter:
         objective(models["plain"], batch, **settings)
-    print(f"{name:<25} {cost.nfe} pass, {cost.vjps} products")
+    cost = counter.cost(len(batch))
+    print(f"{name:<25} {cost.nfe:g} pass, {cost.vjps:g} products")
 
 # %% [markdown]
 # Each product is differentiated again for the gradient, so a step with the penalty costs several
 # times a plain one; the [benchmark](../reference/benchmarks.md#score-matching) has the ratio, and
-# [another](../reference/benchmarks.md#fokker-planck) what longer training makes of it. In the same
-# *time* plain denoising usually comes closer. The residual is best used as a diagnosis: it needs no
-# known score, and says at which times a model contradicts itself.
+# [another](../reference/benchmarks.md#fokker-planck) the effect of longer training. In the same
+# *time* plain denoising usually gets closer. The residual is most useful as a diagnostic: it needs no
+# known score, and shows at which times a model is inconsistent.
 #
 # ## Exercises
 #
@@ -196,7 +197,7 @@ for name, objective, settings in (
 # - Lai et al. 2023, *FP-Diffusion*, [arXiv:2210.04296](https://arxiv.org/abs/2210.04296): the
 #   equation, the penalty, and experiments with images.
 # - Song et al. 2021, *Maximum likelihood training of score-based diffusion models*,
-#   [arXiv:2101.09258](https://arxiv.org/abs/2101.09258): what the errors of all times together mean
+#   [arXiv:2101.09258](https://arxiv.org/abs/2101.09258): what the errors at all times together mean
 #   for the likelihood.
 #
 # Next: [the probability-flow ODE](probability-flow.md).

@@ -1,18 +1,19 @@
 # %% [markdown]
 # # From noise levels to a forward SDE
 #
-# A diffusion model with a list of noise levels has one choice too many: how long the list is. This
-# page lets its length go to infinity. The chains of NCSN and of DDPM then become two stochastic
+# The length of the list of noise levels is an arbitrary choice. This
+# page takes it to infinity. The chains of NCSN and of DDPM then become two stochastic
 # differential equations, VE and VP. You will know how an SDE of this kind follows from two functions
 # of time, $\alpha$ and $\sigma$, what the five SDEs of the library have in common, and what is lost
 # by stopping at a finite `t_max` and a positive `t_min`.
 #
 # ## More and more levels
 #
-# [Noise levels](noise-levels.md) noised the data to each of $L$ levels. The same can be done from one
-# level to the next, with levels that now rise with $i$: a chain, from data $x_0$ to noise $x_L$. With
-# independent standard normal $z_i$, that of noise-conditional score networks (NCSN) adds noise, and
-# that of denoising diffusion probabilistic models (DDPM, Ho et al. 2020) also shrinks what it adds to:
+# [Noise levels](noise-levels.md) added noise of each of $L$ levels to the data. The same can be done
+# from one level to the next, with levels that now rise with $i$: a chain, from data $x_0$ to noise
+# $x_L$. With independent standard normal $z_i$, the chain of noise-conditional score networks (NCSN)
+# adds noise, and that of denoising diffusion probabilistic models (DDPM, Ho et al. 2020) also shrinks
+# the state:
 #
 # $$
 # \text{NCSN:}\quad x_i = x_{i-1} + \sqrt{\sigma_i^2 - \sigma_{i-1}^2}\; z_i,
@@ -30,9 +31,9 @@
 #
 # and in the second $\sqrt{1 - \beta\,\Delta t} = 1 - \tfrac12 \beta\,\Delta t + O(\Delta t^2)$. Up to
 # these remainders both are steps of the Euler-Maruyama method, and as $\Delta t \to 0$ they converge
-# in law (the distribution of their paths does) to the equations whose steps those are (Kloeden
-# and Platen 1992, chapter 9; the general
-# theorem for Markov chains is that of Stroock and Varadhan 1979, chapter 11):
+# in law (the distribution of their paths does) to the corresponding equations (Kloeden
+# and Platen 1992, chapter 9; the general theorem for Markov chains is that of Stroock and Varadhan
+# 1979, chapter 11):
 #
 # $$
 # \text{VE:}\quad dx = \sqrt{\frac{d\sigma^2}{dt}}\; dB,
@@ -40,13 +41,13 @@
 # \text{VP:}\quad dx = -\tfrac12 \beta(t)\, x\, dt + \sqrt{\beta(t)}\; dB.
 # $$
 #
-# The names say what becomes of the variance: it *explodes*, or it is *preserved* at one, if it was
-# one to begin with.
+# The names describe the variance: it *explodes*, or is *preserved* at one, if it was
+# one initially.
 #
 # All random variables in a chain with Gaussian data are Gaussian, so its variance $v_i$ can be
-# followed without drawing a number. Here the data have variance 1/4. A chain stays where it is
-# between two levels, and we look at the largest $|\log(v_\text{chain}/v_\text{SDE})|$ over all
-# times, also those between levels. Since $\beta_i$ is a variance taken out of one, DDPM's chain
+# computed without sampling. Here the data have variance 1/4. A chain is constant
+# between two levels, and we compute the largest $|\log(v_\text{chain}/v_\text{SDE})|$ over all
+# times, including those between levels. Since $\beta_i$ is a variance taken out of one, DDPM's chain
 # needs $\beta_i < 1$: more than 20 levels for the usual $\beta_\text{max} = 20$.
 
 # %%
@@ -104,10 +105,10 @@ for name, chain, sde, lengths in (
 assert all(8 < found[-2] / found[-1] < 12 for found in gaps.values())
 
 # %% [markdown]
-# Ten times as many levels leave a tenth of the gap. That is the order of Euler's method, as it has to
-# be. In the picture the stairs are the chains and the curves the SDEs.
+# Ten times as many levels leave a tenth of the gap. That is the order of Euler's method, as
+# expected. In the figure the steps are the chains and the curves the SDEs.
 
-# %% alt="Variance against time: the stairs of the chains with more and more levels close in on the curves of the VE and VP SDEs"
+# %% alt="Variance against time: the steps of the chains with more and more levels approach the curves of the VE and VP SDEs"
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.4))
 t = torch.linspace(0, 1, 500)
 for panel, chain, sde, lengths, title in (
@@ -131,9 +132,9 @@ panels[0].set_yscale("log")
 plt.show()
 
 # %% [markdown]
-# What is gained by the limit? The number of levels is no longer part of the model. It is a matter of
-# how the model is *solved*, chosen after training, by any method for differential equations; and
-# between the levels there are now all the others, which is what exact likelihoods need.
+# What is gained by the limit? The number of levels is no longer part of the model. It belongs to the
+# *solver*, chosen after training, which may be any method for differential equations. And
+# the state is defined at all times, as exact likelihoods need.
 #
 # ## From alpha and sigma to drift and diffusion
 #
@@ -147,9 +148,8 @@ plt.show()
 # $$
 #
 # Call the mean $\alpha_t x_0$ and the variance $\sigma_t^2$; the law of $x_t$ given $x_0$ is
-# called the
-# *kernel* of the SDE. The same two lines, read from right to
-# left, give the equation from its solution:
+# called the *kernel* of the SDE. Solved for $a$ and $g$, the same two equations give the SDE from its
+# kernel:
 #
 # $$
 # p(x_t \mid x_0) = N(\alpha_t x_0,\ \sigma_t^2 I)
@@ -157,7 +157,7 @@ plt.show()
 # a = \frac{\alpha'}{\alpha}, \qquad g^2 = \frac{d\sigma^2}{dt} - 2 a\, \sigma^2 .
 # $$
 #
-# So two functions of time are all there is to choose. For VE, $\alpha = 1$ gives $a = 0$. For VP,
+# So only two functions of time have to be chosen. For VE, $\alpha = 1$ gives $a = 0$. For VP,
 # with $B(t) = \int_0^t \beta$, the choice $\alpha^2 = e^{-B}$ and $\sigma^2 = 1 - e^{-B}$ gives
 # $a = -\beta/2$ and $g^2 = \beta e^{-B} + \beta (1 - e^{-B}) = \beta$, as it should. Choosing the
 # smaller $\sigma = 1 - e^{-B}$ with the same $\alpha$ gives *sub-VP*:
@@ -169,8 +169,8 @@ plt.show()
 # the drift of VP with less noise. The library has two more: the *cosine* schedule,
 # $\alpha = \cos(\pi t/2)$ and $\sigma = \sin(\pi t/2)$, and the straight line of *flow matching*,
 # $\alpha = 1 - t$ and $\sigma = t$. Each states its $a$ and $g$ in closed form. The cell below
-# differentiates $\alpha$ and $\sigma$ and compares. It uses PyTorch's older way to do so, *autograd*:
-# `requires_grad_()` asks a tensor to remember what is computed from it, and
+# differentiates $\alpha$ and $\sigma$ and compares. It uses PyTorch's older interface for this, *autograd*:
+# `requires_grad_()` makes a tensor record what is computed from it, and
 # `torch.autograd.grad(y.sum(), t)` gives the derivative, here of each entry of `y` at its own time.
 
 # %%
@@ -205,9 +205,9 @@ for name, sde in sdes.items():
     assert noise_error < 1e-10
 
 # %% [markdown]
-# The errors are those of double precision. The next picture shows all five. Look at the third panel:
-# the log-SNR, $\log(\alpha^2/\sigma^2)$, falls from data to noise in every one of them. In the first,
-# sub-VP hides VP, whose $\alpha$ it has.
+# The errors are those of double precision. The next figure shows all five. In the third panel
+# the log-SNR, $\log(\alpha^2/\sigma^2)$, falls from data to noise for each of them. In the first,
+# sub-VP covers VP, since both have the same $\alpha$.
 
 # %% alt="Alpha, sigma and log-SNR of the five SDEs against time; sigma of VE rises to 50, all log-SNRs fall"
 figure, panels = plt.subplots(1, 3, figsize=(10, 3.6))
@@ -226,15 +226,15 @@ plt.show()
 
 # %% [markdown]
 # The log-SNR is the natural clock. Divide $x_t$ by $\alpha_t$, and every one of these processes is
-# data plus noise of standard deviation $\sigma_t/\alpha_t$: all are VE in other units, run at another
-# speed (Kingma et al. 2021; Karras et al. 2022). The choice matters all the same: to the scale of
-# what a network sees, to which noise levels training visits, and to how well a solver's steps fit.
-# [A page of its own](your-own-sde.md) shows how to add a sixth.
+# data plus noise of standard deviation $\sigma_t/\alpha_t$: all are VE in other units, run at a different
+# speed (Kingma et al. 2021; Karras et al. 2022). The choice still matters: for the scale of
+# the network's input, for the noise levels that training visits, and for the steps of a solver.
+# [Another page](your-own-sde.md) shows how to add a sixth.
 #
 # ## The kernel against simulated paths
 #
 # An SDE of the library is a system that [torchsde](https://github.com/google-research/torchsde) can
-# integrate as it stands. We start many paths at $x_0 = 1$, and compare mean and standard deviation
+# integrate directly. We start many paths at $x_0 = 1$, and compare mean and standard deviation
 # with $\alpha_t$ and $\sigma_t$. The differences are printed in standard errors: of $n$ Gaussian
 # numbers, $\sigma/\sqrt n$ for the mean and $\sigma/\sqrt{2n}$ for the standard deviation.
 
@@ -261,19 +261,19 @@ for name in ("VPSDE", "SubVPSDE"):
 
 # %% [markdown]
 # The kernel is what makes training cheap: [`perturb`][sde_models.sdes.gaussian.GaussianSDE.perturb]
-# draws $x_t = \alpha_t x_0 + \sigma_t z$ for any $t$ in one line, and no path is ever simulated. An
-# SDE without a kernel must pay for the paths at each training step.
+# draws $x_t = \alpha_t x_0 + \sigma_t z$ for any $t$ in one line, and no path is simulated. An
+# SDE without a kernel needs simulated paths at each training step.
 #
 # ## The end of the noise: prior and mismatch
 #
-# Sampling must start from something that we can draw: the *prior*, a Gaussian of variance
+# Sampling must start from a law that we can draw from: the *prior*, a Gaussian of variance
 # $\alpha^2 s^2 + \sigma^2$ at `t_max`, where $s$ is the standard deviation of the data. The law
 # $p_{t_\text{max}}$ is not quite that, since a little of the data is left: $\alpha(t_\text{max})$ is
 # small, not zero. How much does it cost? The measure is the *relative entropy*
 # $\mathrm{KL}(p \,\|\, q) = E_p[\log (p / q)]$, in units of the natural logarithm, *nats*: zero for
 # equal laws, positive for others. Sampling runs the process backwards, as the
-# [next page](reversing-time.md) shows; think of it done exactly, once from each of the two. Whatever a
-# map or a Markov chain does, it cannot increase the relative entropy of two laws (the data-processing
+# [next page](reversing-time.md) shows; suppose it is done exactly, once from each of the two. No map or
+# Markov chain can increase the relative entropy of two laws (the data-processing
 # inequality; Cover and Thomas 2006, section 4.4), so for the law $\hat p$ of samples
 #
 # $$
@@ -281,7 +281,7 @@ for name in ("VPSDE", "SubVPSDE"):
 # $$
 #
 # The right side can be measured where the data are a mixture, whose law is known at every time. Ours
-# has two peaks and mean 0.6: far from Gaussian, and not centred, as raw data are. The integral over
+# has two peaks and mean 0.6: far from Gaussian, and not centred, like raw data. The integral over
 # the line is a sum over a fine grid. For comparison, the KL of two Gaussians of equal width whose
 # means differ by $\alpha\, m$ is $\alpha^2 m^2 / 2 s_T^2$, with $s_T$ the width.
 
@@ -315,9 +315,9 @@ for name, sde in sdes.items():
     assert abs(measured / alone - 1) < 0.05
 
 # %% [markdown]
-# The mismatch is the mean of the data and hardly anything else, and small. Over
-# independent coordinates it adds up, so in thousands of dimensions it is no longer nothing: centre
-# your data. With the mean gone, what is left is of higher order in $\alpha/\sigma$. The picture has
+# The mismatch is small, and nearly all of it is due to the mean of the data. Over
+# independent coordinates it adds up, so in thousands of dimensions it is no longer negligible: centre
+# your data. For centred data the rest is of higher order in $\alpha/\sigma$. The figure shows
 # the mismatch of VP as a function of the time at which the noising stops.
 
 # %% alt="The KL between the diffused mixture and a standard normal falls over the end time, much lower for centred data"
@@ -338,8 +338,8 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# Longer noising is not free: it has to be undone in steps. Past the point where the mismatch is far
-# below your other errors, it only costs.
+# Longer noising is not free: it has to be reversed in steps. Once the mismatch is far
+# below your other errors, it only adds cost.
 #
 # ## The other end: t_min
 #
@@ -367,7 +367,7 @@ for name, sde in sdes.items():
     assert lost < 1e-6
 
 # %% [markdown]
-# Nothing that matters, for data this smooth. For data with fine detail choose `t_min` so that
+# For data this smooth the loss is negligible. For data with fine detail choose `t_min` so that
 # $\sigma/\alpha$ is well below the finest detail; for 8-bit images, one grey level is 1/255 of the
 # range. Much lower is not better: the score grows like $1/\sigma$, and with it the work of the solver
 # and the rounding errors in it.
@@ -382,22 +382,22 @@ for name, sde in sdes.items():
 #    at $\sigma^2/(1-t)^2$. Its kernel is a Brownian bridge.*
 # 3. Add `"VESDE"` to the simulated paths. At the first time its standard deviation is off by many
 #    standard errors, whatever `step` is. Why? *Hint: what is $\sigma(0)$, and where do the paths
-#    start?* Mend that, and take `step = 1 / 50`: what is off now? *Hint: Euler takes $g^2$ from the
+#    start?* Correct that, and take `step = 1 / 50`: what is off now? *Hint: Euler takes $g^2$ from the
 #    start of a step. Compare $g^2(t)\,\Delta t$ with $\sigma^2(t + \Delta t) - \sigma^2(t)$.*
 # 4. Give the mixture mean 3 in place of 0.6, then use it with `sm.VPSDE(beta_max=30.0)`. Which of
-#    the two does more to the KL?
+#    the two changes the KL more?
 #
 # ## Further reading
 #
 # - Song et al. 2021, [arXiv:2011.13456](https://arxiv.org/abs/2011.13456), section 3 and appendix B:
 #   the limits of both chains, and sub-VP. Yang Song's
-#   [blog post](https://yang-song.net/blog/2021/score/) tells it with pictures.
+#   [blog post](https://yang-song.net/blog/2021/score/) explains it with figures.
 # - Ho, Jain and Abbeel 2020, *Denoising diffusion probabilistic models*,
 #   [arXiv:2006.11239](https://arxiv.org/abs/2006.11239): the chain of DDPM.
 # - Kingma, Salimans, Poole and Ho 2021, [arXiv:2107.00630](https://arxiv.org/abs/2107.00630): the
-#   log-SNR as the only thing that matters to the variational bound.
+#   the variational bound depends only on the log-SNR.
 # - Karras, Aittala, Aila and Laine 2022, [arXiv:2206.00364](https://arxiv.org/abs/2206.00364): the
-#   same freedom seen as scale and schedule, and how to use it.
+#   same freedom expressed as scale and schedule, and how to use it.
 # - Särkkä and Solin, *Applied Stochastic Differential Equations*, Cambridge 2019, chapter 6: moment
 #   equations of linear SDEs.
 # - Kloeden and Platen, *Numerical Solution of Stochastic Differential Equations*, Springer 1992:

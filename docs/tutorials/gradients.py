@@ -3,21 +3,21 @@
 #
 # A sample is a function of its noise, and a log-density a function of its point; both are
 # functions of the weights. This page differentiates them, checks the gradients against closed
-# forms and finite differences, weighs the two ways to do it, and uses them: to raise the
+# forms and finite differences, compares the two methods, and uses them: to increase the
 # likelihood of a trained model, and to draw samples that a reward prefers.
 #
-# ## Two ways
+# ## Two methods
 #
-# Every verb takes `gradient=`:
+# Every function that solves takes `gradient=`:
 #
-# | `gradient=` | how | memory | solvers |
+# | `gradient=` | method | memory | solvers |
 # |---|---|---|---|
-# | `None` | `"direct"` if `x` or conditioning requires a gradient, else no graph | | |
-# | `"direct"` | backpropagation through each step | grows with the steps | all but `scipy:` |
+# | `None` | `"direct"` if `x` or a condition requires a gradient, otherwise no graph | | |
+# | `"direct"` | backpropagation through each step | grows with the steps | all except `scipy:` |
 # | `"adjoint"` | a second differential equation, solved backwards | does not grow | `ode:` |
 #
-# `"direct"` gives the derivative of the number that was computed, errors of the steps
-# included. `"adjoint"` gives the derivative of the solution that was meant: with $a = \partial L /
+# `"direct"` gives the derivative of the computed number, including errors of the steps.
+# `"adjoint"` gives the derivative of the exact solution: with $a = \partial L /
 # \partial x_t$, the equation (Pontryagin 1962; Chen et al. 2018)
 #
 # $$
@@ -26,14 +26,14 @@
 # \frac{dL}{d\theta} = \int a^\top\, \frac{\partial v}{\partial \theta}\, dt
 # $$
 #
-# along the path from start to end, which is solved again on the way back, so that it has errors of its
-# own. Weights do not switch a graph on by themselves, so that drawing samples stays cheap: name
-# one of the two.
+# along the path from start to end, which is solved again backwards, with its own
+# errors. Weights alone do not switch a graph on, so that sampling stays cheap: choose
+# one of the two explicitly.
 #
-# ## In the point
+# ## Gradient in the point
 #
-# The gradient of a log-density in its point is the score, so for a mixture the answer is known. Look
-# for two differences that are both small: to the closed form at $t_{min}$, where the flow ends, and to
+# The gradient of a log-density in its point is the score, so for a mixture the answer is known. Two
+# differences should be small: to the closed form at $t_{min}$, where the flow ends, and to
 # finite differences of `log_prob` itself.
 
 # %%
@@ -73,17 +73,16 @@ assert to_score < 1e-2
 assert to_difference < 1e-2
 
 # %% [markdown]
-# For the density of one's own model there is no cheaper way to the score than to ask for it, by
-# `model.score`. The gradient of `log_prob` is the score of *the flow's* density, and the difference of the
-# two says how far a trained network is from being consistent with itself.
+# If only the score is needed, `model.score` is much cheaper. The gradient of `log_prob` is the score of
+# *the flow's* density, and the difference of the two measures the inconsistency of a trained network.
 #
-# ## In the weights
+# ## Gradient in the weights
 #
 # [`maximum_likelihood_loss`][sde_models.likelihood.maximum_likelihood.maximum_likelihood_loss] is minus the mean
 # log-density, with a graph to the weights. Take a small network, trained on two moons, and
-# a random direction $d$ in the space of its weights. Beside the finite difference
-# $(L(\theta + h d) - L(\theta - h d)) / 2h$ stand the two gradients along $d$, for three numbers of
-# steps. The direct one should match at any number, the adjoint one only as the steps become fine.
+# a random direction $d$ in the space of its weights. The cell compares the finite difference
+# $(L(\theta + h d) - L(\theta - h d)) / 2h$ with the two gradients along $d$, for three numbers of
+# steps. The direct one should agree for any number, the adjoint one only as the steps become fine.
 
 # %%
 moons = sm.data.toy("two-moons", 4000, generator=torch.Generator().manual_seed(0))
@@ -98,7 +97,7 @@ trained = sm.fit(
     steps=400,
     batch_size=128,
     learning_rate=4e-3,
-    averaging=0.95,
+    ema_decay=0.95,
     warmup=20,
     seed=0,
     progress=False,
@@ -133,12 +132,13 @@ for steps in (6, 12, 24):
             loss(weights + s * h * direction, steps=steps) for s in (1, -1)
         )
     slope = float(up - down) / (2 * h)
-    for way in ("direct", "adjoint"):
+    for method in ("direct", "adjoint"):
         found = torch.autograd.grad(
-            loss(weights, steps=steps, gradient=way), list(probe.parameters())
+            loss(weights, steps=steps, gradient=method),
+            list(probe.parameters()),
         )
         along = float(parameters_to_vector(found) @ direction)
-        wrong[steps, way] = abs(along - slope)
+        wrong[steps, method] = abs(along - slope)
     print(
         f"{steps:5} {slope:19.4f} {wrong[steps, 'direct']:9.0e} "
         f"{wrong[steps, 'adjoint']:9.0e}"
@@ -148,21 +148,21 @@ assert all(wrong[steps, "direct"] < 1e-4 for steps in (6, 12, 24))
 assert wrong[24, "adjoint"] < wrong[6, "adjoint"]
 
 # %% [markdown]
-# So with few steps prefer `"direct"`: an optimiser that follows it goes down the function it sees. An
-# adaptive solver holds its steps fixed while it differentiates, which comes to the same within its
+# So with few steps prefer `"direct"`: it is the gradient of the function that the optimiser minimises.
+# An adaptive solver treats its steps as constant in the derivative, which is correct within its
 # tolerance.
 #
 # ## Memory
 #
-# Backpropagation keeps what each step computed until the way back. PyTorch tells of every tensor that it
-# keeps, so the peak can be counted. Look for one line that rises with the steps, and one that does
+# Backpropagation stores the intermediate values of each step until the backward pass. PyTorch has hooks
+# for every stored tensor, so the peak can be counted. One line should rise with the steps, the other
 # not.
 
-# %% alt="Peak memory against steps: the direct way rises in proportion, the adjoint stays level"
+# %% alt="Peak memory against steps: the direct method rises in proportion, the adjoint is constant"
 
 
 class Kept:
-    """A tensor that a graph keeps, counted for as long as it is kept."""
+    """A tensor that a graph stores, counted for as long as it is stored."""
 
     now = peak = 0
 
@@ -175,59 +175,61 @@ class Kept:
         Kept.now -= self.tensor.nbytes
 
 
-def peak(way, steps):
-    """Most bytes that were kept at once while a batch was decoded and differentiated."""
+def peak(method, steps):
+    """Most bytes stored at once while a batch is decoded and differentiated."""
     Kept.now = Kept.peak = 0
     noise = torch.randn(256, 2, generator=torch.Generator().manual_seed(3))
     noise.requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
         sm.decode(
-            trained, noise, "ode:rk4", steps=steps, gradient=way
+            trained, noise, "ode:rk4", steps=steps, gradient=method
         ).x.sum().backward()
     return Kept.peak / 2**20
 
 
 counts = [5, 10, 20]
-peaks = {way: [peak(way, n) for n in counts] for way in ("direct", "adjoint")}
-for way, found in peaks.items():
-    plt.plot(counts, found, "o-", label=way)
+peaks = {
+    method: [peak(method, n) for n in counts] for method in ("direct", "adjoint")
+}
+for method, found in peaks.items():
+    plt.plot(counts, found, "o-", label=method)
 plt.gca().set(
     title="Memory of a gradient through 256 samples",
     xlabel="steps of ode:rk4",
-    ylabel="kept at once (MiB)",
+    ylabel="stored at once (MiB)",
     xticks=counts,
 )
 plt.legend()
 plt.show()
 
 times = peaks["direct"][-1] / peaks["adjoint"][-1]
-print(f"{counts[-1]} steps: direct keeps {times:.0f} times as much")
+print(f"{counts[-1]} steps: direct stores {times:.0f} times as much")
 assert peaks["direct"][-1] > 3 * peaks["direct"][0]
 assert peaks["adjoint"][-1] < 1.5 * peaks["adjoint"][0]
 
 # %% [markdown]
-# What is flat in the steps is dear in time: the way back solves the path again, and a product for every
-# evaluation. A third way is to take fewer steps. Solvers made for diffusion get along with
-# ten or twenty, and only `"direct"` goes through them.
+# The adjoint saves memory at the cost of time: the backward pass solves the path again, with a product
+# for every evaluation. Another solution is to take fewer steps. Solvers made for diffusion need only
+# ten or twenty, and only `"direct"` works with them.
 #
-# ## Raise the likelihood of a trained model
+# ## Increase the likelihood of a trained model
 #
 # [Denoising score matching](matching-scores.md) minimises a sum of squares over all noise levels. It is
-# a good proxy for the likelihood and not the likelihood itself. With the gradient at hand, the
-# latter can be trained directly, at the price of a solve for each step. So train with denoising, and
+# a good proxy for the likelihood, but not the likelihood itself. With the gradient available, the
+# latter can be trained directly, at the cost of a solve per step. So train with denoising, and
 # fine-tune at the end. [`fit`][sde_models.training.fitting.fit] takes the loss as it is. For
-# a fair comparison the same number of steps goes on with denoising, and eight times as many. The gain is
-# measured on new points, to 0.3 nats for each.
+# a fair comparison, denoising is continued for the same number of steps, and for eight times as many. The
+# gain is measured on new points, to 0.3 nats for each.
 
 
 # %%
 def likelihood(model, x0, **arguments):
     return sm.maximum_likelihood_loss(
-        model, x0, "dpmpp-2m", steps=16, nodes=16, **arguments
+        model, x0, "dpmpp-2m", steps=16, intervals=16, **arguments
     )
 
 
-def go_on(loss, steps):
+def fine_tune(loss, steps):
     """Further steps with a loss."""
     return sm.fit(
         deepcopy(trained),
@@ -235,7 +237,7 @@ def go_on(loss, steps):
         steps=steps,
         batch_size=128,
         learning_rate=2e-3,
-        averaging=0.9,
+        ema_decay=0.9,
         warmup=5,
         seed=1,
         loss=loss,
@@ -255,7 +257,7 @@ for name, objective, steps in (
     ("denoising", sm.losses.denoising_score_matching, 400),
     ("likelihood", likelihood, 50),
 ):
-    gain = on_test(go_on(objective, steps)) - before
+    gain = on_test(fine_tune(objective, steps)) - before
     gains[name] = float(gain.mean()), float(gain.std()) / len(test) ** 0.5
     print(
         f"gain by {steps:3} of {name:10}  {gains[name][0]:+.3f} ± {2 * gains[name][1]:.3f}"
@@ -265,39 +267,39 @@ mean, stderr = gains["likelihood"]
 assert mean > 3 * stderr
 
 # %% [markdown]
-# The steps are not of equal price: one of likelihood is a whole solve with its traces, and the way back
-# through them, where one of denoising is a single evaluation and its gradient. As long as denoising still
-# improves a model it may well be the cheaper way; when it has stopped is the time for the other. For large
+# The steps differ in cost: one of likelihood is a complete solve with its traces and their backward
+# pass, one of denoising a single evaluation and its gradient. As long as denoising still
+# improves a model it may be cheaper; afterwards use the likelihood. For large
 # events the trace is estimated, `divergence=sm.Hutchinson(1)`; the gradient stays unbiased. And the flow's
-# likelihood says nothing of the reverse SDE, whose samples may get worse while it rises. Look at both.
+# likelihood does not measure the reverse SDE, whose samples may get worse while it rises. Check both.
 #
-# One thing to watch: with few `nodes` and many steps the optimiser learns to deceive the rule that it is
-# differentiated through. The loss then falls below what `log_prob(tol=)` gives on new points. The script
-# `examples/fine_tune_likelihood.py` prints the two beside each other; where they part, take more nodes.
+# A caution: with few `intervals` and many steps the optimiser learns to exploit the error of the
+# quadrature. The loss then falls below the value of `log_prob(tol=)` on new points. The script
+# `examples/fine_tune_likelihood.py` prints both; where they differ, take more `intervals`.
 #
 # ## Samples that a reward prefers
 #
-# Let $r(x)$ be any differentiable reward, and let samples be wanted from
+# Let $r(x)$ be any differentiable reward. The aim is to sample from
 #
 # $$
 # q(x) \propto p(x)\, e^{r(x)} .
 # $$
 #
-# In the space of latents this is a friendly problem. A sample is $x(z)$ with $z$ normal, so $q$ is what
-# $x(z)$ becomes if $z$ is drawn from
+# In the space of latents this is an easy problem. A sample is $x(z)$ with $z$ normal, so $q$ is the law
+# of $x(z)$ if $z$ is drawn from
 #
 # $$
 # \pi(z) \propto \exp\big(-\tfrac12 \|z\|^2 + r(x(z))\big),
 # $$
 #
-# whose gradient goes through the sampler. [Langevin dynamics](scores-and-langevin.md) does the rest: a
-# step along the gradient of $\log \pi$, plus noise, and a test that accepts or refuses the step
-# so that $\pi$ is met exactly (MALA, Roberts and Tweedie 1996).
+# whose gradient goes through the sampler. [Langevin dynamics](scores-and-langevin.md) samples from it: a
+# step along the gradient of $\log \pi$, plus noise, and a test that accepts or rejects the step
+# so that $\pi$ is exactly stationary (MALA, Roberts and Tweedie 1996).
 #
 # For a check take the linear reward $r(x) = \lambda \cdot x$ on the mixture above. Completing the square,
 # each Gaussian $N(m, s^2 I)$ moves to $m + s^2 \lambda$, and its weight is multiplied by
-# $\exp(\lambda \cdot m + s^2 \|\lambda\|^2 / 2)$: again a mixture. The picture shows where the samples
-# began, where they ended, and the contours of the closed form.
+# $\exp(\lambda \cdot m + s^2 \|\lambda\|^2 / 2)$: again a mixture. The figure shows the first and the last
+# samples, and the contours of the closed form.
 
 # %% alt="Before, samples fill both modes; after, mostly the left one, inside the exact contours"
 tilt = torch.tensor([-1.5, 1.0], dtype=torch.float64)
@@ -319,7 +321,7 @@ def reward(x):
 
 
 def target(z):
-    """Log of pi but for a constant, its gradient, and the samples."""
+    """Log of pi up to a constant, its gradient, and the samples."""
     z = z.detach().requires_grad_()
     x = sm.decode(exact, z, "dpmpp-2m", steps=30).x
     value = reward(x) - 0.5 * z.square().sum(1)
@@ -364,25 +366,25 @@ panels[0].set_ylabel("$x_2$")
 plt.show()
 
 print(f"mean reward  before {float(reward(first).mean()):+.3f}, after", end=" ")
-after, wanted = float(reward(x).mean()), float(reward(shifted.mean()[None]))
+after, known = float(reward(x).mean()), float(reward(shifted.mean()[None]))
 error = float(reward(x).std()) / chains**0.5
-print(f"{after:+.3f} ± {2 * error:.3f}, closed form {wanted:+.3f}")
+print(f"{after:+.3f} ± {2 * error:.3f}, closed form {known:+.3f}")
 
-assert abs(after - wanted) < 4 * error
+assert abs(after - known) < 4 * error
 
 # %% [markdown]
-# The two modes are far apart for a chain in $x$, but in $z$ they are halves of one normal bell, with
-# no valley between. A reward that is a network's works the same way. Plain gradient
+# The two modes are far apart for a chain in $x$, but in $z$ they are halves of one normal density, with
+# no valley between. A network can be the reward too. Plain gradient
 # ascent in $z$, without the noise and without $-\frac12 \|z\|^2$, would find the highest
-# reward and leave the data behind.
+# reward and leave the data.
 #
 # ## When it fails
 #
 # - *"element 0 of tensors does not require grad"*: nothing in the call required a gradient. Give
 #   `gradient="direct"`.
-# - *Out of memory*: fewer steps, fewer `nodes`, probes in place of the exact trace, or `"adjoint"`.
-# - *A model with dropout in training mode* is refused: call `model.eval()`.
-# - *Fused attention* has no second derivative. Density gradients want one: choose the plain
+# - *Out of memory*: fewer steps, fewer `intervals`, probes in place of the exact trace, or `"adjoint"`.
+# - *A model with dropout in training mode* raises an error: call `model.eval()`.
+# - *Fused attention* has no second derivative. Density gradients need one: choose the plain
 #   kernel, `torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)`.
 #
 # ## Further reading
@@ -390,9 +392,9 @@ assert abs(after - wanted) < 4 * error
 # - Chen et al. 2018, *Neural ordinary differential equations*,
 #   [arXiv:1806.07366](https://arxiv.org/abs/1806.07366): the adjoint equation, with a short proof.
 # - Gholami, Keutzer and Biros 2019, *ANODE*, [arXiv:1902.10298](https://arxiv.org/abs/1902.10298): where
-#   the adjoint's gradient goes wrong, and checkpoints as a way out.
+#   the adjoint's gradient is wrong, and checkpoints as a remedy.
 # - Kidger 2022, *On neural differential equations*,
-#   [arXiv:2202.02435](https://arxiv.org/abs/2202.02435): chapter 5 on both ways and their costs.
+#   [arXiv:2202.02435](https://arxiv.org/abs/2202.02435): chapter 5 on both methods and their costs.
 # - Song et al. 2021, *Maximum likelihood training of score-based diffusion models*,
 #   [arXiv:2101.09258](https://arxiv.org/abs/2101.09258): the weighting that makes denoising a bound.
 # - Roberts and Tweedie 1996, *Exponential convergence of Langevin distributions and their discrete

@@ -1,22 +1,22 @@
 # %% [markdown]
 # # Latents
 #
-# The probability flow gives every point a *latent*: the noise that it came from, and that it goes
-# back to. This page encodes and decodes, first where the answer is known and then for handwritten
-# digits, shows that the code belongs to the data and not to the network, and uses it: to go from
-# one image to another, to make images plainer or wilder, and to change what a digit is while
-# keeping how it was written.
+# The probability flow maps every point to a *latent*, a point of noise, and back. This page encodes
+# and decodes, first where the answer is known and then handwritten
+# digits, shows that the code is a property of the data and not of the network, and uses it: to
+# interpolate between images, to vary their density, and to change the label of a digit while
+# keeping its style.
 #
 # ## A code that is known
 #
 # Through each point and time runs exactly one solution of the
 # [flow](probability-flow.md) $\dot x = v(t, x)$, if $v$ is smooth enough (the theorem of Picard and
-# Lindelöf). So paths never meet, and where they lead is a map that can be undone:
+# Lindelöf). So paths never meet, and the map from start to end is invertible:
 # [`encode`][sde_models.sampling.latents.encode] solves from $t_{min}$ to $t_{max}$,
 # [`decode`][sde_models.sampling.latents.decode] back.
 #
-# In one dimension the map can be written down. Paths that cannot meet keep their order, so the share
-# of points on the left of a path never changes:
+# In one dimension the map has a closed form. Paths that cannot meet keep their order, so the share
+# of points to the left of a path is constant:
 #
 # $$
 # F_{t_{min}}(x) = F_{t_{max}}(z)
@@ -26,7 +26,7 @@
 #
 # with $F_t$ the distribution function of $p_t$. At $t_{max}$ it is nearly that of the standard normal,
 # and $z$ is what statisticians call a *normal score*. The cell encodes points of a mixture of two
-# Gaussians, and compares shares.
+# Gaussians and compares shares.
 
 # %% alt="The encoded points lie on the curve known in closed form; it is flat between the modes"
 import matplotlib.pyplot as plt
@@ -67,11 +67,11 @@ plt.show()
 assert worst < 1e-4
 
 # %% [markdown]
-# ## There and back
+# ## Round trips
 #
-# The way back undoes the way up, but for the errors of the solver. `rtol=` and `atol=` say how
-# large these may be at a step. The next cell tightens them and prints what a round trip misses,
-# and, since here we know it, how wrong the latent itself is.
+# Decoding inverts encoding up to the errors of the solver. `rtol=` and `atol=` bound
+# these for each step. The next cell tightens them and prints the error of a round trip,
+# and that of the latent, which is known here.
 
 # %%
 print("tolerance   round trip   latent   network evaluations")
@@ -84,24 +84,24 @@ for tolerance in (1e-2, 1e-4, 1e-6):
     found[tolerance] = float((down.x - x).abs().max())
     off = float((up.z - truth).abs().max())
     print(
-        f"{tolerance:9g}   {found[tolerance]:10.1e} {off:8.1e}   {up.nfe + down.nfe:5}"
+        f"{tolerance:9g}   {found[tolerance]:10.1e} {off:8.1e}   {up.nfe + down.nfe:5g}"
     )
 
 assert found[1e-6] < found[1e-4] < found[1e-2]
 
 # %% [markdown]
-# Ask for what you need: a picture forgives a thousandth of its range, a comparison of latents
-# may not. And do not take a small round trip for an accurate latent: errors on the way down can
-# cancel those on the way up. Solvers with noise, such as `"euler-maruyama"`, give no code
-# at all, and `decode` refuses them.
+# Choose what you need: an error of a thousandth of the range is invisible in a picture, but may matter
+# when latents are compared. A small round-trip error does not imply an accurate latent: errors of
+# decoding can cancel those of encoding. Solvers with noise, such as `"euler-maruyama"`, give no code,
+# and `decode` raises an error for them.
 #
 # ## Digits
 #
-# Now 1,437 handwritten digits of 8 by 8 pixels, and a small network that is told the label. Two
-# copies are trained, which differ in the seed of their weights, of the order of their data and
-# of their noise. Nothing is shared but the data.
+# Now 1,437 handwritten digits of 8 by 8 pixels, and a small network with the label as an input. Two
+# copies are trained, with different seeds for their weights, the order of the data and
+# the noise. They share only the data.
 
-# %% alt="Test images, and the same images after encoding and decoding, which cannot be told apart"
+# %% alt="Test images, and the same images after encoding and decoding, which look identical"
 digits = sm.data.digits()
 source = torch.Generator().manual_seed(0)
 train = sm.data.dequantize(digits.train, digits.levels, generator=source)
@@ -124,7 +124,7 @@ def trained(make_network, sde, data, steps, seed):
         steps=steps,
         batch_size=128,
         learning_rate=4e-3,
-        averaging=0.99,
+        ema_decay=0.99,
         seed=seed,
         progress=False,
     ).model
@@ -160,12 +160,12 @@ first, second = (
     trained(digit_network, digit_sde, batch, 400, seed) for seed in (0, 1)
 )
 tolerance = {"rtol": 1e-4, "atol": 1e-4}
-z = sm.encode(first, images, label=labels, **tolerance).z
-again = sm.decode(first, z, label=labels, **tolerance).x
+z = sm.encode(first, images, cond={"label": labels}, **tolerance).z
+again = sm.decode(first, z, cond={"label": labels}, **tolerance).x
 show(
     [images[:12], again[:12], z[:12] / 3],
     ["image", "decoded", "latent"],
-    "There and back",
+    "Round trip",
 )
 print(
     f"largest error of the round trip {float((again - images).abs().max()):.4f}"
@@ -175,18 +175,18 @@ print(f"standard deviation of the latents {float(z.std()):.3f}")
 assert float((again - images).abs().max()) < 0.05
 
 # %% [markdown]
-# The latents look like noise, and should: with the exact score they would be normal over the data, and
-# here they are nearly so, a little short as they are after a short training. Yet each holds all that is
-# in its image.
+# The latents look like noise, as they should: with the exact score they would be normal over the data,
+# and here they are nearly so, with a slightly small norm after a short training. Yet each contains all
+# information about its image.
 #
-# ## The code belongs to the data
+# ## The code is a property of the data
 #
-# The velocity of the flow is $f - \frac12 g^2 \nabla \log p_t$. Forward SDE and data fix $p_t$, and so
-# the velocity, and so the code. A network only has to find it. That is unlike the code of an
-# autoencoder, whose latents could be turned about without any change to what is decoded, so that two
-# trainings give two codes. Song et al. (2021) call it *uniquely identifiable*. What is left between
-# two networks are their errors. So encode the same images with both. Beside it stands
-# the same comparison with the images shuffled, which tells what no relation looks like.
+# The velocity of the flow is $f - \frac12 g^2 \nabla \log p_t$. The forward SDE and the data determine
+# $p_t$, hence the velocity, hence the code. A network only approximates it. The code of an
+# autoencoder, by contrast, could be rotated without any change of the decoded data, so that two
+# trainings give two codes. Song et al. (2021) call the code of the flow *uniquely identifiable*. Two
+# networks differ only by their errors. The cell encodes the same images with both, and, for comparison,
+# repeats this with the images shuffled.
 
 
 # %%
@@ -195,7 +195,7 @@ def correlation(a, b):
     return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
 
 
-other = sm.encode(second, images, label=labels, **tolerance).z
+other = sm.encode(second, images, cond={"label": labels}, **tolerance).z
 alike = correlation(z, other)
 print(f"two networks, same images        {alike:.3f}")
 print(f"two networks, shuffled images    {correlation(z, other.roll(1, 0)):.3f}")
@@ -203,8 +203,8 @@ print(f"two networks, shuffled images    {correlation(z, other.roll(1, 0)):.3f}"
 assert alike > 0.8
 
 # %% [markdown]
-# On points in the plane there is an exact score to hold the networks against. Look at the first two
-# lines: what each network misses. The third, between the networks, should be of the same size.
+# For points in the plane the networks can be compared with an exact score. The first two
+# lines show the error of each network. The third, between the networks, should be of the same size.
 
 # %%
 plane = sm.GaussianMixture(
@@ -236,24 +236,24 @@ for name, i, j in (
 # %% [markdown]
 # ## From one image to another
 #
-# To go from $z_0$ to $z_1$ the straight line $(1 - s) z_0 + s z_1$ seems natural. But a normal vector
-# of $D$ numbers has $\|z\|^2 \approx D$, give or take $\sqrt{2D}$: nearly all of the noise lies in a
+# The straight line $(1 - s) z_0 + s z_1$ from $z_0$ to $z_1$ seems natural. But a normal vector
+# of $D$ numbers has $\|z\|^2 \approx D \pm \sqrt{2D}$: nearly all of the noise lies in a
 # thin shell. For two independent latents the middle of the line has squared norm near $D / 2$,
-# where the model has seen nothing. The *spherical* way keeps to the shell. With $\theta$ the angle
+# where the model has seen no data. *Spherical* interpolation stays in the shell. With $\theta$ the angle
 # between the two,
 #
 # $$
 # z_s = \frac{\sin((1-s)\,\theta)\, z_0 + \sin(s\,\theta)\, z_1}{\sin\theta} .
 # $$
 #
-# Both ways lead between the same two images. The rows look much alike on so few pixels, so read the
-# output below them: norms, and log-densities, in the middle.
+# Both paths connect the same two images. The rows look similar at so few pixels; the output below them
+# has norms and log-densities in the middle.
 
-# %% alt="Two rows that lead from one two to another, much alike"
+# %% alt="Two similar rows of images from one two to another"
 
 
 def slerp(a, b, s):
-    """The spherical way between two latents of shape (1, ...) at times s."""
+    """Spherical interpolation of two latents of shape (1, ...) at times s."""
     cosine = torch.nn.functional.cosine_similarity(
         a.flatten(), b.flatten(), dim=0
     )
@@ -262,36 +262,38 @@ def slerp(a, b, s):
 
 
 def log_density(x, label):
-    """Log-densities, to a nat or two."""
+    """Log-densities, to within a nat or two."""
     source = torch.Generator().manual_seed(3)
     few = {
         "divergence": sm.Hutchinson(8),
-        "nodes": 16,
+        "intervals": 16,
         "rtol": 0.01,
         "atol": 0.01,
     }
-    return sm.log_prob(first, x, label=label, generator=source, **few).value
+    return sm.log_prob(
+        first, x, cond={"label": label}, generator=source, **few
+    ).value
 
 
-# Two images of the same digit, so that one label serves the whole way.
+# Two images of the same digit, so that one label is right along the path.
 pair = (labels == 2).nonzero().flatten()[:2]
 a, b = z[pair[:1]], z[pair[1:]]
 s = torch.linspace(0, 1, 12)
-ways = {
+between = {
     "line": (1 - s.reshape(-1, 1, 1, 1)) * a + s.reshape(-1, 1, 1, 1) * b,
     "sphere": slerp(a, b, s),
 }
 decoded = {
-    name: sm.decode(first, way, label=2, **tolerance).x
-    for name, way in ways.items()
+    name: sm.decode(first, path, cond={"label": 2}, **tolerance).x
+    for name, path in between.items()
 }
-show(list(decoded.values()), list(ways), "From one two to another")
+show(list(decoded.values()), list(between), "From one two to another")
 
 squares = z.flatten(1).square().sum(1)
 print(f"squared norm over D of the latents: {float(squares.mean()) / 64:.2f}")
 middles = {}
-for name, way in ways.items():
-    square = float(way[5:7].flatten(1).square().sum(1).mean()) / 64
+for name, path in between.items():
+    square = float(path[5:7].flatten(1).square().sum(1).mean()) / 64
     middles[name] = float(
         log_density(decoded[name][5:7], torch.tensor([2, 2])).mean()
     )
@@ -302,26 +304,27 @@ for name, way in ways.items():
 assert middles["line"] > middles["sphere"]
 
 # %% [markdown]
-# The line runs through latents that are too short, and what they decode to is denser than images are:
-# smoother, with less noise in it than the data have. The sphere keeps to what the model knows. The next
-# section does the same on purpose.
+# The line passes through latents whose norm is too small, and they decode to images of higher density
+# than the data: smoother, with less noise. The sphere stays where the model was trained. The next
+# section uses the same effect deliberately.
 #
 # ## Temperature
 #
 # Latents can be scaled: $z = \tau\,\xi$ with $\xi$ normal. For Gaussian data the flow is linear, and
-# scaled latents decode to deviations from the mean that are scaled as much. In general $\tau < 1$ draws
-# from the inner part of the noise, and gives plainer samples of higher density; $\tau > 1$ gives wilder
-# ones. It is not sampling from $p^{1/\tau^2}$: that would change how much weight the modes have too.
-# The cell draws the same noise at four temperatures, and computes the log-density of what is decoded.
+# scaling the latents scales the deviations of the decoded data from the mean. In general $\tau < 1$ draws
+# from the inner part of the noise, and gives simpler samples of higher density; $\tau > 1$ gives more
+# irregular ones. It is not sampling from $p^{1/\tau^2}$, which would also change the weights of the
+# modes. The cell scales the same noise to four temperatures, and computes the log-density of the decoded
+# images.
 
-# %% alt="Rows of digits at four temperatures: plain and alike at 0.5, ragged at 1.3"
+# %% alt="Rows of digits at four temperatures: simple and similar at 0.5, irregular at 1.3"
 noise = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(2))
 drawn = torch.arange(40) % 10
 temperatures = [0.5, 0.8, 1.0, 1.3]
 
 rows, means = [], []
 for tau in temperatures:
-    decoded = sm.decode(first, tau * noise, label=drawn, **tolerance).x
+    decoded = sm.decode(first, tau * noise, cond={"label": drawn}, **tolerance).x
     means.append(float(log_density(decoded, drawn).mean()))
     rows.append(decoded[:12])
     print(
@@ -337,17 +340,17 @@ assert means == sorted(means, reverse=True)
 assert densest < means[0]
 
 # %% [markdown]
-# High density is not the same as typical: the last line of the output says that no
-# test image is as dense as the plainest row is on average. A
-# temperature below 1 trades variety for smoothness, and the samples are no longer the model's.
+# High density does not mean typical: by the last line of the output, every test image has a lower
+# density than the mean of the row at the lowest temperature. A temperature below 1 trades variety for
+# smoothness, and the samples are no longer those of the model.
 #
 # ## Editing
 #
-# With a network that knows labels, an image can be encoded with its own label and decoded with
-# another. The label says *what*, and the latent holds what the label does not say: *how*.
+# With a network that takes labels, an image can be encoded with its own label and decoded with
+# another. The label determines the digit; the latent contains the rest, such as the style.
 # Each row below is one latent, decoded as each of the ten digits.
 
-# %% alt="Four digits, each redrawn as all ten digits in its own hand: bold stays bold"
+# %% alt="Four digits, each redrawn as all ten digits in the same style: bold stays bold"
 rows = [
     torch.cat(
         [
@@ -355,7 +358,7 @@ rows = [
             sm.decode(
                 first,
                 z[i : i + 1].expand(10, -1, -1, -1),
-                label=torch.arange(10),
+                cond={"label": torch.arange(10)},
                 **tolerance,
             ).x,
         ]
@@ -365,21 +368,21 @@ rows = [
 show(rows, [f"a {int(labels[i])}, as 0 to 9" for i in (1, 4, 6, 7)], "New labels")
 
 # %% [markdown]
-# Two questions to such edits can be answered with numbers. Are they what the label says? A classifier
-# that has learnt from the training images reads them. And is anything kept? Compare how much ink an
-# edit has with the ink of its original, beside edits of other images to the same labels.
+# Two properties of such edits can be measured. Do they show the new label? A classifier
+# trained on the training images reads them. And is anything preserved? Compare the amount of ink of an
+# edit with that of its original, and do the same with edits of other images to the same labels.
 
 # %%
 from sklearn.neighbors import KNeighborsClassifier
 
 reader = KNeighborsClassifier(3).fit(train.flatten(1), digits.train_labels)
-wanted = (labels + 1 + torch.arange(len(labels)) % 9) % 10  # any but its own
-edits = sm.decode(first, z, label=wanted, **tolerance).x
+targets = (labels + 1 + torch.arange(len(labels)) % 9) % 10  # any but its own
+edits = sm.decode(first, z, cond={"label": targets}, **tolerance).x
 seen = torch.as_tensor(reader.predict(edits.flatten(1)))
-right = float((seen == wanted).double().mean())
+right = float((seen == targets).double().mean())
 kept = correlation(edits.mean((1, 2, 3)), images.mean((1, 2, 3)))
-strange = sm.decode(first, z.roll(1, 0), label=wanted, **tolerance).x
-chance = correlation(strange.mean((1, 2, 3)), images.mean((1, 2, 3)))
+other = sm.decode(first, z.roll(1, 0), cond={"label": targets}, **tolerance).x
+chance = correlation(other.mean((1, 2, 3)), images.mean((1, 2, 3)))
 print(f"edits read as their new label    {right:.0%}")
 print(f"correlation of ink with original {kept:.2f}")
 print(f"the same, with another's latent  {chance:.2f}")
@@ -388,8 +391,8 @@ assert right > 0.6
 assert kept > chance + 0.2
 
 # %% [markdown]
-# A latent can be moved a little, too. $z \cos\phi + \xi \sin\phi$, with fresh noise $\xi$, is normal
-# for every angle $\phi$, so that what it decodes to are samples of the model: near the original for
+# A latent can also be perturbed. $z \cos\phi + \xi \sin\phi$, with fresh noise $\xi$, is normal
+# for every angle $\phi$, so that it decodes to samples of the model: close to the original for
 # a small angle, unrelated at 90 degrees.
 
 # %% alt="Variations of one image at three angles: slight changes, larger ones, images that have nothing in common with it"
@@ -397,7 +400,10 @@ fresh = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(4))
 degrees = [15, 40, 90]
 angles = torch.deg2rad(torch.tensor(degrees, dtype=torch.float32))
 moved = [z[3:4] * phi.cos() + fresh * phi.sin() for phi in angles]
-near = [sm.decode(first, m, label=int(labels[3]), **tolerance).x for m in moved]
+near = [
+    sm.decode(first, m, cond={"label": int(labels[3])}, **tolerance).x
+    for m in moved
+]
 show(near, [f"{d} degrees" for d in degrees], "Variations of one image")
 
 distances = [float((x - images[3]).square().mean().sqrt()) for x in near]
@@ -409,16 +415,16 @@ assert distances == sorted(distances)
 # 1. Encode `images` with the wrong labels, `(labels + 1) % 10`. Is the round trip with these labels
 #    still exact? What do the latents look like? *Hint:* compare their norms with those of `z`.
 # 2. Train with 100 steps, and with 1,500. How does the correlation between the two networks change? On
-#    the digits, does it always rise? *Hint:* 1,437 images are few, and a network that learns them
-#    by heart has a score of its own.
+#    the digits, does it always rise? *Hint:* 1,437 images are few, and a network that memorises
+#    them has a different score.
 # 3. Replace the second network's SDE by `sm.CosineSDE()`. Is the code still the same? Which of the
-#    two things that fix it has changed? *Hint:* both keep the variance, and pass through the same
-#    densities at another pace.
-# 4. Scale the line's latents to the norm of its ends before decoding. Is anything of the spherical
-#    way's advantage left?
+#    two things that determine it has changed? *Hint:* both keep the variance, and pass through the same
+#    densities at a different speed.
+# 4. Scale the line's latents to the norm of its ends before decoding. How much of the advantage of
+#    spherical interpolation is left?
 # 5. Is anything of the label left in the latents? Let `KNeighborsClassifier` learn it from `z[:100]` and
 #    read it from the rest. Then encode all images with `label=0`, and try again. What has changed, and
-#    why? *Hint:* what the label does not say, the latent has to.
+#    why? *Hint:* the latent must contain everything that the label does not.
 #
 # ## Further reading
 #
@@ -428,11 +434,11 @@ assert distances == sorted(distances)
 # - Song, Meng and Ermon 2021, *Denoising diffusion implicit models*,
 #   [arXiv:2010.02502](https://arxiv.org/abs/2010.02502): the same in discrete steps, with spherical
 #   interpolation.
-# - White 2016, *Sampling generative networks*, [arXiv:1609.04468](https://arxiv.org/abs/1609.04468): why
-#   the spherical way, before diffusion.
+# - White 2016, *Sampling generative networks*, [arXiv:1609.04468](https://arxiv.org/abs/1609.04468): the
+#   reason for spherical interpolation, before diffusion.
 # - Su et al. 2023, *Dual diffusion implicit bridges for image-to-image translation*,
 #   [arXiv:2203.08382](https://arxiv.org/abs/2203.08382): encode with one model, decode with another.
 # - Khrulkov et al. 2023, *Understanding DDPM latent codes through optimal transport*,
-#   [arXiv:2202.07477](https://arxiv.org/abs/2202.07477): how near the code is to the map of least effort.
+#   [arXiv:2202.07477](https://arxiv.org/abs/2202.07477): how close the code is to the optimal transport map.
 #
 # Next: [Questions from the lecture](../questions.md)

@@ -2,8 +2,8 @@
 # # Score matching
 #
 # A score can be learned from samples alone, although no sample comes with its score. This page
-# derives the three ways that are in use, implicit, sliced and denoising score matching, tries them
-# on a problem whose score is known, and shows what each costs. At the end stands a dilemma: the
+# derives the three methods in use, implicit, sliced and denoising score matching, tests them
+# on a problem whose score is known, and shows the cost of each. It ends with a dilemma: the
 # noise that is best for estimating a score is not the best for sampling with it.
 #
 # ## The Fisher divergence
@@ -14,13 +14,13 @@
 # J = \tfrac12\, E_{x \sim p} \big\| s(x) - \nabla \log p(x) \big\|^2 ,
 # $$
 #
-# the **Fisher divergence**. It has the unknown score in it. All of score matching is about getting
-# it out.
+# the **Fisher divergence**. It contains the unknown score. All of score matching is about
+# eliminating it.
 #
 # ## Implicit score matching
 #
 # Expand the square. The term $\tfrac12 E \|\nabla \log p\|^2$ does not depend on the model; the
-# mixed one does, and integration by parts rids it of the unknown: since
+# mixed one does, and integration by parts removes the unknown from it: since
 # $p\, \nabla \log p = \nabla p$,
 #
 # $$
@@ -65,11 +65,10 @@ plt.show()
 assert abs(k[implicit.argmin()] - 1 / VARIANCE) < 0.1
 
 # %% [markdown]
-# The trouble is the divergence $\nabla \cdot s = \sum_i \partial s_i / \partial x_i$: each of its
-# $D$ terms takes a *vector-Jacobian product* of its own, $e^\top \partial s / \partial x$ with
-# $e$ a unit
-# vector. Automatic differentiation gives one for the price of about two evaluations of the network, by
-# going through it backwards; so a step costs $D$ backward passes.
+# The expensive part is the divergence $\nabla \cdot s = \sum_i \partial s_i / \partial x_i$: each of
+# its $D$ terms takes a separate *vector-Jacobian product*, $e^\top \partial s / \partial x$ with
+# $e$ a unit vector. Automatic differentiation computes one by a backward pass, for the price of about
+# two evaluations of the network; so a step costs $D$ backward passes.
 #
 # ## Sliced score matching
 #
@@ -80,12 +79,12 @@ assert abs(k[implicit.argmin()] - 1 / VARIANCE) < 0.1
 # J = E\big[ e^\top \nabla (e \cdot s(x)) + \tfrac12 (e \cdot s(x))^2 \big] .
 # $$
 #
-# The last term has the known mean $\tfrac12 \|s\|^2$ over $e$; putting that in its place reduces
+# The last term has the known mean $\tfrac12 \|s\|^2$ over $e$; using the mean instead reduces
 # the variance.
 #
 # ## Denoising score matching
 #
-# The third way changes the question. Add noise to the data, $\tilde x = x + \sigma z$, and learn
+# The third method changes the problem. Add noise to the data, $\tilde x = x + \sigma z$, and learn
 # the score of the *noised* density $q_\sigma$. Given $x$ it is known:
 # $\nabla \log q_\sigma(\tilde x \mid x) = -z / \sigma$. Vincent (2011) showed that it is enough to
 # regress on that:
@@ -109,12 +108,12 @@ assert abs(k[implicit.argmin()] - 1 / VARIANCE) < 0.1
 # Three bumps in the plane, noised to $\sigma = 0.5$, so that all of them estimate the same score,
 # which is known. The same network and the same number of steps for each.
 #
-# [`VESDE`][sde_models.sdes.variance_exploding.VESDE] is the process that adds noise and nothing else; its
-# time stands for $\sigma$, and `times_of_sigmas` says which time a $\sigma$ has. A
+# [`VESDE`][sde_models.sdes.variance_exploding.VESDE] is the process that only adds noise; its
+# time determines $\sigma$, and `times_of_sigmas` gives the time of a $\sigma$. A
 # [`ScoreModel`][sde_models.models.score_model.ScoreModel] is a network together with such a process, and
-# [`fit`][sde_models.training.fitting.fit] trains it: it draws a batch of the data, takes the gradient of the
-# loss in the weights, and moves them a little downhill, a few hundred times. It hands back the
-# weights averaged over the last steps (`averaging=`). `weighting="simple"` counts errors in units of
+# [`fit`][sde_models.training.fitting.fit] trains it: it draws a batch of the data, computes the gradient
+# of the loss in the weights, and moves them a little downhill, a few hundred times. It returns the
+# weights averaged over the last steps (`ema_decay=`). `weighting="simple"` counts errors in units of
 # the noise, which the next page explains; `count_evaluations` counts the passes of the network and
 # the vector-Jacobian products.
 
@@ -143,48 +142,49 @@ def train(objective, steps=300):
     loss = partial(objective, sigma=SIGMA)
     start = time.process_time()
     result = sm.fit(
-        model, data, steps=steps, loss=loss, averaging=0.98, learning_rate=5e-3,
+        model, data, steps=steps, loss=loss, ema_decay=0.98, learning_rate=5e-3,
         seed=0, progress=False,
     )  # fmt: skip
     return result.model, time.process_time() - start
 
 
-train(OBJECTIVES["denoising"], steps=5)  # the first run pays for starting up
+train(OBJECTIVES["denoising"], steps=5)  # the first run includes start-up time
 errors, seconds = {}, {}
 for name, objective in OBJECTIVES.items():
     model, seconds[name] = train(objective)
     with torch.no_grad():
         off = model.score(t, points) - truth
     errors[name] = float((off.square().sum() / truth.square().sum()).sqrt())
-    with sm.count_evaluations() as cost:
+    with sm.count_evaluations() as counter:
         objective(model, data[:64], sigma=SIGMA)
+    cost = counter.cost(64)
     print(
-        f"{name:<22} error {errors[name]:.3f}, {cost.nfe} pass and {cost.vjps} products "
+        f"{name:<22} error {errors[name]:.3f}, {cost.nfe:g} pass and {cost.vjps:g} products "
         f"a step, time {seconds[name] / seconds['denoising']:.1f}"
     )
 
 assert max(errors.values()) < 0.3
 
 # %% [markdown]
-# Errors are relative to the size of the score, times to that of denoising. All of them arrive at
-# the same score; denoising does it with the least work. Sliced score matching pays for the product
-# *and* for differentiating through it, and its random vectors add noise to the gradient besides. In
+# Errors are relative to the size of the score, times to that of denoising. All find
+# the same score; denoising needs the least work. Sliced score matching pays for the product
+# *and* for differentiating through it, and its random vectors add noise to the gradient. In
 # two dimensions the exact trace is only two products; in 64 it is 64. The table of
 # [benchmarks](../reference/benchmarks.md#score-matching) has both, with the variance of each gradient.
 #
-# Sliced and implicit score matching have their place: they need no noise, and no formula for the
+# Sliced and implicit score matching have their uses: they need no noise, and no formula for the
 # noised data. An SDE whose kernel is not known can be learned by
 # [`simulated_score_matching`][sde_models.losses.simulated.simulated_score_matching], which is
 # sliced score matching on simulated paths.
 #
 # ## The best sigma
 #
-# Denoising estimates the score of the *noised* data. So take $\sigma$ as small as possible? Two
-# bumps, a network for each of a few levels, two questions: how far is its score from that of the
+# Denoising estimates the score of the *noised* data. So take $\sigma$ as small as possible? Take
+# two bumps, and train a network at each of a few levels. How far is its score from that of the
 # clean data, on the data; and how far are samples that Langevin dynamics draws with it? The measure
-# for samples is the *transport distance*: how far each must move, on average, to become the data. On
-# the line that is the mean distance after both are sorted. (`preconditioning="edm"` scales what the
-# network sees and says to size one at each level, after Karras et al. 2022.)
+# for samples is the *transport distance*: how far each must move, on average, to become the data. In
+# one dimension that is the mean distance after both are sorted. (`preconditioning="edm"` scales the
+# input and output of the network to size one at each level, after Karras et al. 2022.)
 
 # %%
 bumps = sm.GaussianMixture([[-1.5], [1.5]], 0.3, weights=[0.8, 0.2])
@@ -201,7 +201,7 @@ def score_and_samples(sigma):
         sm.losses.denoising_score_matching, sigma=sigma, weighting="simple"
     )
     model = sm.fit(
-        model, clean, steps=250, loss=loss, averaging=0.98, learning_rate=5e-3,
+        model, clean, steps=250, loss=loss, ema_decay=0.98, learning_rate=5e-3,
         warmup=20, seed=0, progress=False,
     ).model  # fmt: skip
     (at,) = sm.times_of_sigmas(wide, [sigma])
@@ -242,11 +242,11 @@ print(f"best for the score: {best_score}; best for sampling: {best_samples}")
 assert best_score < best_samples
 
 # %% [markdown]
-# Little noise blurs little, and its score is closest to that of the data. (With the least of all it
-# is harder to learn: the target $-z/\sigma$ is the larger, and so is its scatter.) But the network saw
+# Little noise blurs little, and its score is closest to that of the data. (At the smallest level it
+# is harder to learn: the target $-z/\sigma$ is larger, and so is its scatter.) But the network saw
 # nothing between the bumps, and steps as short as the noise do not carry samples across; so they
-# keep the wrong weights. Much noise carries them across, to a law that is blurred. No single
-# $\sigma$ does both. The way out is to use [all of them](noise-levels.md).
+# keep the wrong weights. Much noise carries them across, to a blurred law. No single
+# $\sigma$ does both. The solution is to use [all of them](noise-levels.md).
 #
 # ## Exercises
 #
@@ -261,8 +261,8 @@ assert best_score < best_samples
 #
 # ## Further reading
 #
-# - Hyvärinen 2005, *Estimation of non-normalized statistical models by score matching*: short, and
-#   a pleasure to read.
+# - Hyvärinen 2005, *Estimation of non-normalized statistical models by score matching*: short and
+#   readable.
 # - Vincent 2011, *A connection between score matching and denoising autoencoders*.
 # - Song et al. 2019, *Sliced score matching*, [arXiv:1905.07088](https://arxiv.org/abs/1905.07088).
 # - The guide [Score matching](../score-matching.md): every objective of this library, with options.

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # A model trained elsewhere
 #
-# A checkpoint of another project becomes a model here by saying three things: how it numbers the
-# noise levels, what its network is shown, and what it returns. Then it has every solver, latents, and
-# likelihoods, which it may never have had. This page wraps two kinds, and holds each against the
-# sampler that it came with.
+# A checkpoint of another project becomes a model here once three things are specified: how it numbers
+# the noise levels, the inputs of its network, and the meaning of the output. Then every solver, latents
+# and likelihoods are available. This page wraps two kinds, and compares each with its original
+# sampler.
 #
 # | project | noise levels | network is called as | and returns | here |
 # |---|---|---|---|---|
@@ -16,9 +16,9 @@
 #
 # ## A checkpoint
 #
-# Nothing is downloaded here. So that there is something to load, this cell trains a small network of
+# Nothing is downloaded here. Instead, this cell trains a small network of
 # diffusers by the recipe of DDPM for a few seconds, on digits, and writes it in diffusers' format. Any
-# folder of that format, such as that of `google/ddpm-cifar10-32`, is read in the same way.
+# folder of that format, such as that of `google/ddpm-cifar10-32`, can be read like this.
 
 # %%
 import tempfile
@@ -70,12 +70,12 @@ scheduler.save_pretrained(path / "scheduler")
 print(f"error of the noise in the last batch {float(loss.detach()):.3f}")
 
 # %% [markdown]
-# ## Steps that are numbered
+# ## Discrete steps
 #
-# DDPM knows a thousand noise levels, $\bar\alpha_k = \alpha^2$. A time of the
-# [`VPSDE`][sde_models.sdes.linear_beta.VPSDE] has a log-SNR, and so has each step; the wrapper shows the
-# network the step of the same log-SNR, fractions of a step in between. Sines of the step are what such a
-# network sees, so that fractions mean something to it.
+# DDPM has a thousand noise levels, $\bar\alpha_k = \alpha^2$. Each time of the
+# [`VPSDE`][sde_models.sdes.linear_beta.VPSDE] and each step has a log-SNR; the wrapper gives the
+# network the step of the same log-SNR, with fractional steps in between. Such a network uses sines of
+# the step, so fractions are meaningful.
 
 
 # %%
@@ -116,13 +116,13 @@ assert torch.allclose(
 )
 
 # %% [markdown]
-# The times are those of $t = k / 1000$ but for a step or so: the continuous SDE is the limit of the
-# steps ([forward SDEs](forward-sdes.md)), and the wrapper takes account of what is left.
+# The times are those of $t = k / 1000$ up to about one step: the continuous SDE is the limit of the
+# steps ([forward SDEs](forward-sdes.md)), and the wrapper corrects for the difference.
 #
 # ## The same samples
 #
-# diffusers' own DDIM, 20 steps, beside `"ddim"` here on the same steps from the same noise. The two
-# codes share nothing but the network.
+# The cell compares diffusers' own DDIM, 20 steps, with `"ddim"` here on the same steps from the same
+# noise. The two implementations share only the network.
 
 # %%
 noise = torch.randn(16, 1, 8, 8, generator=source)
@@ -147,9 +147,9 @@ print(
 assert apart < 2e-3  # float32, and times that are good to a hundredth of a step
 
 # %% [markdown]
-# ## What it did not have
+# ## New possibilities
 #
-# Any solver, by one word; latents; and the likelihood of test images in bits per dimension.
+# Any solver by name, latents, and the likelihood of test images in bits per dimension.
 
 # %%
 noise = noise[:4]
@@ -157,24 +157,24 @@ reference = sm.decode(model, noise, rtol=1e-4, atol=1e-4)
 for solver in ("ddim", "dpmpp-2m", "flow-abm-3"):
     out = sm.decode(model, noise, solver=solver, steps=20)
     off = float((out.x - reference.x).square().mean().sqrt())
-    print(f"{solver:11} {out.nfe} evaluations, off by {off:.3f}")
+    print(f"{solver:11} {out.cost}, off by {off:.3f}")
 
 images = digits.test[:4]
 bits = sm.bits_per_dim(model, images, digits.levels, tol=4.0, generator=source)
 uniform = torch.tensor(float(digits.levels)).log2()
 print(
     f"{float(bits.value):.2f} ± {float(bits.stderr):.2f} bits/dim, "
-    f"of {float(uniform):.2f} for levels by chance"
+    f"compared with {float(uniform):.2f} for random levels"
 )
 assert bits.value < uniform
 
 # %% [markdown]
 # ## Is the wrapper right?
 #
-# Wrappers go wrong quietly: a time that runs the other way, an image scaled to $[0, 1]$ for a network
-# that knows $[-1, 1]$, noise with the wrong sign. One picture tells them apart: the error of the predicted
-# noise on held-out data, at each noise level. A right one falls to zero in the noise and stays below one
-# everywhere, since predicting nothing has an error of one.
+# Mistakes in wrappers raise no error: reversed time, an image scaled to $[0, 1]$ for a network
+# trained on $[-1, 1]$, noise with the wrong sign. One figure reveals them: the error of the predicted
+# noise on held-out data, at each noise level. For a correct wrapper it falls to zero at high noise and
+# stays below one everywhere, since a prediction of zero has an error of one.
 
 # %% alt="Error of the noise against time: the right wrapper falls below one, the three mistakes do not"
 x0 = sm.data.dequantize(digits.test[:64], digits.levels, generator=source)
@@ -195,13 +195,13 @@ def error(network):
 
 curves = {
     "right": error(wrapped),
-    "time runs the other way": error(lambda t, x: wrapped(1 - t, x)),
+    "reversed time": error(lambda t, x: wrapped(1 - t, x)),
     "scaled to [0, 1]": error(lambda t, x: wrapped(t, (x + 1) / 2)),
     "wrong sign": error(lambda t, x: -wrapped(t, x)),
 }
 for name, curve in curves.items():
     plt.semilogy(grid, curve, "o-", ms=3, label=name)
-plt.axhline(1.0, ls="--", color="C7", label="predicts nothing")
+plt.axhline(1.0, ls="--", color="C7", label="predicts zero")
 plt.gca().set(
     title="Error of the predicted noise",
     xlabel="time $t$",
@@ -217,8 +217,8 @@ assert all(max(curve) > 1 for name, curve in curves.items() if name != "right")
 # ## A denoiser of images with noise sigma
 #
 # EDM and azula give $D(x, \sigma)$, the mean of the data given $x = x_0 + \sigma \epsilon$. That is
-# `prediction="x0"` on the [`VESDE`][sde_models.sdes.variance_exploding.VESDE], whose $\sigma(t)$ is what the
-# network is shown. For a denoiser that is known exactly, the wrapped model must give exact densities:
+# `prediction="x0"` on the [`VESDE`][sde_models.sdes.variance_exploding.VESDE], whose $\sigma(t)$ is the input
+# of the network. For a denoiser that is known exactly, the wrapped model must give exact densities:
 
 
 # %%
@@ -291,12 +291,12 @@ assert float((last - y).abs().max()) < 1e-3
 # %% [markdown]
 # ## Three warnings
 #
-# - **Guidance.** A score with guidance is that of no diffused density. Samples are fine; a `log_prob`
-#   of it is the density of the flow that it makes, and not of what the network was trained on.
-# - **Latent diffusion.** The density is one of latents. The decoder that makes images of them is not
-#   invertible, so that images themselves have none.
+# - **Guidance.** A score with guidance is not the score of a diffused density. Samples are fine; its
+#   `log_prob` is the density of the flow that it defines, not of the training data.
+# - **Latent diffusion.** The density is one of latents. The decoder from latents to images is not
+#   invertible, so that images themselves have no density.
 # - **Trained on few noise levels, or on steps that are far apart** (distilled models): between the levels
-#   the network has never been asked anything, and paths and traces go through there.
+#   the network was never trained, but paths and traces pass through there.
 #
 # ## Further reading
 #
@@ -306,6 +306,6 @@ assert float((last - y).abs().max()) < 1e-3
 #   [arXiv:2010.02502](https://arxiv.org/abs/2010.02502).
 # - Karras, Aittala, Aila and Laine 2022, *Elucidating the design space of diffusion-based generative
 #   models*, [arXiv:2206.00364](https://arxiv.org/abs/2206.00364), table 1: four projects in one notation.
-# - The [notation table](../notation.md), for who calls what how.
+# - The [notation table](../notation.md), for the names used by each.
 #
 # Next: [the guide on solvers](../solvers.md)

@@ -1,16 +1,16 @@
 # %% [markdown]
 # # Noise-conditional score networks
 #
-# One level of noise is always the wrong one, as the [last page](matching-scores.md) found: little
+# No single level of noise is right, as the [last page](matching-scores.md) showed: little
 # noise leaves holes between the modes, much noise blurs them. So take many levels, from one that
-# drowns the data to one that is barely seen, and let a single network learn the scores of all. This
-# page trains one, samples with it, and counts what the levels cost, in training and in sampling.
+# hides the data to one that is barely visible, and let a single network learn the scores of all. This
+# page trains one, samples with it, and counts the cost of the levels in training and in sampling.
 #
 # ## Many levels, one network
 #
-# Take levels $\sigma_1 > \sigma_2 > \dots > \sigma_L$ in a geometric sequence, as what matters is
-# their ratio. The noised densities $q_{\sigma_i}$ each have a score; the network
-# $s(x, \sigma)$ is told the level and learns all of them:
+# Take levels $\sigma_1 > \sigma_2 > \dots > \sigma_L$ in a geometric sequence, since their
+# ratio matters. The noised densities $q_{\sigma_i}$ each have a score; the network
+# $s(x, \sigma)$ receives the level as an input and learns all of them:
 #
 # $$
 # J = \frac1L \sum_{i=1}^L \lambda_i\,
@@ -18,17 +18,17 @@
 # $$
 #
 # This is a **noise-conditional score network** (Song and Ermon 2019). Each term has its minimum at
-# the score of its own level whatever the others do, so for a network that can be anything the
+# the score of its own level independently of the others, so for a network of unlimited capacity the
 # weights $\lambda_i > 0$ do not matter. For a real one they do.
 #
 # ## Weighting the losses
 #
 # A score at level $\sigma$ is of size $1/\sigma$, and so is its error: without weights the smallest
-# level would rule. With $\lambda = \sigma^2$ each term becomes the error of the *noise*
-# $\hat z = -\sigma s$, which is of size 1 at every level. Here with the exact score of two bumps,
-# whose denoising loss cannot be lowered any further. (`VESDE(0.01, 20.0, data_std=3.2)` is told the
-# least and the largest level and the standard deviation of the data; `perturb` makes $x + \sigma z$
-# of $x$ and $z$.)
+# level would dominate. With $\lambda = \sigma^2$ each term becomes the error of the *noise*
+# $\hat z = -\sigma s$, which is of size 1 at every level. The cell uses the exact score of two bumps,
+# whose denoising loss cannot be lowered any further. (`VESDE(0.01, 20.0, data_std=3.2)` takes the
+# smallest and the largest level and the standard deviation of the data; `perturb` computes
+# $x + \sigma z$ from $x$ and $z$.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -52,13 +52,13 @@ for sigma in (10.0, 1.0, 0.1, 0.01):
 
 # %% [markdown]
 # The unweighted terms differ by many orders of magnitude; with $\sigma^2$ all lie between 0 and 1.
-# `weighting="simple"` is this one. (That the loss is *not* zero at the exact score is right: the
-# noise cannot be guessed completely. Only its minimiser is known, not its minimum.)
+# `weighting="simple"` is this one. (The loss is rightly *not* zero at the exact score: the
+# noise cannot be predicted completely. Only its minimiser is known, not its minimum.)
 #
 # ## Training sees the levels in any order
 #
-# A step draws a level for each sample of the batch, at random. So a thousand levels cost no more
-# than ten: the number of passes of the network in a step is one, whatever $L$ is.
+# A step draws a random level for each sample of the batch. So a thousand levels cost no more
+# than ten: a step takes one pass of the network, whatever $L$ is.
 
 
 # %%
@@ -71,14 +71,14 @@ network = sm.nn.ResidualNetwork((1,), width=48, depth=2)
 model = sm.ScoreModel(network, sde, preconditioning="edm")
 for count in (10, 1000):
     times = sm.losses.level_times(levels(count))
-    with sm.count_evaluations() as cost:
+    with sm.count_evaluations() as counter:
         sm.losses.denoising_score_matching(
             model, data[:256], weighting="simple", times=times
         )
-    print(f"{count:4d} levels: {cost.nfe} pass of the network in a step")
+    print(f"{count:4d} levels: {counter.calls} pass of the network in a step")
 
 # %% [markdown]
-# Train it on twenty levels, and look at what it has learned at three of them:
+# Train it on twenty levels, and plot the learned score at three of them:
 
 # %% alt="Learned scores lie on the exact ones where the noised data are, and leave them elsewhere"
 from functools import partial
@@ -91,7 +91,7 @@ loss = partial(
 )
 torch.manual_seed(0)
 trained = sm.fit(
-    model, data, steps=800, loss=loss, learning_rate=5e-3, averaging=0.99, seed=0,
+    model, data, steps=800, loss=loss, learning_rate=5e-3, ema_decay=0.99, seed=0,
     progress=False,
 ).model  # fmt: skip
 
@@ -109,14 +109,14 @@ plt.show()
 
 # %% [markdown]
 # With much noise the learned score is right everywhere. With little it is right where the noised
-# data are, around $\pm 4$, and not between the bumps or beyond them, where it saw nothing. That
+# data are, around $\pm 4$, and not between the bumps or beyond them, where there were no data. That
 # does no harm: samples come from the level above, and are where the data of this level are.
 #
 # ## Sampling visits them in order
 #
 # **Annealed Langevin dynamics** starts from the largest noise, where the two bumps are one, takes a
-# few Langevin steps at each level, and goes down: each level starts where the one before has ended.
-# The solver's name is `ald`. Beside it the experiment of
+# few Langevin steps at each level, and goes down: each level starts where the previous one ended.
+# The solver is called `ald`. For comparison the cell repeats the experiment of
 # [two pages ago](scores-and-langevin.md): Langevin dynamics with the *exact* score of the clean
 # data, started from the same wide noise.
 
@@ -135,7 +135,7 @@ def clean_score(x):
 
 
 plain = x0
-for _ in range(annealed.nfe):
+for _ in range(annealed.cost.calls):
     noise = torch.randn(plain.shape, generator=generator)
     plain = plain + 0.5 * 0.05 * clean_score(plain) + 0.05**0.5 * noise
 
@@ -155,14 +155,14 @@ assert abs(shares["annealed, learned scores"] - 0.8) < 0.06
 assert abs(shares["one level, exact score"] - 0.5) < 0.06
 
 # %% [markdown]
-# With many levels a *learned* score comes near the weights of the modes; the exact score of the
-# clean data cannot, however long it runs.
+# With many levels a *learned* score nearly gives the weights of the modes; the exact score of the
+# clean data does not, in any practical time.
 #
 # ## What is expensive
 #
-# In training a level is a number that is drawn. In sampling it is a stop: at each of $L$ levels
-# there are $T$ steps, each a pass of the network, one after the other. One more pass, at the end,
-# takes out the noise of the last level.
+# In training a level is a random number. In sampling it costs time: at each of $L$ levels
+# there are $T$ steps, each a pass of the network, one after the other. One more pass at the end
+# removes the noise of the last level.
 
 # %%
 for count, steps_per_level in ((20, 10), (20, 5), (40, 5), (80, 5)):
@@ -170,18 +170,18 @@ for count, steps_per_level in ((20, 10), (20, 5), (40, 5), (80, 5)):
     solver = sm.make_solver("ald", steps_per_level=steps_per_level)
     drawn = sm.sample(trained, (10, 1), solver=solver, grid=grid)
     print(
-        f"{count:3d} levels x {steps_per_level:2d} steps: {drawn.nfe:4d} evaluations"
+        f"{count:3d} levels x {steps_per_level:2d} steps: {drawn.nfe:4g} evaluations"
     )
 
 # %% [markdown]
-# That product is what the rest of this book works down: between neighbouring levels there is not a
-# jump but a *path*, a differential equation, and good solvers need few steps along it. The
-# [next page](forward-sdes.md) takes the levels to a continuum.
+# The following pages reduce that product: neighbouring levels are connected by a *path*, the solution
+# of a differential equation, and good solvers need few steps along it. The
+# [next page](forward-sdes.md) takes the limit of a continuum of levels.
 #
 # ## Exercises
 #
-# 1. The largest level should be about as large as the largest distance between data points. Take
-#    20.0 down to 2.0 in `levels` and in `VESDE`, and the level 10.0 out of the first table. What
+# 1. The largest level should be about as large as the largest distance between data points. Change
+#    20.0 to 2.0 in `levels` and in `VESDE`, and remove the level 10.0 from the first table. What
 #    happens to the weights?
 # 2. Neighbouring levels should overlap. Use five levels and ten steps each (and look at levels 1, 2
 #    and 3 in the figure). What happens to the weights, and to the widths?

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # The Ornstein-Uhlenbeck process and the Fokker-Planck equation
 #
-# One SDE can be solved with a pen, and it is the one that turns data into noise in every
+# One SDE can be solved with pen and paper, and it is the one that turns data into noise in every
 # variance-preserving diffusion model. This page derives the two tools that solve it, Itô's formula
 # for paths and the Fokker-Planck equation for densities, and checks both against simulations.
 #
@@ -14,7 +14,7 @@
 # d\phi = \partial_t \phi\, dt + \partial_x \phi\, dx + \tfrac12 \partial_{xx} \phi\, (dx)^2 + \dots
 # $$
 #
-# and use what [Brownian motion](brownian-motion.md) taught: $(dB)^2 = dt$, while $dt\,dB$ and
+# and use the rule of [Brownian motion](brownian-motion.md): $(dB)^2 = dt$, while $dt\,dB$ and
 # $dt^2$ are smaller and vanish in the sum. So $(dx)^2 = g^2\, dt$, and
 #
 # $$
@@ -22,10 +22,9 @@
 #       + g\, \partial_x \phi\, dB .
 # $$
 #
-# This is **Itô's formula**: the chain rule with one term more. In $D$ dimensions each coordinate has
-# a Brownian motion of its own; products $dB_i\, dB_j$ of different ones have mean 0 and vanish in the
-# sum, so that for $g$ a number $\tfrac12 g^2 \sum_i \partial^2 \phi / \partial x_i^2$ is what is
-# added. With $\phi = \log x$ and
+# This is **Itô's formula**: the chain rule with one more term. In $D$ dimensions each coordinate has
+# its own Brownian motion; products $dB_i\, dB_j$ of different ones have mean 0 and vanish in the
+# sum, so that for scalar $g$ the additional term is $\tfrac12 g^2 \sum_i \partial^2 \phi / \partial x_i^2$. With $\phi = \log x$ and
 # $dx = \mu x\,dt + \nu x\,dB$ it gives $d \log x = (\mu - \tfrac12 \nu^2)\,dt + \nu\,dB$ at once,
 # the solution that the last page used.
 #
@@ -110,7 +109,7 @@ assert abs(many.var() - variance) < variance * (4 * (2 / n) ** 0.5 + 0.01)
 #
 # Single paths are random, but their density $p_t(x)$ is not: it obeys a partial differential
 # equation. To find it, take any smooth test function $\phi(x)$ that vanishes far away, and compute
-# the change of $E[\phi(x_t)]$ in two ways. By Itô's formula, whose $dB$ term has mean 0,
+# the change of $E[\phi(x_t)]$ twice. By Itô's formula, whose $dB$ term has mean 0,
 #
 # $$
 # \frac{d}{dt} \int \phi\, p\, dx = \int \big(f \phi' + \tfrac12 g^2 \phi''\big)\, p\, dx
@@ -134,18 +133,17 @@ assert abs(many.var() - variance) < variance * (4 * (2 / n) ** 0.5 + 0.01)
 #
 # Here $\nabla p$ is the vector of the derivatives $\partial p / \partial x_i$, the *divergence* of a
 # vector field $v$ is $\nabla \cdot v = \sum_i \partial v_i / \partial x_i$, and
-# $\Delta p = \nabla \cdot
-# \nabla p$ is the sum of the second derivatives. Later pages use all three.
+# $\Delta p = \nabla \cdot \nabla p$ is the sum of the second derivatives. Later pages use all three.
 #
 # ## A histogram against the solved equation
 #
-# Start from two narrow bumps. The equation is solved on a grid: differences of the probability
-# *flux* $J = f p - \tfrac12 \partial_x (g^2 p)$ through the walls of the cells, and many small
-# steps. Besides, 20,000 paths start from the same two bumps.
+# Start from two narrow bumps. The equation is solved on a grid, with differences of the probability
+# *flux* $J = f p - \tfrac12 \partial_x (g^2 p)$ through the walls of the cells and many small
+# steps. For comparison 20,000 paths start from the same two bumps.
 #
-# [`GaussianMixture`][sde_models.models.gaussian_mixture.GaussianMixture] takes centres, widths and weights. It knows
-# its density and can be drawn from. Points are the rows of a tensor of shape `(n, D)`, also on the
-# line, hence `cells[:, None]`.
+# [`GaussianMixture`][sde_models.models.gaussian_mixture.GaussianMixture] takes centres, widths and weights. It has
+# a density and can be sampled. Points are the rows of a tensor of shape `(n, D)`, also in one
+# dimension, hence `cells[:, None]`.
 
 # %%
 cells = torch.linspace(-4, 4, 401, dtype=torch.float64)
@@ -198,8 +196,8 @@ panels[0].legend()
 plt.show()
 
 # %% [markdown]
-# Here the answer is also known in closed form: each bump is a Gaussian, and stays one. The largest
-# difference of the solved density to that, and whether any probability was lost:
+# Here the answer is also known in closed form: each bump is a Gaussian, and stays one. The cell prints
+# the largest difference of the solved density from it, and the total probability:
 
 # %%
 for end, density in zip(times, solved, strict=True):
@@ -220,12 +218,12 @@ for end, density in zip(times, solved, strict=True):
     assert abs(mass - 1) < 1e-4
 
 # %% [markdown]
-# ## The law that stays
+# ## The stationary law
 #
 # Where does it end? Set $\partial_t p = 0$: the flux is the same everywhere, and as nothing comes
 # from infinity it is zero, $-\theta x p = \tfrac12 \nu^2 p'$. So
-# $(\log p)' = -2 \theta x / \nu^2$, the normal law $N(0, \nu^2 / 2\theta)$ from above. Read the
-# other way it is a recipe: a drift of $\tfrac12 \nu^2 (\log p)'$ has $p$ as its stationary law,
+# $(\log p)' = -2 \theta x / \nu^2$, the normal law $N(0, \nu^2 / 2\theta)$ from above. Conversely
+# this is a recipe: a drift of $\tfrac12 \nu^2 (\log p)'$ has $p$ as its stationary law,
 # whatever $p$ is. That is Langevin dynamics, the subject of the
 # [next page](scores-and-langevin.md).
 #
@@ -238,11 +236,9 @@ for end, density in zip(times, solved, strict=True):
 # $$
 #
 # is this process with $\theta = \tfrac12$, $\nu = 1$, run on the clock
-# $\tau(t) = \int_0^t \beta$: in a short time the clock moves on by $d\tau = \beta\, dt$, so the
-# drift is
-# $-\tfrac12 x\, d\tau$, and the noise $\sqrt{\beta}\, dB$ has the variance $d\tau$. The
-# stationary law is $N(0, 1)$, and $\beta$ only says how fast the
-# clock runs. So [`VPSDE`][sde_models.sdes.linear_beta.VPSDE] must have the mean and the variance of
+# $\tau(t) = \int_0^t \beta$: in a time $dt$ the clock advances by $d\tau = \beta\, dt$, so the
+# drift is $-\tfrac12 x\, d\tau$, and the noise $\sqrt{\beta}\, dB$ has the variance $d\tau$. The
+# stationary law is $N(0, 1)$, and $\beta$ only sets the speed of the clock. So [`VPSDE`][sde_models.sdes.linear_beta.VPSDE] must have the mean and the variance of
 # the formulas above at time $\tau$:
 
 # %%
@@ -265,18 +261,18 @@ for time in (0.1, 0.5, 1.0):
 # 2. Start the simulation from the stationary law. Estimate the covariance of $x_s$ and $x_t$; it
 #    should be $\frac{\nu^2}{2\theta} e^{-\theta |t - s|}$.
 # 3. Make the step of `solve` three times as long. What happens, and why? (Hint: diffusion moves
-#    about $\sqrt{\Delta t}$ in a step, and the scheme looks one cell far.)
+#    about $\sqrt{\Delta t}$ in a step, and the scheme couples neighbouring cells only.)
 # 4. Replace the drift by $-x (x^2 - 1)$ in the simulation and in `flux`, and add the time 8.0. What
 #    is the stationary law? (Hint: set the flux to zero. The path needs to be as long, and the closed
 #    forms above no longer hold. With a drift that is four times as strong the scheme breaks down
-#    near $\pm 4$: it looks one cell far for the drift as well.)
+#    near $\pm 4$: the drift, too, may cross at most one cell in a step.)
 #
 # ## Further reading
 #
 # - Pavliotis 2014, *Stochastic Processes and Applications*, chapters 2 to 4: Fokker-Planck equations
-#   and how fast they forget.
+#   and how fast they relax.
 # - Särkkä and Solin 2019, *Applied Stochastic Differential Equations*, chapters 4 to 6: linear SDEs
 #   and their moments.
-# - Gardiner, *Handbook of Stochastic Methods*: the same by a physicist, with many examples.
+# - Gardiner, *Handbook of Stochastic Methods*: the same for physicists, with many examples.
 #
 # Next: [scores and Langevin dynamics](scores-and-langevin.md).

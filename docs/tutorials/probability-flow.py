@@ -1,16 +1,16 @@
 # %% [markdown]
 # # The probability-flow ODE
 #
-# The same densities that an SDE moves through can be had without any noise, by an ordinary
+# The densities of an SDE can also be obtained without noise, from an ordinary
 # differential equation. This page derives it, shows that its marginals are those of the SDE and its
-# paths are not, and looks at it as a normalizing flow with infinitely many layers. You will know why
-# it can be run both ways, what that costs, and why its codes do not depend on the network.
+# paths are not, and treats it as a normalizing flow with infinitely many layers. You will know why
+# it can be run in both directions, what that costs, and why its codes do not depend on the network.
 #
 # ## Noise rewritten as transport
 #
 # The densities $p_t$ of $dx = f(t, x)\,dt + g(t)\,dB$ obey the [Fokker-Planck
-# equation](ornstein-uhlenbeck.md#the-fokker-planck-equation). With $\nabla p = p\, \nabla \log p$ its noise term can be written as
-# a divergence of something times $p$:
+# equation](ornstein-uhlenbeck.md#the-fokker-planck-equation). With $\nabla p = p\, \nabla \log p$ its
+# noise term can be written as the divergence of a velocity times $p$:
 #
 # $$
 # \frac{\partial p_t}{\partial t}
@@ -18,8 +18,8 @@
 # = -\nabla \cdot \Big( \big[ f - \tfrac12 g^2\, \nabla \log p_t \big]\, p_t \Big) .
 # $$
 #
-# On the right there is no noise left. This is the *continuity equation*: it says that points move
-# with the velocity in brackets, and that none appears or vanishes. So let points move like that,
+# The right side contains no noise. This is the *continuity equation*: points move
+# with the velocity in brackets, and none appears or vanishes. So let points move accordingly,
 #
 # $$
 # \frac{dx}{dt} = f(t, x) - \tfrac12 g(t)^2\, \nabla \log p_t(x) ,
@@ -27,16 +27,15 @@
 #
 # and if they have the density $p_t$ at one time, they have it at every time. This is the
 # *probability-flow ODE* (Song et al. 2021; the idea is also in Maoutsa, Reich and Opper 2020).
-# Where noise would spread the points, the velocity points down the density and spreads them as
-# much.
+# Noise would spread the points; the velocity points down the density and spreads them equally.
 #
 # ## The same marginals
 #
-# Two groups of samples of a mixture on the line, drawn independently. One goes up the SDE, which
-# knows no score and needs random numbers. The other goes up the ODE, which needs the score and
-# draws none: the library's [`encode`][sde_models.sampling.latents.encode]. At five times we ask whether the
-# two come from one distribution, by the two-sample Kolmogorov-Smirnov test. The alarm is at a
-# p-value of 0.01/5: if they do, it is false in one run of 100 at most.
+# Draw two independent groups of samples of a mixture in one dimension. One follows the SDE, which
+# needs random numbers and no score. The other follows the ODE, which needs the score and no random
+# numbers: the library's [`encode`][sde_models.sampling.latents.encode]. At five times we test whether the
+# two have the same distribution, by the two-sample Kolmogorov-Smirnov test. The alarm is at a
+# p-value of 0.01/5: if they do, it is false in at most one run of 100.
 
 # %%
 import matplotlib.pyplot as plt
@@ -76,7 +75,7 @@ print("time   ", *(f"{t:7.2g}" for t in times))
 print("p-value", *(f"{p:7.2f}" for p in p_values))
 assert min(p_values) > 0.01 / 5
 
-# %% alt="Histograms of the SDE and of the ODE at five times cover each other, from two modes to one bell"
+# %% alt="Histograms of the SDE and of the ODE at five times agree, from two modes to one bell"
 figure, panels = plt.subplots(1, 5, figsize=(11, 2.6), sharex=True)
 for panel, t, a, b in zip(panels, times, by_sde, by_ode, strict=True):
     options = {"bins": 50, "range": (-3.5, 3.5), "density": True}
@@ -90,10 +89,10 @@ plt.show()
 # %% [markdown]
 # ## Paths that never cross
 #
-# The paths could not be more different. Through each point $(t, x)$ there is one solution of an ODE
-# with a smooth velocity, and one only (the theorem of Picard and Lindelöf). Two paths that meet
-# would be two solutions through one point, so they never meet. On the line this means: whoever is
-# on the left stays on the left.
+# The paths are very different. Through each point $(t, x)$ there is exactly one solution of an ODE
+# with a smooth velocity (the theorem of Picard and Lindelöf). Two paths that meet
+# would be two solutions through one point, so they never meet. In one dimension this means that
+# the points keep their order.
 
 # %%
 order = by_ode[0].argsort()
@@ -107,7 +106,7 @@ before = by_sde[0, :half] < by_sde[0, half:]
 after = by_sde[-1, :half] < by_sde[-1, half:]
 swapped = float((before != after).double().mean())
 print(f"SDE: {swapped:.0%} of pairs have changed places at the end")
-# As if the order were tossed anew, within four standard errors.
+# As if the order were random, within four standard errors.
 assert abs(swapped - 0.5) < 4 * 0.5 / half**0.5
 
 # %% alt="Left, smooth paths of the ODE that never cross; right, jagged paths of the SDE from the same points that cross often"
@@ -132,13 +131,13 @@ panels[1].set(title="SDE", xlabel="time $t$")
 plt.show()
 
 # %% [markdown]
-# The order is kept by every one of thousands of paths, at all five times; of the SDE's pairs half
-# have changed places, as if they had never met.
+# All of the thousands of paths keep their order at all five times; half of the SDE's pairs
+# have changed places, as if the order were random.
 #
-# On the line this even tells us the flow in closed form. Only one increasing map carries $p_0$ to
+# In one dimension this even gives the flow in closed form. Only one increasing map transports $p_0$ to
 # $p_t$: the one that keeps the share of points to the left, $F_t(x_t) = F_0(x_0)$ with the
-# distribution functions $F$. We know them for a mixture, and so the answer that the solver should
-# give.
+# distribution functions $F$. They are known for a mixture, and with them the exact result of the
+# solver.
 
 
 # %%
@@ -163,9 +162,9 @@ print(f"largest difference of the two shares {tight:.0e}")
 assert tight < 1e-7
 
 # %% [markdown]
-# In more dimensions there is no order to keep, and the flow is in general *not* the map that moves
-# points the least (Lavenant and Santambrogio 2022). That it is one to one, with paths that do not
-# meet, holds in any dimension.
+# In more dimensions there is no order, and the flow is in general *not* the map that moves
+# points the least (Lavenant and Santambrogio 2022). But it is one to one, with paths that do not
+# meet, in any dimension.
 #
 # ## A normalizing flow of infinite depth
 #
@@ -177,9 +176,9 @@ assert tight < 1e-7
 #
 # That is a residual block. If $h_k v$ changes more slowly than $x$, with a Lipschitz constant below
 # one, the block is invertible: $x \mapsto x_{k+1} - h_k v(t_k, x)$ is then a contraction, and
-# iterating it finds $x_k$ (Banach's fixed-point theorem; Behrmann et al. 2019 build flows this
-# way). With many layers each $h_k$ is small, so this holds by itself. Let us stack 64 of them and
-# undo them one by one.
+# iterating it finds $x_k$ (Banach's fixed-point theorem; Behrmann et al. 2019 build flows like
+# this). With many layers each $h_k$ is small, so the condition holds. The cell applies 64 layers and
+# inverts them one by one.
 
 # %%
 clock = sde.t_from_log_snr(
@@ -202,17 +201,17 @@ for k in reversed(range(64)):
     for _ in range(30):
         x = x + target - layer(k, x)  # x <- target - h v(t, x)
 undone = float((x - x0).abs().max())
-print(f"64 layers undone by iteration: off by {undone:.0e}")
+print(f"64 layers inverted by iteration: off by {undone:.0e}")
 assert undone < 1e-9
 
 # %% [markdown]
-# That is exact but for rounding, and thirty evaluations a layer are dear. A cheaper way back is to
-# run the *ODE* the other way: the same steps with $h < 0$, as [`decode`][sde_models.sampling.latents.decode]
-# does. Its layers are no exact inverses, but both directions tend to the same flow, so that the
-# round trip closes as the steps become many. How fast? A step of a method of order $p$ is off by $C
-# h^{p+1}$, and the step back by $C (-h)^{p+1}$, with the same $C$ to first order. For odd $p$ the
-# two add up, and the round trip has order $p$. For even $p$ they cancel, and it has order $p + 1$:
-# 1, 3 and 5 for the methods of Euler, Heun and Runge and Kutta.
+# That is exact up to rounding, but thirty evaluations per layer are expensive. It is cheaper to
+# integrate the *ODE* backwards: the same steps with $h < 0$, as in [`decode`][sde_models.sampling.latents.decode].
+# Its layers are not exact inverses, but both directions converge to the same flow, so the
+# error of the round trip vanishes as the number of steps grows. How fast? A step of a method of order
+# $p$ has the error $C h^{p+1}$, and the step back $C (-h)^{p+1}$, with the same $C$ to first order. For
+# odd $p$ the two add up, and the round trip has order $p$. For even $p$ they cancel, and it has order
+# $p + 1$: 1, 3 and 5 for the methods of Euler, Heun and Runge and Kutta.
 
 # %% alt="Round trip error against steps, log-log: straight lines, of slopes near -1, -3 and -5 for Euler, Heun and Runge-Kutta"
 counts = [20, 40, 80, 160]
@@ -228,22 +227,22 @@ for name, expected in (("ode:euler", 1), ("ode:heun2", 3), ("ode:rk4", 5)):
 plt.xticks(counts, counts)
 plt.minorticks_off()
 plt.title("Encoding and decoding again")
-plt.xlabel("steps each way (layers)")
+plt.xlabel("steps in each direction (layers)")
 plt.ylabel("root mean square error of $x_0$")
 plt.legend()
 plt.show()
 
 # %% [markdown]
 # The orders in the legend are measured from the last doubling. As the number of layers goes to
-# infinity, what is left is the flow itself, which is invertible without any condition on the
-# network but smoothness. In the same limit the log-determinants of the layers become an integral of
-# the divergence of $v$, and with it comes [the exact likelihood](exact-likelihoods.md).
+# infinity, they become the flow itself, which is invertible for every smooth network.
+# In the same limit the log-determinants of the layers become an integral of
+# the divergence of $v$, which gives [the exact likelihood](exact-likelihoods.md).
 #
 # ## Adaptive solvers
 #
-# If depth is only a matter of solving, it can be left to a solver that chooses its steps to meet a
-# tolerance. Fewer digits then cost fewer evaluations, on the same network. The error below is the
-# largest difference of shares, against the closed form.
+# If depth belongs only to the solver, it can be left to one that chooses its steps to meet a
+# tolerance. Lower accuracy then costs fewer evaluations of the same network. The error below is the
+# largest difference of shares from the closed form.
 
 # %% alt="Error against evaluations, log-log: dopri5 at seven tolerances and rk4 fall steeply, Euler slowly"
 adaptive = []
@@ -253,7 +252,7 @@ for digits in range(2, 9):
         model, x0, "ode:dopri5", rtol=10.0**-digits, atol=10.0**-digits
     )
     adaptive.append((code.nfe, error(code)))
-    print(f"{10.0**-digits:9.0e} {code.nfe:13d} {adaptive[-1][1]:7.0e}")
+    print(f"{10.0**-digits:9.0e} {code.nfe:13g} {adaptive[-1][1]:7.0e}")
 plt.loglog(*zip(*adaptive, strict=True), "o-", label="ode:dopri5, by tolerance")
 for name in ("ode:rk4", "ode:euler"):
     codes = [sm.encode(model, x0, name, steps=n) for n in (10, 20, 40, 80)]
@@ -266,31 +265,31 @@ plt.ylabel("largest error of $F_t(x_t)$")
 plt.legend()
 plt.show()
 
-# Six digits more are asked for; three at least must come.
+# The tolerance falls by six digits; the error must fall by at least three.
 assert adaptive[-1][1] < 1e-3 * adaptive[0][1]
 assert adaptive[-1][0] < 10 * adaptive[0][0]
 
 # %% [markdown]
 # A tolerance that is a million times smaller costs less than ten times the evaluations. The
-# tolerance is of the error of each step in units of $x$, and not of the final error, so the two
+# tolerance refers to the error of each step in units of $x$, not to the final error, so the two
 # columns need not be equal.
 #
 # ## Trained without likelihood, never unrolled
 #
 # A normalizing flow is usually trained by maximum likelihood: each gradient goes back through all
 # of its layers. A neural ODE (Chen et al. 2018) solves an ODE inside each training step. Here the
-# velocity is fixed by the score, and [score matching](matching-scores.md) learns the score at each
-# time by itself. These are the two computation graphs:
+# velocity is determined by the score, and [score matching](matching-scores.md) learns the score at
+# each time separately. These are the two computation graphs:
 #
 # ```text
 # training   x0, t, noise -> x_t -> network(t) -> loss             any t, one call
 # flow       x0 -> network(t_1) -> network(t_2) -> ... -> z        all t, in order
 # ```
 #
-# The flow is put together only after training. We train two networks of different size, seed and
-# parametrisation on the same points in the plane, and count what a gradient has to go through:
-# calls of the network, and nodes of the graph that automatic differentiation goes back through.
-# (`gradient="direct"` lets the solver keep that graph, as training through it would need.)
+# The flow is assembled only after training. We train two networks of different size, seed and
+# parametrisation on the same points in the plane, and count what a gradient passes through:
+# calls of the network, and nodes of the graph of automatic differentiation.
+# (`gradient="direct"` makes the solver keep that graph, as training through it would need.)
 
 # %%
 angles = 2 * torch.pi / 3 * torch.arange(3)
@@ -307,7 +306,7 @@ def train(seed, width, depth, **parametrisation):
         points,
         steps=300,
         learning_rate=8e-3,
-        averaging=0.98,
+        ema_decay=0.98,
         warmup=30,
         seed=seed,
         progress=False,
@@ -328,28 +327,27 @@ def graph_nodes(value):
     return len(seen)
 
 
-with sm.count_evaluations() as cost:
+with sm.count_evaluations() as counter:
     loss = sm.losses.denoising_score_matching(first, points[:64])
-print(f"score matching: {cost.nfe} call, {graph_nodes(loss)} nodes")
-assert cost.nfe == 1
+print(f"score matching: {counter.calls} call, {graph_nodes(loss)} nodes")
+assert counter.calls == 1
 for steps in (10, 100):
     unrolled = sm.encode(
         first, points[:64], "ode:euler", steps=steps, gradient="direct"
     )
     nodes = graph_nodes(unrolled.z.sum())
-    print(f"{steps} layers unrolled: {unrolled.nfe} calls, {nodes} nodes")
+    print(f"{steps} layers unrolled: {unrolled.cost.calls} calls, {nodes} nodes")
 
 # %% [markdown]
-# The depth of the flow never enters the training, nor its memory.
+# The depth of the flow affects neither the training nor its memory.
 #
 # ## Codes that depend on the score alone
 #
-# Look at the velocity again: $f$ and $g$ are fixed, and the score is a property of the data. There
-# is nothing else in it. If two networks have learned the score, they define the same flow, and give
-# each point the same code, whatever their architecture and seed. Compare this with a variational
-# autoencoder or a usual
-# normalizing flow, whose codes change with each training run. We encode new points by both networks
-# and by the exact score.
+# The velocity depends only on $f$ and $g$, which are fixed, and on the score, which is a property of
+# the data. If two networks have learned the score, they define the same flow, and give
+# each point the same code, whatever their architecture and seed. The codes of a variational
+# autoencoder or a usual normalizing flow, by contrast, change with each training run. We encode new
+# points by both networks and by the exact score.
 
 # %%
 fresh = truth.sample(500, generator=torch.Generator().manual_seed(1))
@@ -385,8 +383,8 @@ panels[0].set_ylabel("$z_2$")
 plt.show()
 
 # %% [markdown]
-# A point has the colour of its direction in the plane of the data. The three pictures are alike, as
-# far as the networks have learned the same score. [Latents](latents.md) puts such codes to use.
+# The colour of a point is its direction in the plane of the data. The three panels agree as
+# far as the networks have learned the same score. [Latents](latents.md) uses such codes.
 #
 # ## Exercises
 #
@@ -394,8 +392,8 @@ plt.show()
 #    ODE. *Hint: the order is kept, and both ends are Gaussian.* Check with
 #    `sm.GaussianMixture([[0.0]], s)`.
 # 2. In the derivation, write $\tfrac12 g^2 \Delta p$ as noise of strength $\eta g$ plus transport.
-#    Which term of [the reverse SDE](reversing-time.md) do you meet?
-# 3. Use 8 layers in place of 64 in the stack that is undone. Does the iteration still converge?
+#    Which term of [the reverse SDE](reversing-time.md) appears?
+# 3. Use 8 layers in place of 64 in the stack that is inverted. Does the iteration still converge?
 #    Print the largest $|h_k\, \partial v / \partial x|$. *Hint: `torch.autograd.grad(flow(t,
 #    x).sum(), x)`.*
 # 4. Make the round trip with `"ddim"`, `"dpmpp-2m"` and `"flow-abm-4"`. Which order does each have?
@@ -407,7 +405,7 @@ plt.show()
 # - Song et al. 2021, [arXiv:2011.13456](https://arxiv.org/abs/2011.13456), section 4.3 and appendix
 #   D: the ODE, its likelihood, and uniquely identifiable encoding.
 # - Maoutsa, Reich and Opper 2020, [arXiv:2006.00702](https://arxiv.org/abs/2006.00702): particles
-#   that follow the score in place of noise.
+#   that follow the score instead of noise.
 # - Chen et al. 2018, [arXiv:1806.07366](https://arxiv.org/abs/1806.07366): neural ODEs and
 #   continuous normalizing flows, trained by solving.
 # - Behrmann et al. 2019, [arXiv:1811.00995](https://arxiv.org/abs/1811.00995): invertible residual

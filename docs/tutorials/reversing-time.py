@@ -1,31 +1,30 @@
 # %% [markdown]
 # # Reversing time
 #
-# A forward SDE turns data into noise. Its reversal turns noise into data, and needs only one thing
-# that the forward SDE does not tell: the score. This page derives the reverse SDE, tests it against
-# a case where every *marginal*, the law at a single time, is known, and solves it by hand, with
-# torchsde, and with the library.
-# You will know what the predictor and the corrector of Song et al. do, what the dial $\eta$ between
-# them turns, and what each is worth at equal cost.
+# A forward SDE turns data into noise. Its reversal turns noise into data, and needs only one more
+# quantity: the score. This page derives the reverse SDE, tests it on
+# a case where every *marginal*, the law at a single time, is known, and solves it by a loop, with
+# torchsde, and with the library. You will know what the predictor and the corrector of Song et al. do,
+# how the parameter $\eta$ interpolates between them, and how they compare at equal cost.
 #
 # ## Anderson's theorem
 #
 # Let $dx = f(t, x)\,dt + g(t)\,dB$ have densities $p_t$. These obey the [Fokker-Planck
-# equation](ornstein-uhlenbeck.md#the-fokker-planck-equation), which says that density is carried along by the drift and spread by
-# the noise:
+# equation](ornstein-uhlenbeck.md#the-fokker-planck-equation): the density is transported by the drift
+# and spread by the noise:
 #
 # $$
 # \frac{\partial p_t}{\partial t} = -\nabla \cdot (f p_t) + \tfrac12 g^2 \Delta p_t .
 # $$
 #
-# Now let the clock run backwards: $s = -t$, and $q_s = p_{-s}$. Every sign turns round:
+# Now reverse the clock: $s = -t$, and $q_s = p_{-s}$. Every sign changes:
 #
 # $$
 # \frac{\partial q_s}{\partial s} = \nabla \cdot (f q_s) - \tfrac12 g^2 \Delta q_s .
 # $$
 #
-# The last term would be noise that *unspreads*, and there is no such thing. But density can also be
-# concentrated by a drift. Since $\nabla q = q\, \nabla \log q$, we have
+# The last term would be noise that *concentrates*, which does not exist. But a drift can also
+# concentrate a density. Since $\nabla q = q\, \nabla \log q$, we have
 # $\Delta q = \nabla \cdot (q\, \nabla \log q)$, and therefore
 #
 # $$
@@ -33,8 +32,7 @@
 # = \tfrac12 g^2 \Delta q - \nabla \cdot \big( g^2 \,\nabla \log q \; q \big) .
 # $$
 #
-# Put in, this gives an honest Fokker-Planck equation, with positive noise, that the same $q_s$
-# solves:
+# Inserted, this gives a proper Fokker-Planck equation, with positive noise, for the same $q_s$:
 #
 # $$
 # \frac{\partial q_s}{\partial s} = -\nabla \cdot \big( [-f + g^2\, \nabla \log q_s]\, q_s \big)
@@ -49,16 +47,16 @@
 # $$
 #
 # Started from $p_{t_\text{max}}$ it has the density $p_t$ at each $t$, provided that the equation has
-# one solution only, as it does for coefficients of moderate growth. Anderson (1982) proved more: not
-# only the density at each time but the law of whole paths is that of the forward SDE. Haussmann and
+# a unique solution, as it does for coefficients of moderate growth. Anderson (1982) proved more: not
+# only the density at each time but the law of entire paths is that of the forward SDE. Haussmann and
 # Pardoux (1986) give the precise conditions.
 #
-# ## By hand, and with a test that can fail
+# ## Written out, and with a test that can fail
 #
-# The data are a mixture on the line. [`score_model`][sde_models.models.gaussian_mixture.GaussianMixture.score_model]
-# knows its score at every time, so whatever goes wrong is not the network's fault. One step of
+# The data are a mixture in one dimension. [`score_model`][sde_models.models.gaussian_mixture.GaussianMixture.score_model]
+# gives its exact score at every time, so no error is due to a network. One step of
 # Euler-Maruyama is two lines. We also run it with half of the score term, to see whether the
-# test notices.
+# test detects that.
 
 # %%
 import matplotlib.pyplot as plt
@@ -76,7 +74,7 @@ clock = torch.linspace(sde.t_max, sde.t_min, steps + 1)
 
 
 def reverse(score_weight):
-    """All states on the way, shape (steps + 1, count, 1)."""
+    """The states at all times, shape (steps + 1, count, 1)."""
     generator = torch.Generator().manual_seed(0)
     x = sde.prior((1,)).sample((count,), generator=generator)
     states = [x]
@@ -92,8 +90,8 @@ right, wrong = reverse(1.0), reverse(0.5)
 
 # %% [markdown]
 # The marginals of the forward SDE are mixtures too
-# ([`diffuse`][sde_models.models.gaussian_mixture.GaussianMixture.diffuse]), so we can ask at each of five times
-# whether the samples come from the distribution that they should come from. The Kolmogorov-Smirnov
+# ([`diffuse`][sde_models.models.gaussian_mixture.GaussianMixture.diffuse]), so we can test at each of five times
+# whether the samples have the right distribution. The Kolmogorov-Smirnov
 # test takes the largest distance between the distribution function of the samples and the exact
 # one, and turns it into a p-value. With five tests we raise an alarm when one p-value is below
 # 0.01/5: if the theorem is right, and the steps short enough, this is a false alarm in at most one
@@ -147,15 +145,15 @@ panels[-1].legend(fontsize=7, loc="upper right")
 plt.show()
 
 # %% [markdown]
-# The reverse SDE passes at all times, and half a score does not: without the full pull, the noise
-# spreads the samples more than the drift gathers them.
+# The reverse SDE passes at all times, and half the score does not: with half the drift, the noise
+# spreads the samples more than the drift concentrates them.
 #
-# ## The same with torchsde and with the verb
+# ## The same with torchsde and with `sample`
 #
-# [`ReverseSDE`][sde_models.models.systems.ReverseSDE] holds that drift and that noise. torchsde wants time
-# to increase, so it sees the clock $s = -t$, from $-t_\text{max}$ to $-t_\text{min}$, and any of
-# its methods will do. The verb [`sample`][sde_models.sampling.samples.sample] draws the prior, runs a
-# solver from the [table](../solvers.md), and counts evaluations.
+# [`ReverseSDE`][sde_models.models.systems.ReverseSDE] has that drift and that noise. torchsde requires
+# increasing time, so it gets the clock $s = -t$, from $-t_\text{max}$ to $-t_\text{min}$, and any of
+# its methods may be used. The function [`sample`][sde_models.sampling.samples.sample] draws from the
+# prior, runs a solver from the [table](../solvers.md), and counts evaluations.
 
 # %%
 reverse_sde = sm.ReverseSDE(model, (1,))
@@ -176,34 +174,34 @@ drawn = sm.sample(
 )
 
 both = p_values([by_torchsde, drawn.x], [sde.t_min, sde.t_min])
-show("torchsde, verb: p", both)
-print(f"the verb took {drawn.nfe} evaluations")
+show("torchsde, sample: p", both)
+print(f"sm.sample took {drawn.nfe:g} evaluations")
 assert min(both) > 0.01 / 2
 
 # %% [markdown]
-# Both pass, the verb with a hundred steps. Where those steps should lie is a question of its own:
-# the last exercise asks it, and [choosing a solver](choosing-a-solver.md) has more on it.
+# Both pass, `sample` with a hundred steps. The choice of these steps is the subject of
+# the last exercise and of [choosing a solver](choosing-a-solver.md).
 #
-# ## Eta: how much noise on the way back
+# ## Eta: the amount of noise
 #
-# In the derivation we turned $-\tfrac12 g^2 \Delta q$ into noise of the full strength. But any amount
-# may be kept. For $\eta \ge 0$,
+# In the derivation we turned $-\tfrac12 g^2 \Delta q$ into noise of full strength. Any other amount
+# is possible. For $\eta \ge 0$,
 #
 # $$
 # -\tfrac12 g^2 \Delta q
 # = \tfrac12 \eta^2 g^2 \Delta q - \nabla \cdot \Big( \tfrac{1 + \eta^2}{2} g^2 \,\nabla \log q \; q \Big),
 # $$
 #
-# and so there is a whole family with the same marginals:
+# which gives a family of SDEs with the same marginals:
 #
 # $$
 # dx = \Big[ f - \tfrac{1 + \eta^2}{2}\, g^2\, \nabla \log p_t \Big]\, dt + \eta\, g\, d\bar B .
 # $$
 #
-# With $\eta = 1$ this is Anderson's; with $\eta = 0$ there is no noise at all, and what is left is
+# With $\eta = 1$ this is Anderson's; with $\eta = 0$ there is no noise, and it is
 # the [probability-flow ODE](probability-flow.md). The paths below start at the same three points.
-# The end points of all samples are tested as before, four tests and one false alarm in 100 runs at
-# most.
+# The end points of all samples are tested as before, by four tests with at most one false alarm in
+# 100 runs.
 
 # %% alt="Paths back in time for eta 0, 0.5, 1 and 2: smooth at first, then rougher and rougher, all ending in the two modes"
 figure, panels = plt.subplots(1, 4, figsize=(11, 2.8), sharey=True)
@@ -235,49 +233,48 @@ assert min(values) > 0.01 / 4
 #
 # ## Where the SDE ends and the corrector begins
 #
-# Look at the family once more, and sort it by $\eta$:
+# Sort the terms of the family by $\eta$:
 #
 # $$
 # dx = \underbrace{\big[ f - \tfrac12 g^2\, \nabla \log p_t \big]\, dt}_{\text{probability flow}}
 # \;+\; \underbrace{- \tfrac12 \eta^2 g^2\, \nabla \log p_t\, dt + \eta\, g\, d\bar B}_{\text{Langevin dynamics at level } t} .
 # $$
 #
-# The second part is [Langevin dynamics](scores-and-langevin.md), which leaves $p_t$ as it is: a
+# The second part is [Langevin dynamics](scores-and-langevin.md), which leaves $p_t$ unchanged: a
 # step $x \leftarrow x + \varepsilon\, \nabla \log p_t + \sqrt{2 \varepsilon}\, z$ with $\varepsilon
-# = \tfrac12 \eta^2 g^2
-# |dt|$ (half of the $\epsilon$ of that page). So a step of the reverse SDE *is* a step of the flow, which carries
-# samples from $p_t$ to $p_{t+dt}$, plus a step of Langevin dynamics, which brings samples that are
-# not quite at $p_t$ nearer to it. This is no approximation: the two steps are the same number by
-# number.
+# = \tfrac12 \eta^2 g^2 |dt|$ (half of the $\epsilon$ of that page). So a step of the reverse SDE *is* a
+# step of the flow, which moves samples from $p_t$ to $p_{t+dt}$, plus a step of Langevin dynamics,
+# which brings samples with a slightly wrong law closer to $p_t$. This is not an approximation: the two
+# steps are numerically the same.
 
 # %%
 t, dt, eta = torch.tensor(0.4), -0.01, 1.3
 x, z = start, torch.randn(start.shape, generator=generator)
 system = sm.ReverseSDE(model, (1,), eta=eta)
-whole = (
+single = (
     x + system.drift(t, x) * dt + system.noise_scale(t, x) * abs(dt) ** 0.5 * z
 )
 
 flow_step = x + sm.ProbabilityFlow(model)(t, x) * dt
 epsilon = 0.5 * (eta * sde.diffusion(t)) ** 2 * abs(dt)
 both = flow_step + epsilon * model.score(t, x) + (2 * epsilon).sqrt() * z
-print(f"largest difference {float((whole - both).abs().max()):.0e}")
-assert torch.allclose(whole, both, atol=1e-5)  # float32, numbers of size 1
+print(f"largest difference {float((single - both).abs().max()):.0e}")
+assert torch.allclose(single, both, atol=1e-5)  # float32, numbers of size 1
 
 # %% [markdown]
-# A *predictor-corrector* sampler (Song et al. 2021) takes the two apart. The **predictor** moves to
+# A *predictor-corrector* sampler (Song et al. 2021) separates the two. The **predictor** moves to
 # the next time: one step of a solver of the reverse SDE or of the flow. The **corrector** then
-# stays there and takes Langevin steps, as many as you like and as long as you like; in the SDE
-# their length is tied to $dt$. At one end there is a predictor alone, at the other a corrector
-# alone: annealed Langevin dynamics, the solver `ald`. In between lies `pc`, with options
+# takes Langevin steps at that time, of any number and length; in the SDE
+# their length is determined by $dt$. One extreme is a predictor alone, the other a corrector
+# alone: annealed Langevin dynamics, the solver `ald`. In between is `pc`, with options
 # `predictor`, `corrector`, `corrector_steps`, and `snr`, which sets the step to about $\varepsilon
 # = 2\, (\mathrm{snr}\; \sigma_t)^2$.
 #
 # ## With and without, at equal evaluations
 #
-# A corrector step costs an evaluation, and so does one more step of the predictor. Which is the
-# better buy? The predictor here is the default one, `reverse-diffusion`, on the default grid. We
-# measure the energy distance to the exact distribution, which on the line is $2 \int (F_n - F)^2
+# A corrector step costs an evaluation, and so does one more step of the predictor. Which
+# improves samples more? The predictor here is the default one, `reverse-diffusion`, on the default grid. We
+# measure the energy distance to the exact distribution, which in one dimension is $2 \int (F_n - F)^2
 # dx$ for the distribution functions of samples and target (Székely and Rizzo 2013). Even exact
 # samples are not at zero: $n$ of them are at $\tfrac{2}{n} \int F (1 - F)\, dx$ on average.
 
@@ -323,16 +320,16 @@ assert same_steps < alone[16]
 assert distances["with corrector, snr 0.16", 32] > alone[32]
 
 # %% [markdown]
-# Two answers to two questions. At an equal number of *steps* the corrector with the longer step
-# improves the samples. At an equal number of *evaluations*, with an exact score and a right start,
-# neither corrector pays here: it is better to take twice as many steps of the predictor, whose own
-# noise corrects already. Song et al. 2021 (table 1) did see a gain at equal evaluations, with learned
+# At an equal number of *steps* the corrector with the longer step
+# improves the samples. At an equal number of *evaluations*, with an exact score and a correct start,
+# neither corrector helps here: it is better to take twice as many steps of the predictor, whose own
+# noise already corrects. Song et al. 2021 (table 1) did see a gain at equal evaluations, with learned
 # scores on images, where the steps are not the only error.
 #
 # ## What the corrector is for
 #
-# A step's error is only one kind. Let us make another: we start at $t = 0.3$ from samples that are
-# right except for a shift of 0.5. How much of the mistake is left in the data? Each run has 200
+# The error of the steps is only one kind. For another, we start at $t = 0.3$ from samples that are
+# right except for a shift of 0.5. How much of the shift is left in the data? Each run has 200
 # evaluations.
 
 # %%
@@ -358,7 +355,7 @@ for label, eta, options in (
     left[label] = energy_distance(solution.x)
     off = float(solution.x.mean() - mixture.mean())
     print(
-        f"{label:24} {solution.nfe} evaluations: mean off by {off:+.2f}, "
+        f"{label:24} {solution.cost}: mean off by {off:+.2f}, "
         f"energy distance {left[label]:.1e}"
     )
 
@@ -367,30 +364,28 @@ assert left["flow + corrector"] < left["reverse SDE"] / 2
 assert left["reverse SDE + corrector"] < left["flow + corrector"]
 
 # %% [markdown]
-# The flow carries the mistake through to the data, and has no way to notice it: a deterministic map
-# keeps what it is given. The reverse SDE forgets a part, since each of its steps contains some
-# Langevin dynamics. The corrector forgets the most. Noise is not an end in itself, then: it is what
-# makes a sampler forgive errors, be they of the start, of the steps, or of the score at noisier
-# levels. It cannot forgive an error of the score at the level where it is, which is what it
-# believes in. And fixed Langevin steps have an error of their own, up to $\mathrm{snr}^2$ of the
-# variance, that more steps do not remove.
+# The flow, a deterministic map, transports the error to the data. The reverse SDE removes a part of it,
+# since each of its steps contains some Langevin dynamics. The corrector removes the most. So noise
+# makes a sampler robust against errors of the start, of the steps, or of the score at noisier
+# levels. It cannot correct an error of the score at its own level. And fixed Langevin steps have their
+# own error, up to $\mathrm{snr}^2$ of the variance, that more steps do not remove.
 #
-# For few evaluations the flow is cheaper, as smooth paths can be followed with long steps of high
+# For few evaluations the flow is cheaper, since smooth paths can be followed with long steps of high
 # order; the [benchmarks](../reference/benchmarks.md#samplers) have the figures.
 #
 # ## Exercises
 #
-# 1. How sensitive is the test? Find the weight of the score nearest to 1 that it still notices, with
+# 1. How sensitive is the test? Find the weight of the score nearest to 1 that it still detects, with
 #    `count = 4000`, and with 40,000. *Hint: the largest distance that passes shrinks like
 #    $1/\sqrt{\text{count}}$.*
 # 2. Show on paper that with $\eta \to \infty$ and $\eta^2 dt$ fixed, a step becomes pure Langevin
-#    dynamics. What does it take to still arrive at $t_\text{min}$? Compare `sm.sample(model, (many,
-#    1), "ald", steps=64)`, and mind its `nfe`.
-# 3. In the last experiment move `middle` to 0.1 and to 0.6. When is a mistake forgiven, and why?
-#    *Hint: how wide is the density, in units of $\sigma_t$, and how much of the way is left?*
+#    dynamics. How many steps does it then take to reach $t_\text{min}$? Compare `sm.sample(model, (many,
+#    1), "ald", steps=64)`, and note its `nfe`.
+# 3. In the last experiment move `middle` to 0.1 and to 0.6. When is the error corrected, and why?
+#    *Hint: how wide is the density, in units of $\sigma_t$, and how much time is left?*
 # 4. Find the largest useful `snr`: run the budget of 128 with 0.1, 0.2, 0.4, 0.6 and 0.8.
-# 5. With `steps=25` in the call of `sm.sample` the test sounds the alarm. Which of `grid="uniform"`,
-#    `"quadratic"` and `"karras"` silences it? *Hint: plot the nodes of each; where is the drift
+# 5. With `steps=25` in the call of `sm.sample` the test raises an alarm. With which of `grid="uniform"`,
+#    `"quadratic"` and `"karras"` does it not? *Hint: plot the nodes of each; where is the drift
 #    large?*
 #
 # ## Further reading
@@ -402,7 +397,7 @@ assert left["reverse SDE + corrector"] < left["flow + corrector"]
 # - Song et al. 2021, [arXiv:2011.13456](https://arxiv.org/abs/2011.13456): reverse SDE, predictors
 #   and correctors, with the algorithms in appendix G.
 # - Karras et al. 2022, [arXiv:2206.00364](https://arxiv.org/abs/2206.00364), section 4:
-#   the split into flow and Langevin part, and how much noise pays.
+#   the split into flow and Langevin part, and how much noise is useful.
 # - Székely and Rizzo 2013, *Energy statistics*, Journal of Statistical Planning and Inference 143:
 #   the distance used here.
 #

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Scores and Langevin dynamics
 #
-# A density must integrate to one, and that is what makes densities hard to learn. Its *score* need
-# not, and it is enough to draw samples with. This page shows what a score is, why the constant
-# drops out, how Langevin dynamics samples with it, and the two ways in which that fails. The cure
-# of the failures is what diffusion models are.
+# A density must integrate to one, which makes densities hard to learn. Its *score* has no such
+# constraint, and suffices to draw samples. This page shows what a score is, why the constant
+# drops out, how Langevin dynamics samples with it, and the two cases in which that fails. The
+# remedy leads to diffusion models.
 #
 # ## What a score is
 #
@@ -14,12 +14,12 @@
 # s(x) = \nabla_x \log p(x),
 # $$
 #
-# a vector at every point that says in which direction the density rises, and how steeply in
-# proportion. For a normal law $N(\mu, \sigma^2 I)$ it is $(\mu - x) / \sigma^2$: toward the mean,
-# the stronger the farther. (Statisticians use the word for the gradient in the parameters, too.)
+# a vector at every point in the direction in which the density rises, with its relative slope as
+# length. For a normal law $N(\mu, \sigma^2 I)$ it is $(\mu - x) / \sigma^2$: toward the mean,
+# in proportion to the distance. (Statisticians use the word for the gradient in the parameters, too.)
 #
-# The cell below differentiates the log-density of a mixture automatically. `torch.func.grad` wants a
-# function with one number as its value, so the log-densities of all points are summed: each depends
+# The cell below differentiates the log-density of a mixture automatically. `torch.func.grad` needs a
+# function with a scalar value, so the log-densities of all points are summed: each depends
 # on its own point only, and the gradient of the sum is the score of each, row by row.
 
 # %% alt="Arrows of the score point up the density of a mixture of three bumps"
@@ -59,7 +59,7 @@ plt.show()
 # p(x) = \frac{e^{-E(x)}}{Z}, \qquad Z = \int e^{-E(x)}\, dx .
 # $$
 #
-# That is an **energy-based model**: a network may be any function, so this is as general as can be.
+# That is an **energy-based model**: $E$ may be any network, so this is completely general.
 # The price is the *partition function* $Z$, an integral over all of space, which maximum likelihood
 # needs at every step. But
 #
@@ -67,9 +67,9 @@ plt.show()
 # \nabla \log p(x) = -\nabla E(x) - \nabla \log Z = -\nabla E(x) :
 # $$
 #
-# $Z$ does not depend on $x$, and the score never sees it. To check, multiply the density by any
+# $Z$ does not depend on $x$, so it does not appear in the score. To check, multiply the density by any
 # number, that is, shift the energy. (A model of this library belongs to a process that adds noise to
-# the data, here `VESDE`, and takes a time; later pages say why. At time 0 there is next to no noise.)
+# the data, here `VESDE`, and takes a time; later pages say why. At time 0 there is almost no noise.)
 
 # %%
 x = mixture.sample(5, generator=torch.Generator().manual_seed(0))
@@ -77,7 +77,7 @@ x = mixture.sample(5, generator=torch.Generator().manual_seed(0))
 
 class Energy(torch.nn.Module):
     def forward(self, t, x):
-        return 7.0 - mixture.log_prob(x)  # Z is e^-7: nobody has to know
+        return 7.0 - mixture.log_prob(x)  # Z is e^-7, which is never used
 
 
 model = sm.EnergyModel(Energy(), sm.VESDE())
@@ -88,8 +88,8 @@ assert difference < 1e-4
 
 # %% [markdown]
 # [`EnergyModel`][sde_models.models.energy_model.EnergyModel] takes a network for $E$ and differentiates it. Most
-# models skip the energy and let the network be the score; then nothing guarantees that it is the
-# gradient of anything, and in practice it works as well or better.
+# models omit the energy and let the network be the score; then it need not be a gradient, and in
+# practice it works as well or better.
 #
 # ## Langevin dynamics
 #
@@ -140,7 +140,7 @@ print(f"mean of own samples      {own.mean(0).tolist()}")
 #
 # For $p = N(0, 1)$ the algorithm is $x \leftarrow (1 - \epsilon / 2) x + \sqrt{\epsilon} z$, whose
 # stationary variance $v$ solves $v = (1 - \epsilon/2)^2 v + \epsilon$, so
-# $v = 1 / (1 - \epsilon / 4)$: too large by about a quarter of the step, for ever.
+# $v = 1 / (1 - \epsilon / 4)$: too large by about a quarter of the step, however long it runs.
 
 # %%
 for step in (0.8, 0.2, 0.05):
@@ -153,11 +153,10 @@ for step in (0.8, 0.2, 0.05):
 # %% [markdown]
 # ## How it fails: between modes
 #
-# Take two bumps far apart, with weights 0.8 and 0.2. Between them the density is nearly nothing. A
-# path has to cross that by luck, and the waiting time grows exponentially with the depth of the
-# valley in $\log p$ (Kramers' law). So the samples keep the weights that they *started* with:
-# where the bumps do not overlap,
-# $\nabla \log p$ does not contain the weights at all.
+# Take two bumps far apart, with weights 0.8 and 0.2. Between them the density is nearly zero. A
+# path crosses that region only by chance, and the waiting time grows exponentially with the depth of
+# the valley in $\log p$ (Kramers' law). So the samples keep the weights that they *started* with:
+# where the bumps do not overlap, $\nabla \log p$ does not contain the weights at all.
 
 # %%
 for distance in (1.0, 2.0, 4.0):
@@ -175,22 +174,22 @@ for distance in (1.0, 2.0, 4.0):
 assert abs((x < 0).float().mean() - 0.5) < 0.05  # it never mixed
 
 # %% [markdown]
-# With the bumps near each other the weights come out right; far apart half of the samples stay on
+# With the bumps close together the weights are right; far apart half of the samples stay on
 # each side, because half of them started there.
 #
 # ## How it fails: where there are no data
 #
-# That was with an exact score. A *learned* score is worse off: it is trained on data, and where
-# there are none it is whatever the network happens to say. Langevin dynamics starts in just such
-# places. If the data lie on a surface, as images do among all arrays of pixels, there is nothing
-# but such places, and the score is not even defined.
+# That was with an exact score. A *learned* score is worse: it is trained on data, and where
+# there are none its values are arbitrary. Langevin dynamics starts in just such
+# places. If the data lie on a surface, as images do among all arrays of pixels, nearly all of space
+# is such a place, and the score is not even defined.
 #
-# ## The cure: noise
+# ## The remedy: noise
 #
 # Add noise of size $\sigma$ to the data and the density becomes smooth and wide: the valleys fill,
 # the score is defined everywhere, and there are noised data everywhere to learn it from. For a
-# mixture nothing changes but the width of the bumps. So sample first with much noise, then with
-# less and less, each time from where the last level ended. This is **annealed Langevin dynamics**:
+# mixture only the width of the bumps changes. So sample first with much noise, then with
+# less and less, each time from where the previous level ended. This is **annealed Langevin dynamics**:
 
 # %%
 far = sm.GaussianMixture([[-4.0], [4.0]], 0.5, weights=[0.8, 0.2])
@@ -212,29 +211,29 @@ print(
 assert abs(share - 0.8) < 0.06
 
 # %% [markdown]
-# The same bumps, fewer steps in all, and the weights are nearly right: while the noise was large the two
-# bumps were one, and paths went back and forth; as it fell they settled where the density is.
+# The same bumps, fewer steps in total, and the weights are nearly right: while the noise was large the
+# two bumps were one, and paths went back and forth; as it fell they settled where the density is.
 #
-# Two things are missing. The scores of the noised densities have to be
-# [learned from data](matching-scores.md), and [one network has to know all of them](noise-levels.md).
+# Two steps remain. The scores of the noised densities have to be
+# [learned from data](matching-scores.md), and [by one network for all levels](noise-levels.md).
 #
 # ## Exercises
 #
 # 1. Show that $E_p[\nabla \log p] = 0$ for every smooth density, and check it on samples of
 #    `mixture`.
-# 2. In the two-bump experiment start all samples at $-4$. Which share is left at the end?
+# 2. In the two-bump experiment start all samples at $-4$. Which share is on the left at the end?
 # 3. Half-way between bumps at $\pm d$ of width $\sigma$ the density is lower than at the top by
-#    about $e^{-d^2 / 2\sigma^2}$. How many steps would 0.02 take to cross at $d = 4$? (Hint: no
-#    simulation will live to see it.)
+#    a factor of about $e^{-d^2 / 2\sigma^2}$. How many steps of 0.02 would it take to cross at
+#    $d = 4$? (Hint: more than any simulation can take.)
 # 4. In the annealed run use only three levels. What goes wrong, and why?
 #
 # ## Further reading
 #
 # - Song and Ermon 2019, [arXiv:1907.05600](https://arxiv.org/abs/1907.05600): the two failures and
-#   the cure, in the paper that started it.
+#   the remedy, in the original paper.
 # - Pavliotis 2014, *Stochastic Processes and Applications*, chapters 4 and 6: Langevin dynamics, and
-#   how long it takes to forget.
+#   how fast it relaxes.
 # - Yang Song's blog, *Generative modeling by estimating gradients of the data distribution*: the
-#   whole story with moving pictures.
+#   same topics with animations.
 #
 # Next: [score matching](matching-scores.md).

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # Swapping solvers
 #
-# One word chooses which of four libraries solves the equation. This page runs
-# them on the same model, from the same start and along the same noise, measures
-# what each gives for its evaluations, shows what a solve tells about itself and
-# what it refuses, and then leaves the library and comes to the same answers.
-# Which word to take: [choosing a solver](choosing-a-solver.md).
+# A name chooses which of four libraries solves the equation. This page runs
+# them on the same model, from the same start and along the same noise, compares
+# error and evaluations, shows what a solve reports and which arguments raise errors,
+# and then reproduces the results outside the library.
+# For recommendations see [choosing a solver](choosing-a-solver.md).
 #
 # ## In short
 #
@@ -16,18 +16,17 @@
 # sm.sample(model, (64, 2), "scipy:DOP853", rtol=1e-5)  # SciPy
 # ```
 #
-# The same words go into `encode`, `decode`, `log_prob` and `solve`. A solver of
+# The same names work in `encode`, `decode`, `log_prob` and `solve`. A solver of
 # ODEs gets the [probability flow](probability-flow.md), one of SDEs the [reverse
-# SDE](reversing-time.md). `diffusers:` and the class of a scheduler is a fifth
-# family, if diffusers is installed.
+# SDE](reversing-time.md). If diffusers is installed, `diffusers:` with the class of
+# a scheduler is a fifth family.
 #
 # ## The table, and how to filter it
 #
-# [`sm.list_solvers()`][sde_models.solvers.table.list_solvers] is a mapping from names to
-# solvers, each of which declares what it is:
-# [`Solver`][sde_models.solvers.base.Solver] lists the attributes. Printed whole
-# it is the [table of the guide](../solvers.md#all-of-them); filtered, it answers
-# questions.
+# [`sm.list_solvers()`][sde_models.solvers.registry.list_solvers] is a mapping from names to
+# solvers, each of which declares its properties:
+# [`Solver`][sde_models.solvers.base.Solver] lists the attributes. Printed in full
+# it is the [table of the guide](../solvers.md#all-of-them); it can also be filtered.
 
 # %%
 from collections import Counter
@@ -58,11 +57,11 @@ print(those(lambda s: not s.adaptive and s.order >= 4 and s.diffusion_only))
 # %% [markdown]
 # ## The ODE: the same start
 #
-# A mixture with an exact score, so that only solvers err; 100 points of noise
-# that all of them start from; and `ode:dopri8` at a tight tolerance as the truth.
-# Fixed steps are swept by their number, on the grid `"quadratic"`, and tolerances
-# from 0.01 down. Each legend has the slope of the last three points of a
-# fixed-step solver, to be held against the order that the table declares.
+# The model is a mixture with an exact score, so that all errors are the solver's. All
+# start from the same 100 points of noise, and the reference is `ode:dopri8` at a tight
+# tolerance. We vary the number of fixed steps, on the grid `"quadratic"`, and tolerances
+# from 0.01 down. The legend has the slope of the last three points of each
+# fixed-step solver, to be compared with the order in the table.
 
 # %% alt="Two panels of error against evaluations: fixed-step solvers with slopes of one, two, three and four, and adaptive solvers of four libraries close together"
 sde = sm.VPSDE()
@@ -119,7 +118,7 @@ for name in adaptive:
     assert reached[name] < 100 * 1e-8  # steps add up, and errors spread
 
 panels[0].set(
-    title="Fixed steps", xlabel="evaluations", ylabel="error of a coordinate"
+    title="Fixed steps", xlabel="evaluations", ylabel="error per coordinate"
 )
 panels[1].set(title="Tolerances 1e-2 to 1e-8", xlabel="evaluations")
 for panel, ticks in zip(panels, ([16, 64, 256], [30, 100, 300]), strict=True):
@@ -129,22 +128,22 @@ for panel, ticks in zip(panels, ([16, 64, 256], [30, 100, 300]), strict=True):
 plt.show()
 
 # %% [markdown]
-# Every pair of these agrees in the limit, as they solve the same equation. They
-# differ in price, and no word is best at all accuracies. A count of evaluations
-# is one for the whole batch; `rk-batch` and `adams-batch` also let samples leave
-# early, which [`rows`][sde_models.solvers.recording.Solution] shows and `nfe`
-# does not.
+# All agree in the limit, since they solve the same equation. They
+# differ in cost, and none is best at all accuracies. Evaluations are counted
+# per sample. With `rk-batch` and `adams-batch` samples leave the batch early,
+# so that `nfe`, a mean over them, is below the `calls` of the network, which are
+# also in the [`cost`][sde_models._utils.counting.Cost].
 #
 # ## The SDE: the same noise
 #
 # Two solutions of an SDE can be compared path by path only if they are driven by
-# the same Brownian motion. torchsde's `BrownianInterval` is one that can be asked
-# again, and `sm.make_solver` takes it as an option. *Strong* order is that of the mean
-# distance to the solution along the same path; here the truth is a solve with
+# the same Brownian motion. torchsde's `BrownianInterval` is one that can be evaluated
+# repeatedly, and `sm.make_solver` takes it as an option. *Strong* order is that of the mean
+# distance to the solution along the same path; here the reference is a solve with
 # many more steps.
 #
-# More often only the law of the samples counts: *weak* convergence. Then every
-# solver may draw its own noise, those of this library too, and marginals are
+# Usually only the law of the samples matters: *weak* convergence. Then every
+# solver, including those of this library, may draw its own noise, and marginals are
 # compared: on the right by the energy distance to exact samples.
 
 # %% alt="Left: strong error of three torchsde solvers against steps, srk with the steepest slope; right: energy distances fall to the noise of sampling"
@@ -217,7 +216,7 @@ for name in ("euler-maruyama", "sde:heun", "sde:srk", "dpmpp-2m-sde"):
     panels[1].loglog(budgets, curve, "o-", ms=3, label=name)
 panels[1].axhline(chance, color="C7", ls=":", label="other exact samples")
 panels[1].set(
-    title="Own noise, law by law",
+    title="Independent noise, marginals",
     xlabel="evaluations",
     ylabel="size of the energy distance",
 )
@@ -234,32 +233,32 @@ assert max(weak[name, 8] for name, _ in weak) > 20 * chance
 
 # %% [markdown]
 # `g` does not depend on the state, so Euler's method has strong order 1 here
-# instead of the one half that textbooks give it, Milstein's is the same method,
+# instead of the general one half, Milstein's method is the same,
 # and Ito and Stratonovich agree. `sde:srk` gains half an order for twice the
-# evaluations. At steps as long as these it falls even faster; an order is a
-# promise about short ones. In law, once the curves are down at the dotted line,
-# more steps cannot be told from other samples.
+# evaluations. At steps as long as these its error falls even faster; an order
+# describes short ones. In the right panel, once the curves reach the dotted line, the
+# effect of more steps is below the sampling noise.
 #
 # ## Options
 #
 # A solver with options is an object, made by
-# [`sm.make_solver`][sde_models.solvers.table.make_solver], and it goes wherever the name
-# goes.
+# [`sm.make_solver`][sde_models.solvers.registry.make_solver], and accepted wherever a name
+# is.
 
 # %%
 for name in ("ode:dopri5", "sde:srk", "scipy:Radau", "pc", "heun-edm"):
     print(f"{name:12}", ", ".join(table[name].option_names) or "none")
 
 careful = sm.make_solver("ode:dopri5", first_step=1e-3)
-print(careful, "takes", sm.decode(model, z, careful).nfe, "evaluations")
-print("ode:dopri5 as it is takes", sm.decode(model, z).nfe)
+print(careful, "takes", sm.decode(model, z, careful).cost)
+print("by default it takes", sm.decode(model, z, "ode:dopri5").cost)
 
 # %% [markdown]
-# ## What is refused
+# ## Arguments that raise errors
 #
-# A tolerance given to a fixed-step solver would do nothing, and a user would
-# believe that it did. So what a solver cannot use is refused by name, before
-# anything is evaluated.
+# A tolerance given to a fixed-step solver would have no effect, contrary to the user's
+# intention. So an argument that a solver cannot use raises an error that names it,
+# before anything is evaluated.
 
 # %%
 import textwrap
@@ -279,44 +278,46 @@ wrong = {
     ),
 }
 for what, attempt in wrong.items():
-    with sm.count_evaluations() as cost:
+    with sm.count_evaluations() as counter:
         try:
             attempt()
         except ValueError as error:
             print(f"{what}:")
             print(textwrap.indent(textwrap.fill(str(error), 76), "    "))
         else:
-            raise AssertionError(f"{what} was let through")
-    assert cost.nfe == 0
+            raise AssertionError(f"{what} was accepted")
+    assert counter.calls == 0
 
 # %% [markdown]
-# ## What a solve tells
+# ## What a solve reports
 #
-# `nfe` is counted where the network runs. A hook on the network counts too, and
-# must agree, for all libraries. `accepted` and `rejected` are steps; where a
-# library does not tell how many it threw away, `rejected` is `None`.
+# The `cost` is counted where the network runs: `nfe` per sample, `calls` in
+# sequence. A hook on the network counts too, and must agree, for all
+# libraries. `accepted` and `rejected` are steps; where a
+# library does not report rejected steps, `rejected` is `None`.
 
 # %%
 network = sm.nn.ResidualNetwork((2,), width=16, depth=1)
 untrained = sm.ScoreModel(network, sde)
-calls = []
-network.register_forward_hook(lambda *_: calls.append(1))
+sizes = []
+network.register_forward_hook(lambda *call: sizes.append(len(call[2])))
 print("solver             nfe  calls  accepted  rejected")
 for name in ("ode:dopri5", "scipy:RK45", "scipy:LSODA", "sde:srk", "rk-batch"):
-    calls.clear()
-    how = {"rtol": 1e-3, "atol": 1e-3} if table[name].adaptive else {"steps": 20}
-    got = sm.sample(untrained, (8, 2), name, **how)
+    sizes.clear()
+    fixed = {"steps": 20}
+    control = {"rtol": 1e-3, "atol": 1e-3} if table[name].adaptive else fixed
+    got = sm.sample(untrained, (8, 2), name, **control)
     print(
-        f"{name:16}{got.nfe:6}{len(calls):7}{got.accepted:10}{got.rejected!s:>10}"
+        f"{name:16}{got.nfe:6g}{len(sizes):7}{got.accepted:10}{got.rejected!s:>10}"
     )
-    assert got.nfe == len(calls)
+    assert (got.nfe, got.cost.calls) == (sum(sizes) / 8, len(sizes))
 
 # %% [markdown]
 # `path=True` keeps the state at every step, `path=[...]` at times of your choice,
 # and `callback=` is called after each step with an
-# [`sm.Step`][sde_models.solvers.recording.Step]. Below, callbacks note when three
-# adaptive solvers stepped, at the same tolerance: after a careful first step they
-# shorten their steps as time falls and the paths bend, and the method of order 3
+# [`sm.Step`][sde_models.solvers.recording.Step]. Below, callbacks record the steps of three
+# adaptive solvers at the same tolerance: after a short first step they
+# reduce their steps as time falls and the paths curve, and the method of order 3
 # needs many more of them.
 
 # %% alt="Left: paths of the flow at chosen times; right: sizes of steps against falling time for three solvers, shorter towards the data"
@@ -324,7 +325,9 @@ figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.4))
 times = torch.linspace(sde.t_max, sde.t_min, 40)
 kept = sm.solve(flow, z[:12], span, "ode:dopri5", path=times)
 panels[0].plot(kept.times, kept.path[:, :, 0], lw=1)
-panels[0].set(title="Kept by path=", xlabel="time $t$, falling", ylabel="$x_1$")
+panels[0].set(
+    title="States saved by path=", xlabel="time $t$, falling", ylabel="$x_1$"
+)
 panels[0].invert_xaxis()
 for name in ("ode:dopri5", "scipy:RK45", "ode:bosh3"):
     nodes = [sde.t_max]
@@ -341,7 +344,7 @@ for name in ("ode:dopri5", "scipy:RK45", "ode:bosh3"):
     panels[1].semilogy(nodes[:-1], sizes, "o-", ms=3, label=name)
     assert len(sizes) == got.accepted
 panels[1].set(
-    title="Seen by callback=",
+    title="Steps recorded by callback=",
     xlabel="time $t$, falling",
     ylabel="size of the step",
 )
@@ -351,13 +354,13 @@ plt.show()
 assert kept.path.shape == (40, 12, 2)
 
 # %% [markdown]
-# ## Leaving the library
+# ## Calling the other libraries directly
 #
-# The systems are plain modules, so each of the other libraries can be called by
-# hand, with all that it offers. With the same nodes and the same noise the
-# answers are the same to rounding. Adaptive steps of torchdiffeq are judged by
-# another norm (over the whole batch, where `sm.solve` takes the worst sample), so
-# those answers agree to the tolerance.
+# The systems are plain modules, so each of the other libraries can be called
+# directly, with all its options. With the same nodes and the same noise the
+# results are the same up to rounding. torchdiffeq controls adaptive steps by
+# another norm (over the entire batch, where `sm.solve` uses the worst sample), so
+# those results agree up to the tolerance.
 
 # %%
 ts = torch.linspace(sde.t_max, sde.t_min, 65, dtype=torch.float64)
@@ -386,15 +389,15 @@ assert torch.allclose(by_hand, ours, atol=1e-5)
 
 # %% [markdown]
 # Why is the last difference larger than rounding? torchsde adds up its steps, so
-# that its nodes are off by some $10^{-16}$, and the Brownian motion moves by the
-# root of that, $10^{-8}$, times $g$ and what the drift makes of it.
+# that its nodes are off by some $10^{-16}$. The Brownian motion changes by the
+# root of that, $10^{-8}$, times $g$, and the drift amplifies it.
 #
-# Three things to know outside: torchsde wants flat states and rising times, so
-# `reverse` has its clock $s = -t$ and takes `x.flatten(1)`. With a fixed `dt` it
+# Three remarks on direct calls: torchsde needs flat states and increasing times, so
+# `reverse` has the clock $s = -t$ and takes `x.flatten(1)`. With a fixed `dt` it
 # ignores the spacing of `ts`, so a non-uniform grid takes one call for each of
-# its steps, as `sm.solve` does. And give `BrownianInterval` its `dt=`. Without
-# it, a last step that rounding has left over makes it split the whole interval as
-# finely, which does not end.
+# its steps, as in `sm.solve`. And give `BrownianInterval` its `dt=`. Without
+# it, a tiny last step left by rounding makes it split the entire interval as
+# finely, which does not finish.
 #
 # ## Further reading
 #

@@ -2,26 +2,26 @@
 # # Training at scale
 #
 # From a folder of image files to weights, on one computer or on many. After this
-# page you know how to feed images to [`fit`][sde_models.training.fitting.fit], that
-# a run which is killed ends at the same bits, that several processes train to the
-# weights of one, and how to plan memory before you rent it.
+# page you know how to give images to [`fit`][sde_models.training.fitting.fit], that
+# an interrupted run ends at the same bits, that several processes train to the
+# weights of one, and how to estimate memory in advance.
 #
 # ## In short
 #
-# | you want | you do |
+# | for | use |
 # |---|---|
 # | your own images | `sm.data.image_folder(root)` in `sm.data.TrainingData` |
 # | a run that survives a crash | `out="runs/a"`, then start the script again |
 # | all GPUs of a machine | `accelerate launch train.py`, with the same script |
-# | a batch that fits into memory | `accumulate=4`, `mixed_precision="bf16"` |
+# | a batch that fits into memory | `gradient_accumulation_steps=4`, `mixed_precision="bf16"` |
 # | classes, and guidance | `classes=` in the network, `label` with the data |
-# | none of this in Python | `sde-models train`, with the same words as options |
+# | no Python at all | `sde-models train`, with options of the same names |
 #
 # ## Images from files
 #
 # `mnist`, `fashion_mnist` and `cifar10` read the published files in their own
 # formats, and `image_folder` reads any tree of pictures with one folder for each
-# class. Nothing is downloaded unless you say `download=True`. For a tree we write
+# class. Nothing is downloaded without `download=True`. For a tree we write
 # scikit-learn's digits 0, 1 and 2 as PNG files.
 
 # %% alt="Eight handwritten digits of 8 by 8 pixels, read from files"
@@ -66,7 +66,7 @@ first = digits.train[digits.train_labels == 0][0]
 assert torch.equal(files[0][0], (first / 16 * 255 + 0.5).byte())
 
 # %% [markdown]
-# A file of MNIST is no mystery either: two zeros, the code of the type, the
+# The format of MNIST is simple: two zeros, the code of the type, the
 # number of dimensions, the sizes as four bytes each, then bytes. The cell writes
 # such files, and the loader reads them back.
 
@@ -93,10 +93,10 @@ print(f"{read}, labels {[label for _, label in read]}")
 # %% [markdown]
 # ## Levels become numbers
 #
-# A file holds whole levels, a density needs real numbers. Level $k$ of $K$ fills
+# A file has integer levels, but a density needs real numbers. Level $k$ of $K$ fills
 # the cell from $-1 + 2k/K$ to $-1 + 2(k+1)/K$, and *dequantising* draws a point
-# of it, so that the data lie on $[-1, 1]$ and a likelihood can be told in bits.
-# Draw it anew each time an image is seen, or the network learns the noise:
+# in it, so that the data lie on $[-1, 1]$ and a likelihood can be given in bits.
+# Draw new noise each time an image is used, or the network learns the noise:
 # [`TrainingData`][sde_models.data.training_data.TrainingData] does that.
 
 # %%
@@ -105,17 +105,17 @@ items = data.batches(labels=True)
 once, again = items[0][0], items[0][0]
 apart = float((once - again).abs().max()) * 128
 print(f"one image read twice: at most {apart:.2f} levels apart")
-print(f"conditioning {items[0][1]}, data_std for the SDE {data.data_std}")
+print(f"conditions {items[0][1]}, data_std for the SDE {data.data_std}")
 
 assert not torch.equal(once, again)
 for x in (once, again):
     assert torch.equal(sm.data.quantize(x, 256), files[0][0].long())
 
 # %% [markdown]
-# `items` reads a file when it is wanted, by `workers=` processes if you say so;
-# the noise follows from the seed of the run and the place in it. Numbers that are
-# no levels should be centred and scaled to a standard deviation near 1, and
-# `data_std=` of the SDE says what it is. Bytes that nobody scaled are refused:
+# `items` reads a file on demand, optionally in `num_workers=` processes;
+# the noise depends on the seed of the run and the position in it. Data that are
+# not levels should be centred and scaled to a standard deviation near 1, which is
+# given to the SDE as `data_std=`. Unscaled bytes raise an error:
 
 # %%
 import textwrap
@@ -127,7 +127,7 @@ try:
 except ValueError as error:
     print(textwrap.fill(str(error), 80))
 else:
-    raise AssertionError("bytes were let through")
+    raise AssertionError("bytes were accepted")
 
 # %% [markdown]
 # ## Network, and its memory
@@ -137,17 +137,17 @@ else:
 # diffusers. How to use another one, such as diffusers' `UNet2DModel`: [your own
 # network](your-own-network.md).
 #
-# What has to fit? For each parameter five numbers: weight, gradient, two moments
-# of AdamW, and the average. And whatever the backward pass needs, which grows
+# Training needs five numbers per parameter, weight, gradient, two moments
+# of AdamW, and the average, and the values stored for the backward pass, which grow
 # with the batch. On torch's `meta` device both can be counted for any network in
-# a second, without the memory. Here the U-Net for CIFAR-10:
+# a second, without the memory. Here for the U-Net for CIFAR-10:
 
 # %%
 from torch.autograd.graph import saved_tensors_hooks
 
 
 def kept_bytes(network, x, **cond):
-    """Bytes that the backward pass wants kept, beside the weights."""
+    """Bytes stored for the backward pass, without the weights."""
     kept = {}
 
     def keep(tensor):
@@ -178,15 +178,15 @@ for batch, parts in ((128, 1), (128, 4)):
 assert 61.7e6 < parameters < 61.9e6  # 61.80 million are published
 
 # %% [markdown]
-# To this come some buffers of kernels, and, with several GPUs, one more number
-# for each parameter. What a likelihood costs is counted in [evaluating a data
+# Some buffers of kernels come in addition, and, with several GPUs, one more number
+# per parameter. The cost of a likelihood is counted in [evaluating a data
 # set](evaluating-a-data-set.md).
 #
-# ## A script that may be killed
+# ## A script that may be interrupted
 #
-# Here is all of a training script. `out=` is what makes it safe: every
-# `checkpoint_every=` steps a folder is written aside and renamed, so that it is
-# there whole or not at all.
+# This is a complete training script. `out=` makes it safe: every
+# `checkpoint_every=` steps a folder is written under a temporary name and renamed, so
+# that a checkpoint is complete or absent.
 
 # %%
 script = work / "train.py"
@@ -222,9 +222,9 @@ if __name__ == "__main__":
 )
 
 # %% [markdown]
-# Double precision is only there so that rounding cannot hide anything below. We
-# start it as a process that kills itself at step 25, as `kill -9` or a power cut
-# would; and as two processes on the CPU, with the variables that
+# Double precision is used only so that rounding cannot hide differences below. We
+# start it as a process that kills itself at step 25, like `kill -9` or a power cut,
+# and as two processes on the CPU, with the variables that
 # `torchrun --nproc_per_node 2` sets.
 
 # %%
@@ -242,7 +242,7 @@ images_at = work / "images"
 def train_as(variables, *arguments):
     """Train in this process, which is one of several."""
     os.environ |= variables
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # leave out warnings of gloo
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # no warnings of gloo
     train(*arguments)
 
 
@@ -274,31 +274,31 @@ assert doomed.exitcode == -9  # by SIGKILL: no handler ran
 assert left == ["step-00000000", "step-00000010", "step-00000020"]
 
 # %% [markdown]
-# The same call goes on from step 20 to 40. Beside it a run that nothing happened
-# to.
+# The same call resumes from step 20 to 40. For comparison, a run without
+# interruption.
 
 # %%
-whole = train(images_at, work / "whole")
+complete = train(images_at, work / "complete")
 resumed = train(images_at, work / "killed")
-for got, wanted in zip(
-    resumed.model.parameters(), whole.model.parameters(), strict=True
+for got, expected in zip(
+    resumed.model.parameters(), complete.model.parameters(), strict=True
 ):
-    assert torch.equal(got, wanted)
-assert torch.equal(resumed.losses, whole.losses)
+    assert torch.equal(got, expected)
+assert torch.equal(resumed.losses, complete.losses)
 print(f"{resumed.steps} losses and all weights are equal, bit for bit")
 
-refused = ""
+message = ""
 try:
     train(images_at, work / "killed", learning_rate=1e-3)
 except ValueError as error:
-    refused = str(error)
-assert "learning_rate: 0.002 there, 0.001 now" in refused
+    message = str(error)
+assert "learning_rate: 0.002 there, 0.001 now" in message
 
 # %% [markdown]
-# That holds on the same machine with the same number of processes. Ctrl-C and
-# SIGTERM, which clusters send before they take a machine away, finish the step
-# and write a checkpoint first. Other settings, data or networks in the same
-# folder are refused, as the cell tried, with a list of what differs.
+# This holds on the same machine with the same number of processes. After Ctrl-C or
+# SIGTERM, which clusters send before they stop a job, `fit` finishes the step
+# and writes a checkpoint. Other settings, data or networks in the same
+# folder raise an error, as the cell showed, with a list of what differs.
 #
 # ## Many GPUs, many machines
 #
@@ -311,8 +311,8 @@ assert "learning_rate: 0.002 there, 0.001 now" in refused
 # ```
 #
 # `batch_size` counts the samples of *all* processes. The batch of a step, its
-# times and its noise are those of one process, and each takes its part. So
-# nothing has to be tuned anew, and the two processes that we started have found
+# times and its noise are the same as with one process, and each takes its part. So
+# no setting has to change, and the two processes that we started have reached
 # the weights of one, within rounding:
 
 # %%
@@ -328,11 +328,11 @@ def farthest(a, b):
     return max(float((p - q).detach().abs().max()) for p, q in pairs)
 
 
-print(f"two processes and one: {farthest(two, whole.model):.1e}")
-assert farthest(two, whole.model) < 1e-10  # sums in another order, no more
+print(f"two processes and one: {farthest(two, complete.model):.1e}")
+assert farthest(two, complete.model) < 1e-10  # only the order of sums differs
 
 state = torch.load(work / "two" / "step-00000040" / "state.pt", weights_only=True)
-assert len(state["generators"]["cpu"]) == 2  # one for each that took part
+assert len(state["generators"]["cpu"]) == 2  # one per process
 moments = state["learner"]["optimiser"]["state"].values()
 count = sum(
     m[name].numel() for m in moments for name in ("exp_avg", "exp_avg_sq")
@@ -345,15 +345,15 @@ assert count == 2 * sum(p.numel() for p in two.parameters())
 #
 # ## Less memory
 #
-# `accumulate=4` works on a quarter of the batch at a time, to the same gradient.
-# `mixed_precision="bf16"` runs the network in half precision and leaves weights,
-# average and optimiser as they are; it halves what the backward pass keeps.
+# `gradient_accumulation_steps=4` processes a quarter of the batch at a time, with the
+# same gradient. `mixed_precision="bf16"` runs the network in half precision and leaves
+# weights, average and optimiser unchanged; it halves the memory of the backward pass.
 # Counted on a small U-Net:
 
 # %%
-parts = train(images_at, None, accumulate=4)
-print(f"four parts and one: {farthest(parts.model, whole.model):.1e}")
-assert farthest(parts.model, whole.model) < 1e-10
+parts = train(images_at, None, gradient_accumulation_steps=4)
+print(f"four parts and one: {farthest(parts.model, complete.model):.1e}")
+assert farthest(parts.model, complete.model) < 1e-10
 
 losses = {}
 for precision in (None, "bf16"):
@@ -383,9 +383,9 @@ assert counted["bfloat16"] < 0.6 * counted["float32"]
 # %% [markdown]
 # ## Labels and guidance
 #
-# With `classes=` a network takes `label=`. For *classifier-free guidance* it has
-# to know the data without labels too, so a function hands it "no label", which is
-# the number `classes`, for one image in eight. Data that fit into memory are best
+# With `classes=` a network takes `label=`. For *classifier-free guidance* it must
+# also learn the data without labels, so a function gives it "no label", the number
+# `classes`, for one image in eight. Data that fit into memory are best
 # read once.
 
 # %%
@@ -417,7 +417,7 @@ result = sm.fit(
     steps=300,
     batch_size=64,
     learning_rate=6e-3,
-    averaging=0.99,
+    ema_decay=0.99,
     warmup=30,
     seed=0,
     callback=watch,
@@ -425,18 +425,18 @@ result = sm.fit(
 )
 for step, loss in curve.items():
     print(f"step {step}: loss {loss:.3f}")
-told = result.summary()
-print({name: told[name] for name in ("steps", "last_loss", "parameters")})
-assert told["last_loss"] < 0.5 * float(result.losses[:10].mean())
+summary = result.summary()
+print({name: summary[name] for name in ("steps", "last_loss", "parameters")})
+assert summary["last_loss"] < 0.5 * float(result.losses[:10].mean())
 
 # %% [markdown]
-# Guidance is a network around the network: what it predicts is affine in its
-# output, so the scores are mixed as the outputs are,
-# $s = s_{\text{none}} + w\, (s_{\text{label}} - s_{\text{none}})$. One row each
-# for a label by itself, $w = 1$, and for $w = 4$.
+# Guidance wraps the network: the score is affine in the
+# output, so scores combine like outputs,
+# $s = s_{\text{none}} + w\, (s_{\text{label}} - s_{\text{none}})$. The figure has one row
+# per label without guidance, $w = 1$, and one for $w = 4$.
 
 
-# %% alt="Samples of 0, 1 and 2 in two rows each; the guided ones are more alike"
+# %% alt="Samples of 0, 1 and 2 in two rows each; the guided ones are more similar"
 class Guided(torch.nn.Module):
     """Classifier-free guidance: Ho and Salimans 2022, arXiv:2207.12598."""
 
@@ -456,20 +456,20 @@ def guided(weight):
     )
 
 
-wanted = torch.arange(3).repeat_interleave(60)
+targets = torch.arange(3).repeat_interleave(60)
 drawn = {
     weight: sm.sample(
         guided(weight),
         (180, 1, 8, 8),
         solver="dpmpp-2m",
         steps=12,
-        label=wanted,
+        cond={"label": targets},
         generator=torch.Generator().manual_seed(0),
     ).x
     for weight in (1.0, 4.0)
 }
 rows = [drawn[w][60 * k : 60 * k + 12] for k in range(3) for w in drawn]
-show(torch.cat(rows), "Labels 0, 1, 2: by themselves, and guided", columns=12)
+show(torch.cat(rows), "Labels 0, 1, 2: without and with guidance", columns=12)
 
 spread = {
     w: float(x.unflatten(0, (3, 60)).var(1).mean().sqrt())
@@ -478,22 +478,22 @@ spread = {
 print(", ".join(f"w = {w:g}: spread {s:.3f}" for w, s in spread.items()))
 assert spread[4.0] < 0.9 * spread[1.0]
 
-x, at = drawn[1.0], {"label": wanted}
+x, at = drawn[1.0], {"label": targets}
 score = [m.score(0.3, x, **at) for m in (guided(0.0), guided(1.0), guided(4.0))]
 mixed = score[0] + 4 * (score[1] - score[0])
 assert torch.allclose(score[2], mixed, atol=1e-4)
 
 # %% [markdown]
-# The price of guidance is variety: the images of one label are closer together. A
-# guided score is that of no diffused density, so do not ask it for likelihoods.
+# Guidance reduces variety: the images of one label are more similar. A
+# guided score is not the score of a diffused density, so its likelihoods mean little.
 #
-# ## Which noise levels, and how often
+# ## The distribution of noise levels
 #
-# The loss is an average over times, and a batch sees few of them. What you get
-# with the `"edm"` preconditioning, log-normal times, is a good choice for
-# samples. For likelihoods take `weighting="likelihood"`, whose mean is the same
-# whatever the times, so times can be chosen for little noise in the gradient.
-# Look at the spread of that loss from batch to batch:
+# The loss is an average over times, and a batch contains few of them. The default
+# of the `"edm"` preconditioning, log-normal times, is a good choice for
+# samples. For likelihoods use `weighting="likelihood"`, whose mean does not depend
+# on the distribution of times, which can therefore be chosen for small variance of the
+# gradient. Compare the spread of that loss from batch to batch:
 
 # %%
 from functools import partial
@@ -514,7 +514,7 @@ for name, choice in choices.items():
     values = []
     for _ in range(60):
         x0, cond = draw(64, generator)
-        value = loss(result.model, x0, generator=generator, **cond)
+        value = loss(result.model, x0, generator=generator, cond=cond)
         values.append(float(value.detach()))
     late = torch.tensor(values[20:])
     mean, spread = float(late.mean()), float(late.std())
@@ -540,29 +540,29 @@ for mean, error in zip(means, errors, strict=True):
 import math
 
 for decay in (0.99, 0.995, 0.999, 0.9999):
-    print(f"averaging={decay}: {math.log(0.5) / math.log(decay):6.0f} steps")
+    print(f"ema_decay={decay}: {math.log(0.5) / math.log(decay):6.0f} steps")
 
 # %% [markdown]
-# ## Watching
+# ## Monitoring
 #
 # `log_dir="runs/a/log"` writes loss, gradient norm and learning rate for
 # TensorBoard. [`SampleImages`][sde_models.training.callbacks.SampleImages] draws
-# pictures on the way, from the same noise each time, and
-# [`BitsPerDimCurve`][sde_models.training.callbacks.BitsPerDimCurve] follows the
-# bits of held-out images. A loss that is not finite stops the run, and never gets
-# into a checkpoint.
+# pictures during training, from the same noise each time, and
+# [`BitsPerDimCurve`][sde_models.training.callbacks.BitsPerDimCurve] records the
+# bits of held-out images. A loss that is not finite stops the run, and is never
+# written to a checkpoint.
 #
 # ## From the command line
 #
 # ```sh
 # sde-models train images --labels --network ddpm++ --device cuda --out runs/a
 # accelerate launch --num_processes 8 -m sde_models.cli train cifar10 \
-#     --root data --workers 4 --mixed-precision bf16 --out runs/cifar
+#     --root data --num-workers 4 --mixed-precision bf16 --out runs/cifar
 # sde-models sample runs/a --label 1 --out ones.png
 # ```
 #
-# The same command goes on after a crash. What stands in the folder: [command
-# line](../command-line.md).
+# The same command resumes after a crash. The contents of the folder are listed under
+# [command line](../command-line.md).
 
 # %%
 import shutil

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Troubleshooting
 #
-# Errors of this library say what was given, what is wanted, and how to get it. This page makes the
-# ones that people meet most, one cell each, and adds why they come and what else helps. At the end
-# stand the troubles that raise nothing. A message that is not here is found by its first words in the
-# search above: [all messages](../reference/messages.md) are listed, by the module that raises them.
+# Errors of this library say what was given, what is expected, and how to get it. This page raises the
+# most common ones, one cell each, and adds their causes and further remedies. At the end are problems
+# that raise no error. A message that is not here can be found by its first words in the
+# search above: [all messages](../reference/messages.md) are listed by the module that raises them.
 
 # %%
 import tempfile
@@ -23,7 +23,7 @@ x = mixture.sample(64, generator=source)
 
 
 def message(action):
-    """Print the error that comes of an action."""
+    """Print the error that an action raises."""
     try:
         action()
     except Exception as error:
@@ -36,7 +36,7 @@ def message(action):
 # %% [markdown]
 # ## Shapes and types
 #
-# ### A batch of numbers is no batch of events
+# ### A batch of numbers is not a batch of events
 
 # %%
 message(lambda: sm.log_prob(model, torch.zeros(64)))
@@ -47,7 +47,7 @@ message(lambda: sm.log_prob(model, torch.zeros(64)))
 #
 # **Cure.** `x.reshape(-1, 1)` for 64 events of one number, `x[None]` for one event.
 #
-# ### Bytes where numbers are wanted
+# ### Bytes where floating-point numbers are expected
 
 # %%
 message(lambda: sm.log_prob(model, torch.zeros(4, 2, dtype=torch.uint8), tol=0.1))
@@ -55,8 +55,8 @@ message(lambda: sm.log_prob(model, torch.zeros(4, 2, dtype=torch.uint8), tol=0.1
 # %% [markdown]
 # **Cause.** A density belongs to continuous data. Images of 256 levels have probabilities instead.
 #
-# **Cure.** [`bits_per_dim`][sde_models.likelihood.bits_per_dimension.bits_per_dim] spreads each level over its cell, and
-# gives bits. To train on such images see [training at scale](training-at-scale.md).
+# **Cure.** [`bits_per_dim`][sde_models.likelihood.bits_per_dimension.bits_per_dim] spreads each level over its cell and
+# returns bits. To train on such images see [training at scale](training-at-scale.md).
 #
 # ### Times of the wrong shape
 
@@ -65,13 +65,13 @@ message(lambda: model.score(torch.full((64, 1), 0.5), x))
 
 # %% [markdown]
 # **Cause.** A time is one number or one for each sample: shape `()` or `(B,)`. The column `(B, 1)` that
-# other code wants would silently broadcast to `(B, B, ...)` in some places.
+# other code expects would silently broadcast to `(B, B, ...)` in some places.
 #
 # **Cure.** `t.flatten()`.
 #
 # ## Solvers and their arguments
 #
-# ### A name that is not known
+# ### An unknown name
 
 # %%
 message(lambda: sm.sample(model, (8, 2), solver="dopri5"))
@@ -91,7 +91,7 @@ message(lambda: sm.sample(model, (8, 2), solver="dpmpp-2m", rtol=1e-5))
 
 # %% [markdown]
 # **Cause.** Adaptive solvers take tolerances and choose their steps, the others take `steps=` and a
-# `grid=`. What would have no effect is refused, so that nobody believes it had one.
+# `grid=`. An argument without effect raises an error, so that nobody assumes it had one.
 #
 # ### A solver for the other kind of equation
 
@@ -101,43 +101,54 @@ message(lambda: sm.solve(flow, x, (1.0, 1e-3), solver="euler-maruyama"))
 message(lambda: sm.solve(reverse, x, (1.0, 1e-3), solver="ode:dopri5"))
 
 # %% [markdown]
-# **Cure.** Hand [`sample`][sde_models.sampling.samples.sample] the model and it makes the equation that the
-# solver can integrate; `eta=` sets how random it is.
+# **Cure.** Give the model to [`sample`][sde_models.sampling.samples.sample], which makes the equation that
+# the solver can integrate; `eta=` sets how random it is.
 #
-# ### The wrong way round
+# ### The wrong direction of time
 
 # %%
 message(lambda: sm.solve(reverse, x, (1e-3, 1.0), solver="euler-maruyama"))
 
 # %% [markdown]
-# **Cause.** Time runs from data at `t_min` up to noise at `t_max`. The reverse SDE runs down only. The
-# flow runs both ways, which is what makes [latents](latents.md).
+# **Cause.** Time runs from data at `t_min` up to noise at `t_max`. The reverse SDE runs only down. The
+# flow runs in both directions, which gives [latents](latents.md).
 #
-# ### A word that nobody knows
+# ### An unknown argument
 
 # %%
 message(lambda: sm.sample(model, (8, 2), solver="dpmpp-2m", step=20))
 
 # %% [markdown]
-# **Cause.** Keywords that a verb does not know are conditioning, and go to the network. One that looks like
-# an argument of the verb is taken for a slip.
+# **Cause.** Functions take the options that they list. Arguments of the network belong in `cond=`.
 #
-# **Cure.** The spelling; or name the word in your network's `forward`
-# ([labels](your-own-network.md#labels-and-other-things-to-depend-on)).
+# **Cure.** Correct the spelling; or use `cond={"step": 20}`
+# ([labels](your-own-network.md#labels-and-other-conditions)).
 #
-# ### A generator that nothing is drawn from
+# ### A condition of another length
+
+# %%
+scales = torch.tensor([0.5, 2.0, 1.0])
+message(lambda: sm.sample(model, (8, 2), "ddim", cond={"scales": scales}))
+
+# %% [markdown]
+# **Cause.** A tensor, array or list in `cond=` has a row for each sample, or one row that all share. Three
+# numbers for eight samples are neither.
+#
+# **Cure.** If all samples share them, `model.bind(scales=scales)` gives them to the network as they are.
+#
+# ### A generator without a draw
 
 # %%
 message(lambda: sm.encode(model, x, generator=source))
 
 # %% [markdown]
-# **Cause.** Encoding follows the flow, which draws no noise. A seed there would look as if it mattered.
+# **Cause.** Encoding follows the flow, which draws no noise. A seed would have no effect.
 #
 # ### An equation that cannot be reversed
 
 
 # %%
-class Shaken(sm.SDE):
+class StateDependent(sm.SDE):
     state_dependent_noise = True
 
     def f(self, t, x):
@@ -148,17 +159,17 @@ class Shaken(sm.SDE):
 
 
 network = sm.nn.ResidualNetwork((2,), width=8, depth=1)
-shaken = sm.ScoreModel(network, Shaken(), "score")
-message(lambda: sm.ReverseSDE(shaken, (2,)))
+irreversible = sm.ScoreModel(network, StateDependent(), "score")
+message(lambda: sm.ReverseSDE(irreversible, (2,)))
 
 # %% [markdown]
-# **Cure.** Noise that depends on time alone; see [your own SDE](your-own-sde.md).
+# **Cure.** Noise that depends only on time; see [your own SDE](your-own-sde.md).
 #
 # ## While it solves
 #
 # ### NaN
 #
-# A solve stops at the first NaN or infinity, and the error carries what is needed to look into it: the
+# A solve stops at the first NaN or infinity, and the error has attributes for the analysis: the
 # time `.t`, the state `.x`, and the samples concerned, `.rows`.
 
 
@@ -180,29 +191,31 @@ else:
     raise AssertionError("there was no error")
 
 # %% [markdown]
-# **Causes**, the likeliest first: weights that training left as NaN (look at
+# **Causes**, most likely first: weights that are NaN after training (look at
 # `[name for name, p in model.named_parameters() if not p.isfinite().all()]`); a logarithm or a
 # division in your network or SDE that fails at one end of time; half precision.
 #
-# ### Steps that do not end
+# ### Too many steps
 #
-# An adaptive solver that would take more than `max_steps` steps says where it is.
+# An adaptive solver that would take more than `max_steps` steps reports where it is.
 
 # %%
 try:
     sm.decode(model, x, solver="ode:dopri5", rtol=1e-6, atol=1e-6, max_steps=10)
 except sm.StepLimitError as error:
     print(textwrap.fill(str(error), 80))
-    print("reached t =", round(error.t, 3), "after", error.nfe, "evaluations")
+    print(
+        "reached t =", round(error.t, 3), "after", round(error.nfe), "evaluations"
+    )
 else:
     raise AssertionError("there was no error")
 
 # %% [markdown]
-# **Causes.** Tolerances below what the network is smooth enough for: features of time with high
-# frequencies, ReLU. Or a `t_min` so small that the score there, of the size $1/\sigma$, is stiff.
+# **Causes.** Tolerances too small for the smoothness of the network: features of time with high
+# frequencies, ReLU. Or a `t_min` so small that the equation, with a score of size $1/\sigma$, is stiff.
 #
 # **Cures.** Looser tolerances; `t_min=1e-3` when the SDE is made; a solver made for diffusion,
-# `adams-batch`, which steps in a clock in which the flow is smooth.
+# `adams-batch`, whose time variable makes the flow smooth.
 #
 # ### Tolerances below rounding
 
@@ -210,12 +223,12 @@ else:
 message(lambda: sm.decode(model, x, solver="ode:dopri5", rtol=1e-9))
 
 # %% [markdown]
-# **Cause.** Numbers in float32 have seven digits, and no step is small enough for a ninth.
+# **Cause.** Numbers in float32 have seven digits; no step can reach nine.
 #
-# **Cure.** `x.double()`: the state is then in float64, and the network is called in its own dtype. Where the
-# rounding of the network counts, `model.double()` too.
+# **Cure.** `x.double()`: the state is then in float64, and the network is called in its own dtype. If the
+# rounding of the network matters, also use `model.double()`.
 #
-# ### A network that is not one function
+# ### A network that is not a function
 
 # %%
 dropping = sm.ScoreModel(
@@ -224,24 +237,24 @@ dropping = sm.ScoreModel(
 message(lambda: sm.sample(dropping, (8, 2)))
 
 # %% [markdown]
-# **Cause.** Dropout draws anew at each call, batch normalisation mixes the samples of a batch. The
-# equation would be another one at each step, and its density would be that of none.
+# **Cause.** Dropout draws new masks at each call, batch normalisation mixes the samples of a batch. The
+# equation would differ at each step, and the density would have no meaning.
 #
-# **Cure.** `model.eval()`. What [`fit`][sde_models.training.fitting.fit] hands back is in that mode.
+# **Cure.** `model.eval()`. [`fit`][sde_models.training.fitting.fit] returns a model in that mode.
 #
 # ## Likelihoods
 #
-# ### The exact trace of something large
+# ### The exact trace in many dimensions
 
 # %%
 big = sm.ScoreModel(sm.nn.ResidualNetwork((4100,), width=8, depth=1), sde)
 message(lambda: sm.log_prob(big, torch.zeros(1, 4100), divergence="exact"))
 
 # %% [markdown]
-# **Cure.** `tol=` in place of `divergence=`: it takes as many probes as that accuracy needs. See
+# **Cure.** `tol=` in place of `divergence=`: it uses as many probes as that accuracy needs. See
 # [choosing a trace estimator](choosing-a-trace.md).
 #
-# ### Images that are scaled already
+# ### Images that are already scaled
 
 # %%
 scaled = torch.rand(4, 1, 8, 8, generator=source)
@@ -249,10 +262,10 @@ pictures = sm.ScoreModel(sm.nn.ResidualNetwork((1, 8, 8), width=8, depth=1), sde
 message(lambda: sm.bits_per_dim(pictures, scaled, levels=256))
 
 # %% [markdown]
-# **Cause.** Bits belong to whole levels. Once an image is divided by 255, moved or cropped with
-# interpolation, nobody can tell which levels it had.
+# **Cause.** Bits refer to integer levels. Once an image is divided by 255, moved or cropped with
+# interpolation, its levels are no longer known.
 #
-# **Cure.** Hand over the bytes; scaling is the dequantisation's work.
+# **Cure.** Pass the bytes; dequantisation scales them.
 #
 # ### Results of other settings
 
@@ -262,14 +275,14 @@ with tempfile.TemporaryDirectory() as folder:
     message(lambda: sm.evaluate(model, x[:4], folder, tol=0.1, progress=False))
 
 # %% [markdown]
-# **Cause.** The folder holds what an earlier evaluation has finished, and goes on with it. Chunks of
-# different settings would make a mean of nothing. A changed model is noticed too.
+# **Cause.** The folder holds finished chunks of an earlier evaluation, which is resumed. A mean over chunks
+# of different settings would have no meaning. A changed model is detected too.
 #
-# **Cure.** Another folder for each evaluation.
+# **Cure.** A separate folder for each evaluation.
 #
 # ## Training
 #
-# ### Data that the SDE is not for
+# ### Data of the wrong scale
 
 
 # %%
@@ -280,10 +293,10 @@ def untrained():
 message(lambda: sm.fit(untrained(), 100 * x, steps=10, progress=False))
 
 # %% [markdown]
-# **Cause.** Noise of the SDE's size does not hide data that are a hundred times larger, so that the
+# **Cause.** The noise of the SDE does not hide data that are a hundred times larger, so the
 # prior would be wrong.
 #
-# **Cure.** Data of zero mean and a standard deviation about one, or an SDE that is told:
+# **Cure.** Data of zero mean and a standard deviation about one, or an SDE for their scale:
 # `sm.VESDE(data_std=...)`.
 #
 # ### Training that diverges
@@ -301,11 +314,11 @@ message(
 )
 
 # %% [markdown]
-# **Cures.** A lower `learning_rate`, more `warmup`, the default `clip_norm`. If it comes after
-# thousands of good steps, look at the data of the batch, and at `mixed_precision="fp16"`, where
-# `"bf16"` has a larger range.
+# **Cures.** A lower `learning_rate`, more `warmup`, the default `clip_norm`. If it happens after
+# thousands of good steps, check the data of the batch; in place of `mixed_precision="fp16"` use
+# `"bf16"`, which has a larger range.
 #
-# ### A folder that holds another run
+# ### A folder with another run
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -314,10 +327,10 @@ with tempfile.TemporaryDirectory() as folder:
     message(lambda: sm.fit(untrained(), x, learning_rate=2e-3, **settings))
 
 # %% [markdown]
-# **Cause.** `fit` goes on with the run that it finds in `out=`. With other settings this would be a
-# run that nobody could repeat.
+# **Cause.** `fit` resumes the run that it finds in `out=`. With other settings the result could not be
+# reproduced.
 #
-# **Cure.** The settings of old, or another folder.
+# **Cure.** The previous settings, or another folder.
 #
 # ### A model that cannot be saved
 
@@ -325,30 +338,30 @@ with tempfile.TemporaryDirectory() as folder:
 message(lambda: sm.save_model("model.safetensors", broken))
 
 # %% [markdown]
-# **Cause.** A file of numbers cannot hold the code of your class, and one that could would run
-# whatever somebody put into it.
+# **Cause.** A file of numbers cannot contain the code of your class, and a format that can may execute
+# malicious code.
 #
 # **Cure.** Weights by safetensors, as in [your own network](your-own-network.md).
 #
-# ## Wrong without an error
+# ## Wrong results without an error
 #
-# | what you see | the likeliest cause | what to do |
+# | symptom | most likely cause | remedy |
 # |---|---|---|
-# | samples are grey, or in between the modes | `averaging=` reaches back to the untrained network | `averaging=0.99` for a run of a thousand steps |
-# | samples are grainy | noise of `t_min` is left in them | `sample(..., denoise=True)`, or a smaller `t_min` |
-# | samples have the wrong size | the prior does not fit the data | `sm.VESDE(data_std=...)`, or `prior=` |
+# | samples are grey, or in between the modes | `ema_decay=` reaches back to the untrained network | `ema_decay=0.99` for a run of a thousand steps |
+# | samples are grainy | they contain the noise of `t_min` | `sample(..., denoise=True)`, or a smaller `t_min` |
+# | samples have the wrong scale | the prior does not match the data | `sm.VESDE(data_std=...)`, or `prior=` |
 # | few steps give poor samples | the grid | `grid="log-snr"` or an adapted one, [measured here](choosing-a-solver.md) |
-# | two runs differ | a generator was not given, or one was used up | a new `torch.Generator().manual_seed(0)` for each call |
-# | a sample changes with the size of the batch | one generator draws for all samples at once | one for each sample: `generator=[torch.Generator().manual_seed(s) for s in seeds]` |
+# | two runs differ | no generator was given, or one was reused | a new `torch.Generator().manual_seed(0)` for each call |
+# | a sample changes with the size of the batch | one generator draws for all samples at once | one per sample: `generator=[torch.Generator().manual_seed(s) for s in seeds]` |
 # | bits/dim are far below zero | images without dequantisation: next cell | `bits_per_dim` |
-# | log-densities jump when tolerances change | the solver's error near `t_min` | `tol=`, which watches it; see [exact likelihoods](exact-likelihoods.md) |
-# | a batch runs out of memory | traces take many products at once | `sm.Exact(chunk=...)`, smaller batches; [`evaluate`][sde_models.shards.evaluation.evaluate] halves them by itself |
+# | log-densities jump when tolerances change | the solver's error near `t_min` | `tol=`, which controls it; see [exact likelihoods](exact-likelihoods.md) |
+# | a batch runs out of memory | traces take many products at once | `sm.Exact(chunk=...)`, smaller batches; [`evaluate`][sde_models.shards.evaluation.evaluate] halves them automatically |
 #
 # ### A likelihood that is too good
 #
-# Take data that have two values only, and a model that has learned them. Without dequantisation the
-# density at these values grows without bound as `t_min` goes to zero, since the model is right that
-# all data lie on two points. The number says nothing of how good it is.
+# Take data with only two values, and a model that has learned them. Without dequantisation the
+# density at these values grows without bound as `t_min` goes to zero, since the model correctly puts
+# all data on two points. The number does not measure its quality.
 
 # %%
 two_values = sm.GaussianMixture([[-0.5], [0.5]], 1e-4)
@@ -371,16 +384,16 @@ for t_min in (1e-2, 1e-3, 1e-4):
         f"{t_min:.0e}   {raw[t_min]:10.2f}      {float(bits.value):14.3f}"
         f"{1.0:17.3f}"
     )
-    # What the bits lack of the truth is what the noise of t_min blurs.
+    # The difference from the exact value is due to the noise of t_min.
     assert abs(float(bits.value) - 1) < 0.1
 
 assert raw[1e-4] < raw[1e-3] < raw[1e-2]
 
 # %% [markdown]
-# ## Still stuck
+# ## If the problem remains
 #
-# Make it small: a [`GaussianMixture`][sde_models.models.gaussian_mixture.GaussianMixture] in place of your model has
-# known answers for everything here. If the trouble is gone, it is in the network; if it stays, it is in
-# the equation or the solver, and the mixture with ten lines around it is what an issue should show.
+# Reduce it: a [`GaussianMixture`][sde_models.models.gaussian_mixture.GaussianMixture] in place of your model has
+# known answers for everything here. If the problem disappears, it is in the network; if it remains, it is
+# in the equation or the solver, and the mixture in ten lines of code is a good example for an issue.
 #
 # Next: [Brownian motion](brownian-motion.md)

@@ -1,16 +1,16 @@
 # %% [markdown]
 # # Your own network
 #
-# Any module that is called as `network(t, x, **cond)` and gives the shape of `x` will do. This page
-# writes one, says what its output may mean and which choice trains best, gives it labels, and shows
-# what likelihoods ask of it that samples do not.
+# Any module that is called as `network(t, x, **cond)` and returns the shape of `x` can be used. This
+# page writes one, compares the meanings of its output, adds labels, and shows
+# the additional requirements of likelihoods.
 #
 # ## The call
 #
 # `t` has shape `(B,)` and `x` has shape `(B, *event)`. The score changes most near the data, where all
-# times are small and look alike to a network. So show it a clock that runs evenly there,
-# $\tfrac14 \log(\sigma / \alpha)$, and that by sines. With `preconditioning="edm"` the clock comes in
-# place of `t` already.
+# times are small and nearly equal as inputs. So use a clock that resolves them,
+# $\tfrac14 \log(\sigma / \alpha)$, encoded by sines. With `preconditioning="edm"` the network already
+# gets this clock in place of `t`.
 
 # %%
 import textwrap
@@ -48,7 +48,7 @@ sde = sm.VPSDE(t_min=1e-3)
 
 
 def clock(t):
-    """The same as preconditioning shows: log(sigma / alpha) / 4."""
+    """The clock of the preconditioning: log(sigma / alpha) / 4."""
     return -sde.log_snr(t) / 8
 
 
@@ -59,7 +59,7 @@ data = mixture.sample(4000, generator=source)
 
 def train(network, prediction=None, **options):
     """A short run, the same for all."""
-    settings = {"steps": 300, "learning_rate": 3e-3, "averaging": 0.98}
+    settings = {"steps": 300, "learning_rate": 3e-3, "ema_decay": 0.98}
     settings |= {"seed": 0, "progress": False}
     preconditioning = options.pop("preconditioning", None)
     model = sm.ScoreModel(
@@ -77,18 +77,18 @@ assert bool(((x.mean(0) - data.mean(0)).abs() < 0.2).all())
 # %% [markdown]
 # ## What the output means
 #
-# The network may predict the noise (`"eps"`), the clean data (`"x0"`), the mixture of both that is the
-# velocity (`"v"`), or the score. Each gives the others by arithmetic, so that all verbs work with all
-# of them, but errors are not the same after that arithmetic: $\hat x_0 = (x - \sigma \hat\epsilon) / \alpha$
-# multiplies those of $\hat\epsilon$ by $\sigma / \alpha$, which is large in the noise, and the other way round
-# it is large near the data. `preconditioning="edm"` weighs the two so that neither is, and scales
-# input and time as well.
+# The network may predict the noise (`"eps"`), the clean data (`"x0"`), their combination
+# (`"v"`), or the score. Each determines the others, so that all functions work with all
+# of them, but errors are transformed: $\hat x_0 = (x - \sigma \hat\epsilon) / \alpha$
+# multiplies those of $\hat\epsilon$ by $\sigma / \alpha$, which is large at high noise, and the inverse
+# factor is large near the data. `preconditioning="edm"` combines the two so that neither is amplified, and
+# scales input and time as well.
 #
-# Five trainings from the same start, held against the exact mixture at six times: the error in the
-# predicted noise, which a solver needs near the data, and that in the predicted data, which it needs in
-# the noise. Look for the curve that is low in both panels.
+# The cell compares five trainings from the same start with the exact mixture at six times: the error of
+# the predicted noise, which a solver needs near the data, and that of the predicted data, which it needs
+# at high noise. The best curve is low in both panels.
 
-# %% alt="x0 misses the noise near the data, eps and score miss the data in the noise, v and edm neither"
+# %% alt="x0 has large errors of the noise near the data, eps and score of the data at high noise, v and edm neither"
 exact = mixture.score_model(sde)
 meanings = {
     "eps": {"prediction": "eps"},
@@ -101,7 +101,7 @@ times = [0.003, 0.01, 0.03, 0.1, 0.3, 0.9]
 
 
 def error(model, t, quantity, n=2000):
-    """Root mean square of the error in what is predicted, "eps" or "x0"."""
+    """Root mean square error of the predicted "eps" or "x0"."""
     generator = torch.Generator().manual_seed(1)
     noisy = mixture.diffuse(sde, t).sample(n, generator=generator)
     with torch.no_grad():
@@ -114,7 +114,7 @@ figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.2), sharex=True)
 errors = {}
 for name, meaning in meanings.items():
     torch.manual_seed(0)
-    # The same weighting of noise levels for all: that of the noise.
+    # The same weighting for all: that of the error of the noise.
     loss = partial(sm.losses.denoising_score_matching, weighting="simple")
     network = Layers() if name == "edm" else Layers(clock)
     trained = train(network, **meaning, loss=loss)
@@ -139,13 +139,16 @@ assert worst["x0", "eps"] > 2 * worst["edm", "eps"]
 assert worst["eps", "x0"] > 2 * worst["edm", "x0"]
 
 # %% [markdown]
-# For data of your own start with `preconditioning="edm"`, or `"v"`; `"score"` is what SDEs without a
-# kernel leave ([your own SDE](your-own-sde.md)).
+# For your own data start with `preconditioning="edm"`, or `"v"`; SDEs without a kernel allow only
+# `"score"` ([your own SDE](your-own-sde.md)).
 #
-# ## Labels, and other things to depend on
+# ## Labels and other conditions
 #
-# Keywords that a verb does not know are handed to the network. Name them in `forward`. In training
-# they come beside the data, as `(x0, {"label": ...})`. Here a label says which of the two Gaussians.
+# Every function that solves takes `cond={"label": ...}` and gives it to the network, as a keyword of
+# `forward`. A tensor, array or list has a row for each sample, or one row that all share; numbers and
+# strings are shared. `model.bind(table=...)` is the same model with other arguments that all samples
+# share. In training, conditions come with the data, as `(x0, {"label": ...})`. Here the label is
+# the index of one of two Gaussians.
 
 
 # %%
@@ -176,7 +179,7 @@ labelled = sm.fit(
     draw,
     steps=300,
     learning_rate=3e-3,
-    averaging=0.98,
+    ema_decay=0.98,
     seed=0,
     progress=False,
 ).model
@@ -189,41 +192,43 @@ for k in (0, 1):
         solver="dpmpp-2m",
         steps=20,
         generator=source,
-        label=label,
+        cond={"label": label},
     )
     print(f"label {k}: mean of samples", drawn.x.mean(0), parts[k].mean(0))
     assert bool(((drawn.x.mean(0) - parts[k].mean(0)).abs() < 0.15).all())
 
 # %% [markdown]
-# The same in every verb, and so a density for each label, which makes a classifier by Bayes' rule:
+# `log_prob` gives a density for each label, and with Bayes' rule a classifier:
 
 # %%
 points = torch.cat([part[:50] for part in parts])
 scores = torch.stack(
     [
-        sm.log_prob(labelled, points, tol=0.1, label=torch.full((100,), k)).value
+        sm.log_prob(
+            labelled, points, tol=0.1, cond={"label": torch.full((100,), k)}
+        ).value
         for k in (0, 1)
     ]
 )
 right = (scores.argmax(0) == torch.arange(100) // 50).double().mean()
-print(f"{float(right):.0%} of the points are given their own label")
+print(f"{float(right):.0%} of the points get their own label")
 assert right > 0.9
 
 # %% [markdown]
-# A word that looks like a misspelt argument is not handed on in silence:
+# A misspelt argument raises an error that names the nearest one:
 
 # %%
 try:
-    sm.sample(labelled, (8, 2), step=20, label=0)
+    sm.sample(labelled, (8, 2), step=20, cond={"label": 0})
 except TypeError as problem:
     print(textwrap.fill(str(problem), 80))
 else:
-    raise AssertionError("a misspelt argument was let through")
+    raise AssertionError("a misspelt argument was accepted")
 
 # %% [markdown]
 # ## Another order of arguments
 #
-# A network that is called in another way is wrapped, in three lines:
+# A network with another signature is wrapped in three lines:
 
 
 # %%
@@ -242,30 +247,30 @@ theirs = StateFirst(lambda x, steps: x / (1 + steps[:, None]))
 print(sm.ScoreModel(theirs, sde).eps(0.5, torch.ones(1, 2)))
 
 # %% [markdown]
-# More of this is in [a model trained elsewhere](models-from-elsewhere.md).
+# More examples are in [a model trained elsewhere](models-from-elsewhere.md).
 #
-# ## What is asked of a network
+# ## Requirements on a network
 #
-# A solver takes the network for one smooth function of $(t, x)$. Three things break that, and are
-# refused at the first call:
+# A solver assumes that the network is one smooth function of $(t, x)$. Three violations raise an error
+# at the first call:
 
 
 # %%
 class Wrong(nn.Module):
-    def __init__(self, how):
+    def __init__(self, output):
         super().__init__()
-        self.how = how
+        self.output = output
         self.weight = nn.Parameter(torch.ones(()))
 
     def forward(self, t, x):
-        return self.how(self.weight * x, x)
+        return self.output(self.weight * x, x)
 
 
-for title, how in {
+for title, output in {
     "another shape": lambda y, x: y.sum(1),
     "cuts the graph": lambda y, x: y.detach(),
 }.items():
-    wrong = sm.ScoreModel(Wrong(how), sde)
+    wrong = sm.ScoreModel(Wrong(output), sde)
     try:
         sm.log_prob(wrong, data[:2], divergence="exact")
     except ValueError as problem:
@@ -277,12 +282,12 @@ for title, how in {
 # The third is a layer that is random, depends on the batch or learns in training mode, such as dropout or
 # batch normalisation: `model.eval()`.
 #
-# A network is given copies in its own dtype. It may change them in place, and the state of a solve may be in
-# double precision where the network is in single.
+# A network gets copies in its own dtype. It may change them in place, and the state of a solve may be in
+# double precision with a network in single precision.
 #
 # **Smoothness.** A likelihood uses the derivative of the network along a path, and an adaptive solver
-# takes small steps wherever a derivative jumps. With ReLU the network's derivative jumps at every
-# kink. The same training with both activations, and what a solve and the trace then cost:
+# takes small steps wherever a derivative jumps. With ReLU it jumps at every
+# kink. The cell trains with two activations and prints the cost of a solve and of the trace:
 
 # %%
 evaluations = {}
@@ -295,8 +300,8 @@ for activation in (nn.SiLU, nn.ReLU):
     lp = sm.log_prob(trained, data[:20], tol=0.01)
     evaluations[activation.__name__] = path.nfe, lp.nfe
     print(
-        f"{activation.__name__}: {path.nfe} evaluations to encode at a tolerance of"
-        f" 1e-5, {lp.nfe} for log-densities within 0.01"
+        f"{activation.__name__}: {path.nfe:g} evaluations to encode at a tolerance of"
+        f" 1e-5, {lp.nfe:.0f} for log-densities within 0.01"
     )
 
 for smooth, kinked in zip(*evaluations.values(), strict=True):
@@ -304,7 +309,7 @@ for smooth, kinked in zip(*evaluations.values(), strict=True):
 
 # %% [markdown]
 # **Attention.** Fused kernels have no second derivative. The trace by itself needs only first ones, so
-# `log_prob` works; a *gradient* of it does not. Where you want one, choose PyTorch's plain kernel, as
+# `log_prob` works; a *gradient* of it does not. If you need one, choose PyTorch's plain kernel, as
 # [`UNet`][sde_models.nn.unet.UNet] does:
 #
 # ```python
@@ -314,14 +319,14 @@ for smooth, kinked in zip(*evaluations.values(), strict=True):
 #     sm.log_prob(model, x).value.sum().backward()
 # ```
 #
-# **Half precision.** The network may be `network.half()` or `.bfloat16()`: it is then given half-precision
-# inputs, and the state of the solver stays in float32, where small steps can add up.
+# **Half precision.** The network may be `network.half()` or `.bfloat16()`: it then gets half-precision
+# inputs, and the state of the solver stays in float32, so that small steps are not lost.
 #
 # ## Saving
 #
-# [`save_model`][sde_models.models.model_files.save_model] writes the settings of this library's networks beside the
-# weights, and rebuilds them. For a network of your own keep the weights, and build the model by the same
-# code that trained it:
+# [`save_model`][sde_models.models.model_files.save_model] writes the settings of this library's networks with the
+# weights, and `load_model` rebuilds them. For your own network save the weights, and build the model by
+# the same code that trained it:
 
 # %%
 import tempfile
@@ -342,11 +347,11 @@ assert same
 # ## Further reading
 #
 # - Karras, Aittala, Aila and Laine 2022, *Elucidating the design space of diffusion-based generative
-#   models*, [arXiv:2206.00364](https://arxiv.org/abs/2206.00364), section 5: where preconditioning comes
-#   from.
+#   models*, [arXiv:2206.00364](https://arxiv.org/abs/2206.00364), section 5: the derivation of
+#   preconditioning.
 # - Salimans and Ho 2022, *Progressive distillation*,
 #   [arXiv:2202.00512](https://arxiv.org/abs/2202.00512): the velocity.
-# - Tancik et al. 2020, *Fourier features*, [arXiv:2006.10739](https://arxiv.org/abs/2006.10739): why a bare
-#   time is hard to read for a network.
+# - Tancik et al. 2020, *Fourier features*, [arXiv:2006.10739](https://arxiv.org/abs/2006.10739): why the
+#   bare time is a poor input for a network.
 #
 # Next: [Training at scale](training-at-scale.md)

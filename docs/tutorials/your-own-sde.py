@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Your own SDE
 #
-# Two functions of time make a forward SDE with a Gaussian kernel, and everything else follows from
+# Two functions of time define a forward SDE with a Gaussian kernel, and everything else follows from
 # them: drift, diffusion, training, every solver, likelihoods, latents. Without a kernel a drift and
-# a diffusion are enough, and less of the library applies. This page builds one of each and checks
+# a diffusion suffice, and less of the library applies. This page builds one of each and checks
 # both against closed forms.
 #
 # | your SDE has | subclass | what works |
@@ -22,8 +22,8 @@
 # \alpha^2 = \frac{1}{1 + e^{-\ell}}, \qquad \sigma^2 = \frac{1}{1 + e^{\ell}} .
 # $$
 #
-# A time may be a number, a scalar tensor or a tensor of one time for each sample; `as_time` makes a
-# tensor of it. Use torch operations, since drift and diffusion are found by differentiating:
+# A time may be a number, a scalar tensor or a tensor of one time for each sample; the method
+# `line` below converts it to a tensor. Use torch operations, since drift and diffusion are found by differentiating:
 # $f = x \, d \log \alpha / dt$ and $g^2 = d\sigma^2/dt - 2 \sigma^2 \, d \log \alpha / dt$.
 
 # %%
@@ -64,7 +64,7 @@ assert torch.allclose(sde.log_snr(t), sde.line(t), atol=1e-4)
 assert torch.allclose(sde.diffusion(t), sde.sigma(t) * 22**0.5, rtol=1e-4)
 
 # %% [markdown]
-# Beside those of the library:
+# Compared with two of the library's SDEs:
 
 # %% alt="Signal, noise and log-SNR of three schedules; that of LogSNRLinear is a line"
 figure, panels = plt.subplots(1, 3, figsize=(8.4, 2.8))
@@ -86,8 +86,8 @@ plt.show()
 # %% [markdown]
 # ## Is it right?
 #
-# Drift and diffusion were derived, so simulate them and compare with the kernel. With torchsde, whose
-# system the object is as it stands, from a point $x_0$:
+# Drift and diffusion were derived automatically, so simulate them and compare with the kernel. torchsde
+# can integrate the object directly, here from a point $x_0$:
 
 # %%
 x0 = torch.full((4000, 1), 2.0)
@@ -103,9 +103,9 @@ assert abs(float(x.mean()) - mean) < 4 * std / 4000**0.5 + 0.01 * std
 assert abs(float(x.std()) / std - 1) < 4 / 8000**0.5 + 0.01
 
 # %% [markdown]
-# The second check is that of the whole chain. For a Gaussian mixture score and density are known under
-# *every* Gaussian kernel, also this one: the density that the flow computes is the mixture's. What
-# is left of the data at `t_max` would show in the third decimal, so the exact prior is handed over.
+# The second check is end to end. For a Gaussian mixture score and density are known under
+# *every* Gaussian kernel, including this one: the density that the flow computes must be the mixture's.
+# The remainder of the data at `t_max` would change the third decimal, so the exact prior is given.
 
 # %%
 source = torch.Generator().manual_seed(0)
@@ -121,7 +121,7 @@ for each in (sde, sm.VPSDE()):
     error = (lp.value - here.log_prob(points)).abs()
     print(
         f"{type(each).__name__:13} off by {float(error.mean()):.4f} nats, "
-        f"told {float(lp.error.mean()):.4f}, {lp.nfe} evaluations"
+        f"reported {float(lp.error.mean()):.4f}, {lp.nfe:.0f} evaluations"
     )
     assert float((error <= lp.error).double().mean()) > 0.9
     assert float(error.max()) < 0.01
@@ -129,11 +129,11 @@ for each in (sde, sm.VPSDE()):
 # %% [markdown]
 # ## What a schedule changes, and what it does not
 #
-# In the scaled state $x / \alpha$ and the ratio $\sigma / \alpha$ the probability flow of every Gaussian
-# kernel is one and the same equation (Kingma et al. 2021; Karras et al. 2022). So noise of the same
-# scaled size is decoded to the *same* point whatever the schedule; a schedule decides how well solvers
-# with their default grids do, and which noise levels training sees how often. To see it, decode one
-# noise under both, from the log-SNR that both reach:
+# In terms of the scaled state $x / \alpha$ and the ratio $\sigma / \alpha$ the probability flow of every
+# Gaussian kernel is the same equation (Kingma et al. 2021; Karras et al. 2022). So noise of the same
+# scaled size is decoded to the *same* point under every schedule; a schedule only affects the accuracy of
+# solvers with their default grids, and how often training visits each noise level. To check, decode the
+# same noise under both, from the log-SNR that both reach:
 
 # %%
 lowest = max(float(each.log_snr(each.t_max)) for each in (sde, sm.VPSDE()))
@@ -162,10 +162,10 @@ assert apart < 1e-6  # two solves at a tolerance of 1e-8
 # %% [markdown]
 # ## A schedule with parameters
 #
-# What `alpha` and `sigma` learn is registered as a parameter, like in any module. The derivative goes
-# through drift, diffusion and losses. For the likelihood weighting the loss does not depend on the
-# schedule between its ends, only its variance does (Kingma et al. 2021), and so the ends are what
-# there is to learn by maximum likelihood.
+# Trainable parts of `alpha` and `sigma` are registered as parameters, as in any module. The derivative
+# passes through drift, diffusion and losses. With the likelihood weighting the loss does not depend on
+# the schedule between its ends, only its variance does (Kingma et al. 2021), so maximum likelihood
+# can learn only the ends.
 
 
 # %%
@@ -192,14 +192,14 @@ assert abs(float(learned.first.grad) - difference) < 1e-4
 # %% [markdown]
 # ## A drift without a kernel
 #
-# Now a drift that turns the plane while it pulls inward, which no $\alpha(t)$ can do:
+# Now a drift that rotates the plane while it pulls inward, which no $\alpha(t)$ can do:
 #
 # $$
 # dx = -\tfrac{1}{2}\beta x\,dt + \Omega x\,dt + \sqrt{\beta}\,dB, \qquad
 # \Omega = \omega \begin{pmatrix} 0 & -1 \\ 1 & 0 \end{pmatrix} .
 # $$
 #
-# `f` and `g` are all that is asked for, and the distribution at `t_max`, to sample from.
+# Only `f` and `g` are needed, and for sampling the distribution at `t_max`.
 
 
 # %%
@@ -222,13 +222,13 @@ class Turning(sm.SDE):
 turning = Turning()
 
 # %% [markdown]
-# Denoising score matching wants a kernel. Without one, data are carried forward by simulation and
-# [`simulated_score_matching`][sde_models.losses.simulated.simulated_score_matching] trains on where they
-# arrive. The network then gives the score itself, and the [`ScoreModel`][sde_models.models.score_model.ScoreModel]
-# goes into the reverse SDE by any solver that takes "anything".
+# Denoising score matching needs a kernel. Without one, data are diffused by simulation and
+# [`simulated_score_matching`][sde_models.losses.simulated.simulated_score_matching] trains on the
+# resulting points. The network then predicts the score itself, and the
+# [`ScoreModel`][sde_models.models.score_model.ScoreModel] can be sampled by any solver "of anything".
 #
-# This SDE has a score that can be known: in a frame that turns along, $y = R_t^{-1} x$, it is an
-# ordinary VP process, whose score for a mixture is exact. So the trained model can be held against it.
+# The score of this SDE is known: in a rotating frame, $y = R_t^{-1} x$, it is an
+# ordinary VP process, whose score for a mixture is exact. So the trained model can be compared with it.
 
 # %%
 from functools import partial
@@ -238,7 +238,7 @@ x0 = data.sample(4000, generator=source)
 
 
 class Pulled(torch.nn.Module):
-    """Falls back on the score of the prior, -x, where no data have been."""
+    """A network plus the score of the prior, -x, which remains where there are no data."""
 
     def __init__(self, network):
         super().__init__()
@@ -255,7 +255,7 @@ trained = sm.fit(
     x0,
     steps=600,
     learning_rate=4e-3,
-    averaging=0.98,
+    ema_decay=0.98,
     loss=partial(sm.losses.simulated_score_matching, steps=32),
     seed=0,
     progress=False,
@@ -263,7 +263,7 @@ trained = sm.fit(
 
 
 def exact_score(t, x):
-    """The score of the turned VP process, at one time."""
+    """The score of the rotated VP process, at one time."""
     angle = torch.as_tensor(turning.omega * t)
     c, s = angle.cos(), angle.sin()
     frame = torch.tensor([[c, -s], [s, c]])
@@ -290,20 +290,20 @@ for t in (0.05, 0.2, 0.6):
     assert share < 0.1
 
 # %% [markdown]
-# The error is largest near the data, where the score is, and where few of the uniform times fall;
-# `weight=` of the loss and more training are the remedies. Sampling is as for any model, by the reverse
-# SDE and by the flow:
+# The error is largest near the data, where the score is largest and few of the uniform times fall;
+# `weight=` of the loss and more training are the remedies. Sampling works as for any model, by the
+# reverse SDE and by the flow:
 
 # %% alt="The data, and samples by the reverse SDE and by the flow, lie in the same two clouds"
-ways = {
+solvers = {
     "Reverse SDE": {"solver": "euler-maruyama", "steps": 200},
     "Probability flow": {"solver": "ode:dopri5", "rtol": 1e-4, "atol": 1e-4},
 }
 figure, panels = plt.subplots(1, 3, figsize=(8.4, 2.7), sharex=True, sharey=True)
 panels[0].scatter(*x0[:1000].T, s=2)
 panels[0].set(title="Data", xlabel="$x_1$", ylabel="$x_2$")
-for panel, (title, how) in zip(panels[1:], ways.items(), strict=True):
-    drawn = sm.sample(trained, (1000, 2), generator=source, **how).x
+for panel, (title, options) in zip(panels[1:], solvers.items(), strict=True):
+    drawn = sm.sample(trained, (1000, 2), generator=source, **options).x
     panel.scatter(*drawn.T, s=2)
     panel.set(title=title, xlabel="$x_1$")
     spread = drawn.std(0) / x0.std(0)
@@ -312,15 +312,15 @@ for panel, (title, how) in zip(panels[1:], ways.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# Along $x_2$, where the data are narrow, the flow is further off than the SDE with the same score: what
-# it once has wrong it carries to the end, while each piece of noise lets the other forget (see
+# Along $x_2$, where the data are narrow, the flow has a larger error than the SDE with the same score: it
+# transports every error to the end, while noise reduces the errors of the SDE (see
 # [reversing time](reversing-time.md)).
 
 # %% [markdown]
 # ## Noise that depends on the state
 #
 # Geometric Brownian motion, $dx = \mu x\,dt + s x\,dB$, can be simulated forward. Its reverse would need
-# the divergence of $g^2$, and is refused. The mean is known, $x_0 e^{\mu t}$, and so is that of the
+# the divergence of $g^2$, and raises an error. The mean is known, $x_0 e^{\mu t}$, and that of the
 # logarithm, $\log x_0 + (\mu - s^2/2) t$, the correction of [Ito's formula](ornstein-uhlenbeck.md).
 
 
@@ -354,24 +354,24 @@ try:
 except ValueError as error:
     print(error)
 else:
-    raise AssertionError("a reverse that is not known was built")
+    raise AssertionError("an unknown reverse SDE was built")
 
 # %% [markdown]
-# ## A list to go through
+# ## Checklist
 #
 # - `alpha` falls, `sigma / alpha` rises, both smooth, both finite from `t_min` to `t_max` in float32.
-# - `log_snr` at `t_min` is high enough that what is blurred does not matter, and at `t_max` low enough
-#   that the prior does not tell the data: both cells above read them off.
+# - `log_snr` at `t_min` is high enough that the blurring does not matter, and at `t_max` low enough
+#   that the prior does not depend on the data: the first cell prints both.
 # - The kernel agrees with a simulation, and a mixture's density with the flow's.
 # - Closed forms, where you have them, override `alpha_rate`, `sigma_rate`, `drift_coefficient`,
-#   `diffusion` and `t_from_log_snr`: the same numbers for less work.
+#   `diffusion` and `t_from_log_snr`: the same values for less work.
 #
 # ## Further reading
 #
 # - Kingma, Salimans, Poole and Ho 2021, *Variational diffusion models*,
 #   [arXiv:2107.00630](https://arxiv.org/abs/2107.00630): schedules as functions of the log-SNR.
 # - Karras, Aittala, Aila and Laine 2022, *Elucidating the design space of diffusion-based generative
-#   models*, [arXiv:2206.00364](https://arxiv.org/abs/2206.00364): what a schedule is good for.
+#   models*, [arXiv:2206.00364](https://arxiv.org/abs/2206.00364): the purpose of a schedule.
 # - Särkkä and Solin 2019, *Applied Stochastic Differential Equations*: linear SDEs and their moments.
 #
 # Next: [Your own network](your-own-network.md)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from uuid import uuid4
 
 
 @contextmanager
-def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a file under a temporary name beside ``path``, renamed when the block has ended well.
+def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file under a temporary name next to ``path``, renamed when the block has ended well.
 
     Args:
         path: The file; one that is there is replaced.
@@ -23,25 +23,22 @@ def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Example:
         >>> import pathlib, tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with open_whole(f"{folder}/a") as file:
+        ...     with atomic_writer(f"{folder}/a") as file:
         ...         _ = file.write(b"content")
         ...     [file.name for file in pathlib.Path(folder).iterdir()]
         ['a']
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    temporary = temporary_path(path)
     try:
-        with open(temporary, "wb") as file:
+        with _synced_writer(temporary) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file under a temporary name beside ``path``, then rename it.
+def atomic_write(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file under a temporary name next to ``path``, then rename it.
 
     Args:
         path: The file; one that is there is replaced.
@@ -50,5 +47,38 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     Raises:
         OSError: If it cannot be written; what was there before is as it was.
     """
-    with open_whole(path) as file:
+    with atomic_writer(path) as file:
         file.write(content)
+
+
+def write_synced(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file and wait until the disk has it: for folders that are renamed as one.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with _synced_writer(path) as file:
+        file.write(content)
+
+
+def sync_folder(path: str | os.PathLike[str]) -> None:
+    """Wait until the disk has the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary_path(path: str | os.PathLike[str]) -> Path:
+    """A new name next to ``path``, hidden and ending in ``.tmp``."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+
+
+@contextmanager
+def _synced_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    with open(path, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())

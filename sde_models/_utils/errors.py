@@ -1,4 +1,4 @@
-"""What went wrong, where, and what to do about it."""
+"""Errors of a solve, which say where it failed, and the look-up of names."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class SolveError(RuntimeError):
     Attributes:
         t: Model time reached; shape ``(B,)`` where each sample has its own.
         x: State at that time, shape ``(B, *event)``, or None where there is none worth keeping.
-        nfe: Network forward passes made until then.
+        nfe: Network forward passes made until then for each sample, mean over the batch.
     """
 
-    def __init__(self, message: str, *, t: float | Tensor, x: Tensor | None, nfe: int) -> None:
+    def __init__(self, message: str, *, t: float | Tensor, x: Tensor | None, nfe: float) -> None:
         super().__init__(message)
         self.t = t if isinstance(t, float | int) else t.detach().clone()
         self.x = None if x is None else x.detach().clone()
@@ -44,7 +44,7 @@ class NonFiniteError(SolveError):
     """
 
     def __init__(
-        self, message: str, *, t: float, x: Tensor | None, nfe: int, rows: list[int]
+        self, message: str, *, t: float, x: Tensor | None, nfe: float, rows: list[int]
     ) -> None:
         super().__init__(message, t=t, x=x, nfe=nfe)
         self.rows = rows
@@ -55,7 +55,7 @@ class StepLimitError(SolveError):
 
 
 class StepSizeError(SolveError):
-    """An adaptive solver wanted a step too small for the precision of the state."""
+    """An adaptive solver needed a step too small for the precision of the state."""
 
 
 Named = TypeVar("Named")
@@ -65,7 +65,7 @@ def find_named(kind: str, given: str | Named, known: Mapping[str, Named]) -> Nam
     """Look up a name; an object is returned as it is.
 
     Args:
-        kind: What it is the name of, said in the error.
+        kind: What is looked up, such as "solver"; for the error message.
         given: Name or object.
         known: Objects by name.
 

@@ -119,7 +119,7 @@ class FolderLock:
             )
 
     def _is_there(self, descriptor: int) -> bool:
-        """Whether the file is still that of the folder: who held it has removed it."""
+        """Whether the folder still has this file, which the last holder may have removed."""
         try:
             return os.path.samestat(os.fstat(descriptor), os.stat(self.folder / LOCK))
         except FileNotFoundError:

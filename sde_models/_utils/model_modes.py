@@ -16,7 +16,7 @@ LEARNS = "changes with every call"
 
 
 def check_is_function(model: nn.Module) -> None:
-    """Refuse a model whose answer for a sample depends on chance, on its batch or on the call.
+    """Refuse a model whose output for a sample depends on chance, on its batch or on the call.
 
     Refused in training mode are: layers of dropout, and those that hold its probability as a
     number (attention, recurrent layers, a user's ``self.attn_dropout = 0.1``); stochastic depth;
@@ -44,7 +44,7 @@ def check_is_function(model: nn.Module) -> None:
 def _no_function(module: nn.Module) -> str | None:
     """Why a layer is no function of t and x in the mode it is in; None if it is one."""
     if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-        return "normalises over the batch: the answer for a sample depends on the others"
+        return "normalises over the batch: the output for a sample depends on the others"
     if not module.training:
         return None
     if isinstance(module, nn.RReLU) and module.lower != module.upper:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sde_models._utils.atomic_files import write_whole
+from sde_models._utils.atomic_files import atomic_write
 from sde_models._utils.folder_locks import FolderLock
 
 MARKER = ".sde-models.json"
@@ -142,7 +142,7 @@ class OwnedFolder(os.PathLike[str]):
             OSError: If it cannot be written; what was there before is as it was.
         """
         self.note(name)
-        write_whole(self.path / name, content)
+        atomic_write(self.path / name, content)
 
     def has(self, name: str) -> bool:
         """Whether a file or folder was noted down."""
@@ -208,7 +208,7 @@ class OwnedFolder(os.PathLike[str]):
         return {"made_by": MADE_BY, "kind": self.kind, "format": FORMAT, "files": files}
 
     def _mark(self, files: list[str]) -> None:
-        write_whole(self.path / MARKER, f"{json.dumps(self._marker(files))}\n".encode())
+        atomic_write(self.path / MARKER, f"{json.dumps(self._marker(files))}\n".encode())
 
     def _read(self) -> dict[str, Any] | None:
         try:

@@ -1,4 +1,4 @@
-"""Random numbers from a ``torch.Generator`` (or torch's global one) and from nothing else.
+"""Random numbers from a ``torch.Generator`` (or torch's global one) only.
 
 A generator lives on one device. Numbers are drawn there and moved, so that a CPU generator gives
 the same sample on every device.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from hashlib import sha256
 from typing import Any
 
 import torch
@@ -61,29 +60,11 @@ def entropy_from(generator: torch.Generator | None) -> int:
     return int(torch.randint(0, 2**62, (), generator=generator, device=where).item())
 
 
-def make_generator(seed: int, first: int) -> torch.Generator:
-    """The random numbers of one batch among many.
-
-    Args:
-        seed: Seed of all of them.
-        first: Index of the first sample of the batch.
-
-    Returns:
-        A generator on the CPU, which gives the same numbers on every device.
-
-    Example:
-        >>> make_generator(0, 256).initial_seed() == make_generator(1, 0).initial_seed()
-        False
-    """
-    mixed = sha256(f"{seed} {first}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(mixed[:8]) >> 1)
-
-
 def check_generator(generator: Any) -> torch.Generator | None:
     """Return a generator, or None; refuse what is neither.
 
     Raises:
-        TypeError: Saying how to make one.
+        TypeError: If it is neither.
     """
     if generator is None or isinstance(generator, torch.Generator):
         return generator

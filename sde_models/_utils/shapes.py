@@ -72,10 +72,10 @@ _WAITS: ContextVar[bool] = ContextVar("waits", default=True)
 def without_waiting() -> Iterator[None]:
     """A block in which checks look at no numbers that are on an accelerator.
 
-    To look at them makes the host wait until the device has done all that was asked of it, which
-    a training loop cannot afford at each step. It has looked at its data where they come from, and
-    a loss that is not finite tells the rest. Whoever calls a loss directly may hand in anything on
-    any device, so without this block it is looked at. On the CPU looking costs next to nothing.
+    Reading them makes the host wait until the device has finished its queue, which is too slow for
+    each step of training. The training loop checks its data where they are loaded, and notices
+    whatever remains by a loss that is not finite. Outside this block, as in a direct call of a
+    loss, values are checked on any device. On the CPU the check is nearly free.
     """
     token = _WAITS.set(False)
     try:
@@ -114,7 +114,7 @@ def check_floating(x: Tensor, name: str = "x") -> None:
     """Refuse what is not a floating-point tensor.
 
     Raises:
-        TypeError: Saying what was given.
+        TypeError: If it is no tensor, or its dtype is not floating.
     """
     if not isinstance(x, Tensor):
         raise TypeError(
@@ -122,8 +122,8 @@ def check_floating(x: Tensor, name: str = "x") -> None:
         )
     if not x.is_floating_point():
         raise TypeError(
-            f"{name} has dtype {x.dtype}, a floating dtype is wanted: {name}.float() for numbers, "
-            "sm.bits_per_dim or sm.data.dequantize for images with integer levels"
+            f"{name} has dtype {x.dtype}, expected a floating dtype: use {name}.float() for "
+            "numbers, sm.bits_per_dim or sm.data.dequantize for images with integer levels"
         )
 
 
@@ -131,13 +131,13 @@ def check_event_shape(x: Tensor, event_shape: tuple[int, ...] | None, name: str 
     """Refuse a batch without a batch dimension or with another event shape."""
     if x.ndim < 2:
         raise ValueError(
-            f"{name} has shape {tuple(x.shape)}, wanted (B, *event) with at least one event "
+            f"{name} has shape {tuple(x.shape)}, expected (B, *event) with at least one event "
             f"dimension; for scalar events use {name}.reshape(-1, 1)"
         )
     if event_shape is not None and tuple(x.shape[1:]) != tuple(event_shape):
         raise ValueError(
             f"{name} has event shape {tuple(x.shape[1:])} (shape {tuple(x.shape)}), the model "
-            f"wants {tuple(event_shape)}, that is a batch of shape "
+            f"expects {tuple(event_shape)}, that is a batch of shape "
             f"(B, {', '.join(map(str, event_shape))})"
         )
 
@@ -153,7 +153,7 @@ def check_not_empty(x: Tensor, name: str = "x") -> None:
         )
 
 
-def adds_up(values: Tensor) -> bool:
+def has_finite_sum(values: Tensor) -> bool:
     """Whether the sum is finite: one quick pass, and no doubt about any entry if it is."""
     values = values.detach() if values.requires_grad else values
     return math.isfinite(values.sum().item())
@@ -161,7 +161,7 @@ def adds_up(values: Tensor) -> bool:
 
 def non_finite_rows(x: Tensor) -> list[int]:
     """Rows of a batch that hold NaN or infinite values."""
-    if adds_up(x):
+    if has_finite_sum(x):
         return []
     bad = ~torch.isfinite(x.detach()).reshape(x.shape[0], -1).all(dim=1)
     return [int(i) for i in bad.nonzero().flatten()]

@@ -1,9 +1,9 @@
 """Random numbers for a part of a batch that do not depend on how the batch was cut.
 
 A batch may be split over processes and over the steps of an accumulation. Numbers with one row for
-each sample are then drawn for all of it, alike everywhere, and each part takes its own rows; what a
-part has to say about its rows is put together before anyone learns from it. So the split changes
-nothing but rounding.
+each sample are drawn for the full batch, identically in every part, and each part takes its own
+rows; results that parts report for their rows are pooled when the batch is done. So the split
+changes rounding only.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from sde_models._utils.streams import Source, independent_parts
 Drawn = TypeVar("Drawn", Tensor, Tensor | None)
 
 
-class PartGenerator(torch.Generator):
+class RowGenerator(torch.Generator):
     """The generator that a loss is given for some rows of a batch.
 
-    :func:`draw_rows` takes rows of what is drawn for the whole batch. To all others it is a plain
-    generator, with numbers of this part alone.
+    :func:`draw_rows` takes the rows of this part from what is drawn for the whole batch. To all
+    others it is a plain generator, with numbers of this part alone.
 
     Args:
         device: Where numbers are drawn.
@@ -34,8 +34,9 @@ class PartGenerator(torch.Generator):
         rows: Those of this part.
 
     Example:
-        >>> generator = PartGenerator("cpu")
-        >>> standard_normal_like, halves = sm.randomness.standard_normal_like, []
+        >>> generator = RowGenerator("cpu")
+        >>> from sde_models._utils.randomness import standard_normal_like
+        >>> halves = []
         >>> for rows in (slice(0, 2), slice(2, 4)):
         ...     generator.begin(rows, 4, seed=0, seed_of_part=1 + rows.start)
         ...     halves.append(draw_rows(standard_normal_like, torch.zeros(2, 3), generator))
@@ -75,7 +76,7 @@ class PartGenerator(torch.Generator):
         self._place += 1
 
     def finish(self, add_up: Callable[[Tensor], Tensor]) -> None:
-        """Hand out what all parts have kept, when the batch is done.
+        """Pass on the rows that all parts have kept, when the batch is done.
 
         Args:
             add_up: Sum over the processes, each of which holds zeros for the rows of others.
@@ -96,12 +97,12 @@ def draw_rows(
     Args:
         draw: Draws for a batch, called as ``draw(like, generator)``; it may return None.
         like: The samples, shape ``(B, *event)``.
-        generator: Source of randomness. With a :class:`PartGenerator` of which these are the rows
+        generator: Source of randomness. With a :class:`RowGenerator` of which these are the rows
             numbers are drawn for the whole batch; with one for each sample (``Streams``) each
             sample draws from its own.
         dim: The dimension of what is drawn that counts the samples.
     """
-    if isinstance(generator, PartGenerator) and generator.covers(like):
+    if isinstance(generator, RowGenerator) and generator.covers(like):
         drawn = draw(like[:1].expand(generator.size, *like.shape[1:]), generator.whole)
         if drawn is None:
             return drawn
@@ -113,12 +114,12 @@ def draw_rows(
 def pool_rows(
     rows: Tensor, generator: torch.Generator | None, take: Callable[[Tensor], None]
 ) -> None:
-    """Hand rows ``(k, B)`` to a function: those of all parts, once the whole batch is done.
+    """Call a function with rows ``(k, B)``: those of all parts, once the full batch is done.
 
-    Without a :class:`PartGenerator` of which they are the rows they are the whole, and handed over
+    Without a :class:`RowGenerator` of which they are the rows they are complete, and given
     at once.
     """
-    if isinstance(generator, PartGenerator) and generator.covers(rows.T):
+    if isinstance(generator, RowGenerator) and generator.covers(rows.T):
         generator.pool(rows, take)
     else:
         take(rows)

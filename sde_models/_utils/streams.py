@@ -27,7 +27,7 @@ def as_source(generator: Any, count: int) -> Source:
     """Check what was given as ``generator=``.
 
     Args:
-        generator: A generator, a sequence of them, or None.
+        generator: A generator, a sequence of generators, or None.
         count: Number of samples.
 
     Returns:

@@ -29,7 +29,7 @@ class TensorFile:
     Attributes:
         tensors: Tensors by name, on the CPU.
         metadata: Text by name.
-        checked: Whether there was a checksum, which fits.
+        checked: Whether there was a checksum; it matches.
     """
 
     tensors: dict[str, Tensor]

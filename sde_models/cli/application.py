@@ -1,4 +1,4 @@
-"""The application that the commands are added to, and what all of them do alike."""
+"""The application that the commands are added to, and the common behaviour of commands."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MISTAKES = (
     ValueError, TypeError, ImportError,
     FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
 )  # fmt: skip
-"""Errors for what was asked wrongly."""
+"""Errors of a wrong call."""
 
 FAILURES = (RuntimeError, FloatingPointError, MemoryError, OSError)
 """Errors of work that failed."""
 
 
 def print_version(asked: bool) -> None:
-    """Print the version and end, if that is asked for."""
+    """Print the version and end, if asked for."""
     if asked:
         typer.echo(f"sde-models {__version__}")
         raise typer.Exit
@@ -45,10 +45,10 @@ def options(
 
 
 class Command(TyperCommand):
-    """A command that says what went wrong in one line, or with ``--debug`` in full.
+    """A command that prints an error in one line, or with ``--debug`` in full.
 
-    What was asked wrongly ends with exit code 2, work that failed (a solve, a lack of memory or of
-    room on the disk, a loss that is no longer finite) with 1, and Ctrl-C with 130.
+    A wrong call ends with exit code 2, work that failed (a solve, a lack of memory or of room on
+    the disk, a loss that is no longer finite) with 1, and Ctrl-C with 130.
     """
 
     def invoke(self, ctx: Any) -> Any:
@@ -59,7 +59,7 @@ class Command(TyperCommand):
             typer.echo("Stopped.", err=True)
             raise typer.Exit(130) from error
         except MISTAKES + FAILURES as error:
-            # Of a reader that has gone, as in `sde-models solvers | head`, click makes exit code 1.
+            # For a closed pipe, as in `sde-models solvers | head`, click makes exit code 1.
             own = isinstance(error, typer.Exit | typer.Abort | BrokenPipeError)
             if own or ctx.params.get("debug"):
                 raise
@@ -73,5 +73,5 @@ def _in_one_line(error: BaseException) -> str:
 
 
 def examples(*lines: str) -> str:
-    """Examples for the end of a help, left as they are broken into lines."""
+    """Examples for the end of a help text, with their line breaks."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,4 +1,4 @@
-"""Options from a file, and options into a file, so that a result can be made again."""
+"""Options read from a file, and written to a file, so that a result can be reproduced."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import typer
 from sde_models._utils.errors import nearest_names
 
 MADE_BY = {"made_by": "sde-models"}
-"""What a file of options that was written here begins with."""
+"""The first entry of a file of options that was written here."""
 
 HOW_TO_RUN = frozenset({"config", "debug", "overwrite", "progress"})
 """Options that a result does not depend on."""
 
 
 def load_config(ctx: typer.Context, config: Path | None) -> Path | None:
-    """Take the options of a file for those that the command line does not give.
+    """Take options from a file that are not on the command line.
 
     Raises:
-        typer.BadParameter: If the file cannot be read, or holds what is no option.
+        typer.BadParameter: If the file cannot be read, or holds an unknown option.
     """
     if config is None:
         return None
@@ -30,7 +30,9 @@ def load_config(ctx: typer.Context, config: Path | None) -> Path | None:
     options.pop("made_by", None)
     command = options.pop("command", ctx.info_name)
     if command != ctx.info_name:
-        raise typer.BadParameter(f"{config} is for 'sde-models {command}'")
+        raise typer.BadParameter(
+            f"{config} is for 'sde-models {command}', got 'sde-models {ctx.info_name}'"
+        )
     known = {str(param.name) for param in ctx.command.params} - {"config"}
     for name in options:
         if name not in known:
@@ -42,11 +44,11 @@ def load_config(ctx: typer.Context, config: Path | None) -> Path | None:
 
 
 def config_content(ctx: typer.Context, **settled: Any) -> bytes:
-    """Every option of a command as it was in the end, as a file for ``--config``.
+    """Every option of a command with its final value, as a file for ``--config``.
 
     Args:
         ctx: Context of the command.
-        **settled: Options that the command itself gave a value, by name.
+        **settled: Options whose values the command chose, by name.
     """
     options = {str(p.name): ctx.params.get(str(p.name)) for p in ctx.command.params} | settled
     kept = {
@@ -59,7 +61,7 @@ def config_content(ctx: typer.Context, **settled: Any) -> bytes:
 
 
 def is_config_of(path: Path, out: Path) -> bool:
-    """Whether a file is of :func:`config_content`, for a result of this name."""
+    """Whether a file is one of :func:`config_content`, for a result of this name."""
     try:
         found = dict(json.loads(path.read_bytes()))
         return found.items() >= MADE_BY.items() and Path(found["out"]).name == out.name

@@ -27,7 +27,7 @@ def decode(
     n: o.First = None,
     label: o.Label = None,
     data_range: o.DataRange = None,
-    solver: o.SolverName = "ode:dopri5",
+    solver: o.SolverName = "rk-batch",
     control: Control,
     chunk: o.Chunk = 1024,
     running: Running,
@@ -48,8 +48,8 @@ def decode(
         shards = decode_to_folder(
             network, z, output.shards, solver=solver, chunk=chunk, progress=running.progress,
             overwrite=running.overwrite,
-            **control.given(), **choose_label(network, label),
+            **control.given(), cond=choose_label(network, label),
         )  # fmt: skip
-        count, rows = len(shards), shards.costs()["rows"]
+        count, cost = len(shards), shards.cost
         output.gather(shards, ctx, network.data_range)
-    typer.echo(f"{out}: {count} samples, {rows / count:g} evaluations for each")
+    typer.echo(f"{out}: {count} samples, {cost} for each")

@@ -35,7 +35,7 @@ def encode(
     n: o.First = None,
     label: o.Label = None,
     data_range: o.DataRange = None,
-    solver: o.SolverName = "ode:dopri5",
+    solver: o.SolverName = "rk-batch",
     control: Control,
     chunk: o.Chunk = 1024,
     seed: o.Seed = 0,
@@ -61,14 +61,14 @@ def encode(
         shards = encode_to_folder(
             network, x, output.shards, solver=solver, levels=levels, chunk=chunk, seed=seed,
             progress=running.progress, overwrite=running.overwrite,
-            **control.given(), **choose_label(network, label),
+            **control.given(), cond=choose_label(network, label),
         )  # fmt: skip
-        count, rows = len(shards), shards.costs()["rows"]
+        count, cost = len(shards), shards.cost
         output.gather(shards, ctx, noise_range(network, shape_of(x)))
-    typer.echo(f"{out}: {count} latents, {rows / count:g} evaluations for each")
+    typer.echo(f"{out}: {count} latents, {cost} for each")
 
 
 def noise_range(model: ScoreModel, event_shape: tuple[int, ...]) -> tuple[float, float]:
-    """What latents are drawn black and white: three standard deviations of the prior."""
+    """Latents that are drawn black and white: three standard deviations of the prior."""
     far = 3 * float(getattr(model.sde.prior(event_shape), "std", 1.0))
     return -far, far

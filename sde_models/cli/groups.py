@@ -1,7 +1,7 @@
-"""Options that several commands take together, spelt out once and handed over as one object.
+"""Groups of options that several commands take, each defined once as a dataclass.
 
-A command whose parameter is annotated with a dataclass takes the fields of it as options, at the
-place of that parameter.
+A command with a parameter of such a dataclass takes its fields as options, in the place of that
+parameter.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sde_models.cli import options as o
 
 @dataclass(frozen=True)
 class Control:
-    """How far apart the steps of a solver are."""
+    """Options for the steps of a solver."""
 
     steps: o.Steps = None
     grid: o.GridName = None
@@ -26,13 +26,13 @@ class Control:
     max_steps: o.MaxSteps = None
 
     def given(self) -> dict[str, Any]:
-        """Keyword arguments of a verb: those that were given."""
+        """Keyword arguments of a function: the options that were given."""
         return o.given(**asdict(self))
 
 
 @dataclass(frozen=True)
 class Running:
-    """Where a command runs, and how it behaves; config and debug are for what calls it."""
+    """Options for where and how a command runs; the application reads config and debug."""
 
     device: o.Device = "cpu"
     dtype: o.Dtype = None

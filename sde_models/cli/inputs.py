@@ -1,4 +1,4 @@
-"""What a command reads: a model, and data by a name or a path."""
+"""Inputs of a command: a model, and data by a name or a path."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sde_models._utils.errors import nearest_names
 from sde_models.cli.options import Precision
 from sde_models.data import DATA, TrainingData, find_data, image_folder, read_array
 from sde_models.data.dequantization import check_data_range
-from sde_models.data.table import FROM_FILES
+from sde_models.data.registry import FROM_FILES
 from sde_models.models.model_files import load_model
 from sde_models.models.score_model import ScoreModel
 from sde_models.shards import Shards
@@ -30,7 +30,7 @@ def read_model(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no model file, there is no such device, or the range is none.
+        ValueError: If it is no model file, there is no such device, or the range is not valid.
     """
     file = path / MODEL_FILE if path.is_dir() else path
     model = place(load_model(file), device, precision)
@@ -43,7 +43,7 @@ def read_range(text: str) -> tuple[float, float]:
     """Lowest and highest number of data.
 
     Raises:
-        ValueError: If they are not there.
+        ValueError: If they are not two numbers, the lower one first.
 
     Example:
         >>> read_range("0,1")
@@ -72,7 +72,7 @@ def place(model: ScoreModel, device: str, precision: Precision | None) -> ScoreM
 
 
 def choose_label(model: ScoreModel, label: int | None) -> dict[str, Any]:
-    """The label as conditioning for a model, none for a model without classes.
+    """The label as a condition for a model, none for a model without classes.
 
     Raises:
         ValueError: If the model was trained with labels and none is given, or the reverse.
@@ -86,9 +86,9 @@ def choose_label(model: ScoreModel, label: int | None) -> dict[str, Any]:
     if classes is None and label is None:
         return {}
     if classes is None or label is None or not 0 <= label < classes:
-        wanted = "without labels" if classes is None else f"with labels from 0 to {classes - 1}"
+        kind = "without labels" if classes is None else f"with labels from 0 to {classes - 1}"
         given = "none was given" if label is None else f"got {label}"
-        raise ValueError(f"--label: the model was trained {wanted}, {given}")
+        raise ValueError(f"--label: the model was trained {kind}, {given}")
     return {"label": label}
 
 
@@ -107,16 +107,16 @@ def read_data(
     Args:
         where: A name in ``sm.data.DATA``, of which the part for testing is taken, a folder of
             shards or of folders with images, or a file of arrays.
-        levels: Number of levels that was told.
-        first: Take so many only.
+        levels: Number of levels, if given.
+        first: Number of samples to take, from the first on; all if None.
         array: Name of the array in the file.
-        names: Its likely names, if it was not told.
+        names: Names to try if no name is given.
         root: Folder of the files of a data set.
         precision: Dtype of floating data.
 
     Raises:
         FileNotFoundError: If there is nothing of that name.
-        ValueError: If it cannot be read, or holds whole numbers whose levels were not told.
+        ValueError: If it cannot be read, or holds integers without a number of levels.
     """
     found = read_training_data(
         where, levels=levels, array=array, names=names, root=root, precision=precision
@@ -170,10 +170,13 @@ def read_training_data(
         read_array(where, names) if array is None else _read_named("--array", where, (array,))
     )
     if x.ndim < 2 or len(x) == 0:
-        raise ValueError(f"{where} holds an array of shape {tuple(x.shape)}, wanted (B, *event)")
+        raise ValueError(
+            f"{where} holds an array of shape {tuple(x.shape)}, expected (B, *event) with sizes of "
+            "1 or more"
+        )
     if levels is None and not x.is_floating_point():
         raise ValueError(
-            f"{where} holds {x.dtype}: for images with whole levels give --levels, 256 for bytes"
+            f"{where} holds {x.dtype}: for images with integer levels give --levels, 256 for bytes"
         )
     if not labels:
         return TrainingData(x, levels=levels)
@@ -198,14 +201,14 @@ def _read_labels(where: str, count: int) -> Tensor:
     label = _read_named("--labels", where, ("label", "labels"))
     if label.shape != (count,) or label.is_floating_point() or int(label.long().min()) < 0:
         raise ValueError(
-            f"--labels: {where} should hold, beside its {count} samples, an array 'label' of as "
-            f"many whole numbers from 0; got {label.dtype} of shape {tuple(label.shape)}"
+            f"--labels: {where} should hold, next to its {count} samples, an array 'label' of as "
+            f"many integers from 0; got {label.dtype} of shape {tuple(label.shape)}"
         )
     return label.long()
 
 
 def _without_loss(x: Tensor) -> Tensor:
-    """The same numbers in a dtype that is computed with: half floats as float32, bits as bytes."""
+    """The same numbers in another dtype for those that are only stored: float16 and bool."""
     if x.dtype in (torch.float16, torch.bfloat16):
         return x.float()
     return x.to(torch.uint8) if x.dtype == torch.bool else x
@@ -231,17 +234,17 @@ def _read_folder(
 
 
 def _levels_of(where: str, given: int | None, known: int | None) -> int | None:
-    """Number of levels; fewer than are known may be given, for values that leave some out."""
+    """Number of levels; a smaller number may be given if the data use only the lower levels."""
     if given is not None and known is not None and given > known:
         raise ValueError(f"--levels {given}: {where} has {known} levels: leave it out")
     return given or known
 
 
 def read_shape(text: str | None, model: ScoreModel) -> tuple[int, ...]:
-    """Shape of one sample, as it was told or the model's own.
+    """Shape of one sample, as given or that of the model.
 
     Raises:
-        ValueError: If neither tells it.
+        ValueError: If it is neither given nor known.
 
     Example:
         >>> model = sm.GaussianMixture(torch.zeros(1, 2), 1.0).score_model(sm.VPSDE())
@@ -253,5 +256,5 @@ def read_shape(text: str | None, model: ScoreModel) -> tuple[int, ...]:
     try:
         return tuple(int(size) for size in (text or "").split(","))
     except ValueError as error:
-        told = "the model does not tell the shape of a sample" if text is None else f"got {text!r}"
-        raise ValueError(f"--shape must be such as 1,8,8: {told}") from error
+        why = "the model does not know the shape of a sample" if text is None else f"got {text!r}"
+        raise ValueError(f"--shape must be such as 1,8,8: {why}") from error

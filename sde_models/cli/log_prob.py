@@ -34,12 +34,12 @@ def log_prob(
         typer.Option(
             "--out",
             "-o",
-            help="Where the result goes, by its ending: .npz for every sample, .json for the mean, "
-            "none for a folder of shards.",
+            help="Result, by its ending: .npz for every sample, .json for the mean, none for a "
+            "folder of shards.",
         ),
     ],
     tol: Annotated[
-        float | None, typer.Option(help="Total error of each sample that is asked for, in nats.")
+        float | None, typer.Option(help="Total error to reach for each sample, in nats.")
     ] = None,
     levels: o.Levels = None,
     array: o.ArrayName = None,
@@ -47,11 +47,11 @@ def log_prob(
     n: o.First = None,
     label: o.Label = None,
     data_range: o.DataRange = None,
-    solver: o.SolverName = "adams-batch",
+    solver: o.FlowSolverName = None,
     divergence: Annotated[
         str | None, typer.Option(help="exact, hutchinson, hutch++, xtrace or auto.")
     ] = None,
-    nodes: Annotated[
+    intervals: Annotated[
         int | None, typer.Option(help="Intervals of the quadrature, a multiple of 4.")
     ] = None,
     control: Control,
@@ -77,8 +77,8 @@ def log_prob(
         found = evaluate(
             network, x, output.shards, levels=levels, chunk=chunk, seed=seed, solver=solver,
             progress=running.progress, overwrite=running.overwrite,
-            **control.given(), **choose_label(network, label),
-            **o.given(tol=tol, divergence=divergence, nodes=nodes),
+            **control.given(), cond=choose_label(network, label),
+            **o.given(tol=tol, divergence=divergence, intervals=intervals),
         )  # fmt: skip
         if out.suffix == ".json":
             output.write(f"{json.dumps(found.summary(), indent=2)}\n".encode(), ctx)

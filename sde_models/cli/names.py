@@ -1,6 +1,6 @@
 """Names of the library's tables for the help, which does not load the library.
 
-``tests/cli/test_cli.py`` holds them equal to the tables.
+``tests/cli/test_cli.py`` checks that they equal the tables.
 """
 
 DATA = (

@@ -38,16 +38,16 @@ Data = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="An .npz or .npy file, a folder of shards, a folder that holds one of images for each "
-        "class, or a name that 'train' knows, such as digits, for the samples kept for testing.",
+        help="An .npz or .npy file, a folder of shards, a folder with a subfolder of images for "
+        "each class, or a data set of 'train', such as digits, for its test samples.",
     ),
 ]
 Out = Annotated[
     Path,
     typer.Option(
         "--out", "-o",
-        help="Where the result goes, by its ending: .npz for the numbers, .png for a picture, none "
-        "for a folder of shards.",
+        help="Result, by its ending: .npz for the numbers, .png for a picture, none for a folder "
+        "of shards.",
     ),
 ]  # fmt: skip
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")]
@@ -59,7 +59,7 @@ First = Annotated[
 ]
 Levels = Annotated[
     int | None,
-    typer.Option(min=2, help="DATA are whole numbers below this, 256 for bytes; known for images."),
+    typer.Option(min=2, help="DATA are integers below this, 256 for bytes; known for images."),
 ]
 DataRange = Annotated[
     str | None,
@@ -74,9 +74,9 @@ Root = Annotated[
 Label = Annotated[
     int | None, typer.Option(min=0, help="Class, for a model that was trained with labels.")
 ]
-SolverName = Annotated[
-    str, typer.Option("--solver", "-s", help="A name in the table of 'sde-models solvers'.")
-]
+_SOLVER = typer.Option("--solver", "-s", help="A name in the table of 'sde-models solvers'.")
+SolverName = Annotated[str, _SOLVER]
+FlowSolverName = Annotated[str | None, _SOLVER]
 Steps = Annotated[int | None, typer.Option(min=1, help="Steps of a fixed-step solver.")]
 GridName = Annotated[
     str | None,
@@ -99,12 +99,12 @@ Config = Annotated[
     Path | None,
     typer.Option(
         "--config", "-c", callback=load_config, is_eager=True,
-        help="A .toml or .json file of options; those given here come first.",
+        help="A .toml or .json file of options; those on the command line take precedence.",
     ),
 ]  # fmt: skip
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """The options that were given a value; the library knows best what the others should be."""
+    """The options that were given a value; for the others the library has defaults."""
     return {name: value for name, value in options.items() if value is not None}

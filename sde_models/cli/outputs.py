@@ -1,4 +1,4 @@
-"""What a command writes: shards while it works, and in the end what ``--out`` asks for."""
+"""Outputs of a command: shards while it works, and in the end the result at ``--out``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import typer
 
-from sde_models._utils.atomic_files import write_whole
+from sde_models._utils.atomic_files import atomic_write
 from sde_models._utils.owned_folders import OwnedFolder
 from sde_models.cli.configuration import config_content, is_config_of
 from sde_models.data.pictures import check_drawable, draw
@@ -23,12 +23,12 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Output:
-    """Where results go.
+    """The result of a command on disk.
 
     Attributes:
         out: The result: a file, or a folder of shards.
-        shards: The folder of shards; for a file it stands next to it until the file is complete.
-        overwrite: Whether to replace what an earlier command has left there.
+        shards: The folder of shards; for a file it is next to the file until that is complete.
+        overwrite: Whether to replace the result of an earlier command.
     """
 
     out: Path
@@ -48,19 +48,19 @@ class Output:
         return self.out.with_name(f"{self.out.name}.{CONFIG}")
 
     def check_shape(self, event_shape: tuple[int, ...]) -> None:
-        """Refuse a picture of what cannot be drawn.
+        """Refuse a picture of samples that cannot be drawn.
 
         Raises:
-            ValueError: Saying what can.
+            ValueError: With the shapes that can.
         """
         if self.out.suffix == ".png":
             check_drawable(event_shape)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Hold the shards of a file from the first until the file is complete.
+        """Lock the shards of a file from the first until the file is complete.
 
-        A folder of shards is held by what fills it, which may be several processes.
+        A folder of shards is locked by the function that fills it, in one or several processes.
 
         Raises:
             FileExistsError: As in :meth:`check`; another command may have come in between.
@@ -71,10 +71,10 @@ class Output:
             yield
 
     def check(self) -> None:
-        """Refuse what is not to be replaced.
+        """Refuse to replace files that must be kept.
 
         Raises:
-            FileExistsError: Naming what is there.
+            FileExistsError: With the name of the file.
         """
         self.shards.check()
         if self.is_folder:
@@ -91,26 +91,26 @@ class Output:
             )
 
     def write(self, content: bytes, ctx: typer.Context) -> None:
-        """Write a file, and its configuration next to it; the shards are no longer needed."""
+        """Write a file, and its configuration next to it; remove the shards."""
         self._describe(ctx)
-        write_whole(self.out, content)
+        atomic_write(self.out, content)
         self.shards.remove()
 
     def gather(
         self, shards: Shards, ctx: typer.Context, data_range: tuple[float, float] | None = None
     ) -> None:
-        """Turn the shards into what was asked for, with the configuration next to it or in it.
+        """Turn the shards into the result, with the configuration next to it or in it.
 
         Args:
             shards: The results.
             ctx: Context of the command.
-            data_range: What a picture shows black and white.
+            data_range: Values that a picture shows black and white.
         """
         self._describe(ctx)
         if self.is_folder:
             return
         if self.out.suffix == ".png":
-            write_whole(self.out, draw(_first_of(shards), data_range=data_range))
+            atomic_write(self.out, draw(_first_of(shards), data_range=data_range))
         else:
             shards.save_npz(self.out)
         self.shards.remove()
@@ -119,32 +119,34 @@ class Output:
         if self.is_folder:
             self.shards.write(CONFIG, config_content(ctx))
         else:
-            write_whole(self.config, config_content(ctx))
+            atomic_write(self.config, config_content(ctx))
 
 
 def find_output(
     out: Path, endings: tuple[str, ...], *, overwrite: bool, data: str | None = None
 ) -> Output:
-    """Say where a result goes, if it may go there; nothing is written yet.
+    """Check the place of a result; nothing is written yet.
 
     Args:
-        out: Where it goes.
-        endings: Which endings there are; an empty one stands for a folder.
-        overwrite: Whether to replace what an earlier command has left there.
-        data: What is read.
+        out: File or folder of the result.
+        endings: Possible endings; an empty one stands for a folder.
+        overwrite: Whether to replace the result of an earlier command.
+        data: The data that are read.
 
     Raises:
-        ValueError: For another ending, a file where several processes share the work, or what is
-            read itself.
-        FileExistsError: If there is something that is not to be replaced.
+        ValueError: For another ending, a file where several processes share the work, or the data
+            themselves.
+        FileExistsError: If there is something that must be kept.
     """
     if out.suffix not in endings:
-        wanted = ", ".join(ending or "none for a folder of shards" for ending in endings)
-        raise ValueError(f"--out {out} must have an ending of these: {wanted}")
+        known = ", ".join(ending or "none for a folder of shards" for ending in endings)
+        raise ValueError(f"--out {out} must have an ending of these: {known}")
     if out.suffix and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(f"several processes write shards: give --out a folder in place of {out}")
     if data is not None and Path(data).resolve() == out.resolve():
-        raise ValueError(f"--out {out} is what is read, and would be replaced: give another --out")
+        raise ValueError(
+            f"--out {out} is the data that are read, and would be replaced: give another --out"
+        )
     shards = out if not out.suffix else out.with_name(f"{out.name}.parts")
     output = Output(out, own_shards(shards), overwrite)
     output.check()
@@ -153,5 +155,5 @@ def find_output(
 
 def _first_of(shards: Shards) -> torch.Tensor:
     """As many samples as a picture shows."""
-    wanted = min(check_drawable(shards[0].shape), len(shards))
-    return torch.stack([shards[index] for index in range(wanted)])
+    count = min(check_drawable(shards[0].shape), len(shards))
+    return torch.stack([shards[index] for index in range(count)])

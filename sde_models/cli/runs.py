@@ -1,4 +1,4 @@
-"""The folder of a training run: what is in it, who may write there, and how it is left."""
+"""The folder of a training run: its files, its lock, and its state after the run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PICTURES = r"step-\d{8,}\.png"
 
 @dataclass
 class Run:
-    """Where a run goes.
+    """A training run on disk.
 
     Attributes:
         folder: Its folder.
@@ -59,10 +59,10 @@ class Run:
         return self.folder.path / MODEL_FILE
 
     def check(self) -> None:
-        """Refuse a folder with something else, and names in it that others have taken.
+        """Refuse a folder with something else, or with other files of the same names.
 
         Raises:
-            FileExistsError: Naming what is there.
+            FileExistsError: With the name of the file.
         """
         self.folder.check()
         self.folder.check_names(*FILES)
@@ -70,7 +70,7 @@ class Run:
         self.pictures.check()
 
     def begin(self, progress: Progress) -> None:
-        """After the first step, when all options have proved to be of use, replace what is there.
+        """Replace an earlier run after the first step, when all options have been used.
 
         To be given to ``fit`` as a callback.
         """
@@ -95,7 +95,7 @@ class Run:
         return max(self.checkpoints.steps(), default=0)
 
     def give_up(self) -> None:
-        """Leave nothing behind of a new run that came to nothing."""
+        """Remove a new run that has made no step."""
         if self.folder.new and self.last_step() == 0:
             self.checkpoints.remove()
             self.pictures.clear()
@@ -114,7 +114,7 @@ def open_run(
         ctx: Context of the command, whose options are written into the folder.
         overwrite: Whether to replace a run that is there, and nothing else.
         pictures: Whether samples are drawn during the run.
-        **settled: Options that the command itself gave a value.
+        **settled: Options whose values the command chose.
 
     Raises:
         FileExistsError: If the folder holds something else.

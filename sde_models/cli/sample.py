@@ -29,7 +29,7 @@ def sample(
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of samples.")] = 64,
     label: o.Label = None,
     data_range: o.DataRange = None,
-    solver: o.SolverName = "ode:dopri5",
+    solver: o.SolverName = "rk-batch",
     control: Control,
     eta: Annotated[
         float | None, typer.Option(help="Stochasticity of an SDE solver, 0 for none.")
@@ -60,8 +60,8 @@ def sample(
         shards = sample_to_folder(
             network, n, output.shards, solver=solver, event_shape=event_shape, chunk=chunk,
             seed=seed, progress=running.progress, overwrite=running.overwrite, denoise=denoise,
-            **control.given(), **choose_label(network, label), **o.given(eta=eta),
+            **control.given(), cond=choose_label(network, label), **o.given(eta=eta),
         )  # fmt: skip
-        rows = shards.costs()["rows"]
+        cost = shards.cost
         output.gather(shards, ctx, network.data_range)
-    typer.echo(f"{out}: {n} samples of shape {event_shape}, {rows / n:g} evaluations for each")
+    typer.echo(f"{out}: {n} samples of shape {event_shape}, {cost} for each")

@@ -20,8 +20,8 @@ from sde_models.cli.training_options import Architecture, Fitting, Minimised
         "sde-models train digits --out runs/digits",
         "sde-models train two-moons --steps 3000 --out runs/moons",
         "sde-models train images.npz --levels 256 --network ddpm++ --device cuda --out runs/images",
-        "sde-models train cifar10 --root data --labels --workers 8 --steps 400000 --device cuda "
-        "--out runs/cifar",
+        "sde-models train cifar10 --root data --labels --num-workers 8 --steps 400000 "
+        "--device cuda --out runs/cifar",
     ),
 )
 @spell_out
@@ -33,7 +33,7 @@ def train(
         typer.Argument(
             metavar="DATA",
             help=f"One of {', '.join(DATA)}; or an .npz or .npy file, a folder of shards, or a "
-            "folder that holds one of images for each class.",
+            "folder with a subfolder of images for each class.",
         ),
     ],
     out: Annotated[
@@ -44,7 +44,7 @@ def train(
     array: o.ArrayName = None,
     root: o.Root = None,
     labels: Annotated[
-        bool, typer.Option("--labels", help="Train with the labels of the data as conditioning.")
+        bool, typer.Option("--labels", help="Train with the labels of the data as a condition.")
     ] = False,
     architecture: Architecture,
     minimised: Minimised,
@@ -60,7 +60,7 @@ def train(
 ) -> None:
     """Train a score model.
 
-    Leaves in a folder model.safetensors for the other commands, metrics.json, config.json,
+    Writes into a folder model.safetensors for the other commands, metrics.json, config.json,
     checkpoints, and samples.png if samples can be drawn. The same command goes on where it was
     interrupted.
     """

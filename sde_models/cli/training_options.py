@@ -1,4 +1,4 @@
-"""The options of ``sde-models train``: what is trained, on which loss, and how."""
+"""The options of ``sde-models train``: model, loss and training."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Architecture:
     ] = None
     network: Annotated[
         str | None,
-        typer.Option(help=f"Network: {_one_of(NETWORKS)}; what suits the data if not given."),
+        typer.Option(help=f"Network: {_one_of(NETWORKS)}; chosen for the data if not given."),
     ] = None
     width: Annotated[
         int | None, typer.Option(min=1, help="Size of its hidden state, or its channels.")
@@ -68,7 +68,7 @@ class Architecture:
     ] = None
 
     def settled(self, data: TrainingData) -> dict[str, Any]:
-        """The options, with those that the data or others decide."""
+        """The options, with defaults that depend on the data or on other options."""
         from sde_models.nn import usual_network
 
         given = {name: value for name, value in asdict(self).items() if value is not None}
@@ -117,11 +117,11 @@ class Minimised:
     objective: Annotated[str, typer.Option(help=f"Loss: {_one_of(OBJECTIVES)}.")] = "denoising"
     weighting: Annotated[
         str | None,
-        typer.Option(help=f"Weight of each time: {_one_of(WEIGHTINGS)}; what is usual if none."),
+        typer.Option(help=f"Weight of each time: {_one_of(WEIGHTINGS)}; that of the loss if none."),
     ] = None
     times: Annotated[
         str | None,
-        typer.Option(help=f"Times: {_one_of(TIME_SAMPLERS)}; what is usual if none."),
+        typer.Option(help=f"Times: {_one_of(TIME_SAMPLERS)}; those of the weighting if none."),
     ] = None
 
     def make(self) -> Loss:
@@ -141,27 +141,27 @@ class Fitting:
     seconds: Annotated[
         float | None, typer.Option(help="Time to train for, in place of --steps.")
     ] = None
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples in each step.")] = 128
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 3e-3
-    weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay.")] = 0.01
-    averaging: Annotated[float, typer.Option(help="Decay of the average of the weights.")] = 0.995
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples in each step.")] = 256
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3
+    weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay.")] = 0.0
+    ema_decay: Annotated[float, typer.Option(help="Decay of the average of the weights.")] = 0.995
     warmup: Annotated[int, typer.Option(min=0, help="Steps until the highest learning rate.")] = 100
     clip_norm: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0
     mixed_precision: Annotated[str | None, typer.Option(help="bf16 or fp16 for the network.")] = (
         None
     )
-    accumulate: Annotated[
+    gradient_accumulation_steps: Annotated[
         int, typer.Option(min=1, help="Parts that a batch is cut into, to save memory.")
     ] = 1
-    workers: Annotated[
+    num_workers: Annotated[
         int, typer.Option(min=0, help="Processes that read images of a folder or a data set.")
     ] = 0
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 1000
-    keep: Annotated[int, typer.Option(min=1, help="How many checkpoints are kept.")] = 3
+    keep: Annotated[int, typer.Option(min=1, help="Number of checkpoints that are kept.")] = 3
     log_dir: Annotated[Path | None, typer.Option(help="Folder for TensorBoard.")] = None
 
     def settled(self) -> dict[str, Any]:
-        """Keyword arguments of ``sm.fit``, with as many steps as are usual if nothing is said."""
+        """Keyword arguments of ``sm.fit``, with the default number of steps if none is given."""
         options = asdict(self)
         if self.steps is None and self.seconds is None:
             options["steps"] = STEPS

@@ -1,4 +1,4 @@
-"""Watching a run: bits per dimension and samples from time to time, and a last picture."""
+"""Monitoring of a run: bits per dimension and samples at intervals, and a final picture."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ from sde_models.sampling.samples import sample
 from sde_models.training import BitsPerDimCurve, SampleImages
 
 HELD_OUT = 64
-"""Images for testing that bits per dimension are computed on."""
+"""Number of test images for bits per dimension."""
 
 BITS_TOLERANCE = 1.0
-"""Error of each image that is asked for there, in nats."""
+"""``tol`` of these bits, in nats for each image."""
 
 POINTS = 2000
-"""How many points the picture of the samples shows, where they are points."""
+"""Number of samples in the picture, where they are points."""
 
 QUICK: dict[str, Any] = {"solver": "dpmpp-2m", "steps": 30, "progress": False}
-"""How the samples of that picture are drawn."""
+"""Options with which the samples of that picture are drawn."""
 
 
 def watch_bits(
     data: TrainingData, every: int | None, labels: bool, seed: int
 ) -> list[BitsPerDimCurve]:
-    """What computes bits per dimension now and then, if that is asked for."""
+    """The callback that computes bits per dimension at intervals, if asked for."""
     if every is None:
         return []
     if data.levels is None:
         raise ValueError(
-            "--bits-every: the data have no levels, and so no bits: give --levels, or leave it out"
+            "--bits-every: bits per dimension need data with levels: give --levels, or leave it out"
         )
     images, label = data.held_out(HELD_OUT)
     cond = {"label": label} if labels else {}
-    return [BitsPerDimCurve(every, images, data.levels, seed=seed, tol=BITS_TOLERANCE, **cond)]
+    return [BitsPerDimCurve(every, images, data.levels, seed=seed, cond=cond, tol=BITS_TOLERANCE)]
 
 
 def watch_samples(
     model: ScoreModel, every: int | None, folder: Path, seed: int
 ) -> list[SampleImages]:
-    """What draws samples now and then, if that is asked for."""
+    """The callback that draws samples at intervals, if asked for."""
     if every is None:
         return []
     images: Any = model.event_shape
     return [
-        SampleImages(every, images, folder, count=IMAGES, seed=seed, **each_class(model, IMAGES))
+        SampleImages(every, images, folder, count=IMAGES, seed=seed, cond=each_class(model, IMAGES))
     ]
 
 
 def each_class(model: ScoreModel, count: int) -> dict[str, Any]:
-    """One class after the other as conditioning, for a model with classes."""
+    """One class after the other as a condition, for a model with classes."""
     classes = getattr(model.network, "classes", None)
     return {} if classes is None else {"label": torch.arange(count) % classes}
 
@@ -66,5 +66,5 @@ def draw_samples(model: ScoreModel, seed: int) -> bytes:
     generator = torch.Generator().manual_seed(seed)
     cond = each_class(model, count)
     shape = (count, *model.event_shape)
-    drawn = sample(model, shape, generator=generator, **QUICK, **cond).x
+    drawn = sample(model, shape, cond=cond, generator=generator, **QUICK).x
     return draw(drawn, data_range=model.data_range)

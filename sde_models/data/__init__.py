@@ -1,4 +1,4 @@
-"""Data sets, most of which need no download, and images with whole grey levels."""
+"""Data sets, most of which need no download, and images with integer grey levels."""
 
 from sde_models.data.arrays import read_array
 from sde_models.data.cell_densities import (
@@ -12,7 +12,7 @@ from sde_models.data.handwritten_digits import Digits, digits
 from sde_models.data.images import LevelImages, cifar10, fashion_mnist, image_folder, mnist
 from sde_models.data.logit import LogitTransform
 from sde_models.data.photograph_patches import Patches, patches
-from sde_models.data.table import DATA, find_data
+from sde_models.data.registry import DATA, find_data
 from sde_models.data.toys import TOYS, MixtureParameters, toy, toy_mixture
 from sde_models.data.training_data import TrainingData
 

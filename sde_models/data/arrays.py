@@ -17,12 +17,12 @@ def read_array(
 ) -> Tensor:
     """Read an array from an ``.npz`` or ``.npy`` file.
 
-    Nothing in the file is ever unpickled. What an ``.npy`` holds is read when it is wanted.
+    Nothing in the file is ever unpickled. An ``.npy`` is mapped into memory and read when used.
 
     Args:
         path: The file.
-        names: Names in an ``.npz``, the first that is there is taken; where there is a single
-            array it is taken whatever its name.
+        names: Names in an ``.npz``, of which the first that is there is taken; a single array is
+            taken whatever its name.
         strict: Take no array of another name, even if it is the only one. The array of an
             ``.npy`` has no name.
 
@@ -43,11 +43,13 @@ def read_array(
         raise FileNotFoundError(f"no file {path}")
     if path.suffix not in (".npy", ".npz"):
         raise ValueError(
-            f"{path} is no .npz or .npy file of numbers: numpy.save('x.npy', x.numpy()) makes one "
-            "of a tensor x"
+            f"{path} is no .npz or .npy file of numbers: write a tensor x by "
+            "numpy.save('x.npy', x.numpy())"
         )
     if strict and path.suffix == ".npy":
-        raise ValueError(f"{path} holds one array, which has no name: no {_any_of(names)} in it")
+        raise ValueError(
+            f"{path} holds one array, which has no name, expected {_any_of(names)}: give an .npz"
+        )
     try:
         if path.suffix == ".npy":
             return _as_tensor(np.load(path, mmap_mode="c"))
@@ -61,7 +63,7 @@ def read_array(
             f"{path} is no .npz or .npy file of numbers, or is damaged: {error}"
         ) from error
     raise ValueError(
-        f"{path} holds the arrays {', '.join(known)}, and none named {_any_of(names)}: name one"
+        f"{path} holds the arrays {', '.join(known)}, expected {_any_of(names)}: name one of these"
     )
 
 

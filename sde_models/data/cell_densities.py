@@ -28,8 +28,8 @@ class Dequantization(ABC):
     """Base class of densities q that fill the cells of grey levels.
 
     Attributes:
-        in_model_space: Whether q has the shape of the model's noise, so that the cells must be
-            where the model is, with no transform between.
+        in_model_space: Whether q has the shape of the model's noise, so that the cells must be in
+            the space of the model, with no transform between.
     """
 
     in_model_space: bool = False
@@ -37,7 +37,7 @@ class Dequantization(ABC):
     @classmethod
     @abstractmethod
     def for_sde(cls, sde: Any) -> Dequantization:
-        """The one that fits a model with this forward SDE."""
+        """The density that fits a model with this forward SDE."""
 
     @abstractmethod
     def draw(
@@ -51,7 +51,7 @@ class Dequantization(ABC):
         """Draw a point of the cell of each image.
 
         Args:
-            images: Levels, whole numbers from 0 to ``levels - 1``, shape ``(B, *event)``.
+            images: Levels, integers from 0 to ``levels - 1``, shape ``(B, *event)``.
             levels: Number of levels.
             data_range: Lowest and highest number that the levels are spread over.
             generator: Source of the draw; torch's global one if None. A sequence has one for
@@ -84,7 +84,7 @@ class UniformDequantization(Dequantization):
 
     @classmethod
     def for_sde(cls, sde: Any) -> UniformDequantization:
-        """The only one there is."""
+        """The density, which does not depend on the SDE."""
         return cls()
 
     def draw(
@@ -140,7 +140,7 @@ class TruncatedNormalDequantization(Dequantization):
 
     @classmethod
     def for_sde(cls, sde: Any) -> TruncatedNormalDequantization:
-        """The one with alpha and sigma of an SDE at its ``t_min``.
+        """The density with alpha and sigma of an SDE at its ``t_min``.
 
         Raises:
             TypeError: If it has none.
@@ -161,7 +161,7 @@ class TruncatedNormalDequantization(Dequantization):
         generator: Source = None,
         dtype: torch.dtype = torch.float32,
     ) -> tuple[Tensor, Tensor]:
-        # In double precision, which the CPU has for certain.
+        # In double precision, on the CPU: other devices may lack it.
         lower, upper = cells(images.cpu(), levels, data_range=data_range, dtype=torch.float64)
         mean = self.alpha * (lower + upper) / 2
         a, b = (lower - mean) / self.sigma, (upper - mean) / self.sigma

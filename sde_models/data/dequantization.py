@@ -1,4 +1,4 @@
-r"""Between images with whole grey levels and the real numbers that a density needs.
+r"""Conversion between images with integer grey levels and the real numbers of a density.
 
 Level k of K fills the cell :math:`[e_k, e_{k+1})` with :math:`e_k = low + (high - low) k / K`.
 Uniform dequantisation draws a point of that cell, so that for any density p
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import uniform_like
 from sde_models._utils.shapes import check_batch
 from sde_models._utils.split_batches import draw_rows
@@ -56,7 +57,7 @@ def dequantize(
     :func:`quantize` gives back the levels exactly, in every dtype.
 
     Args:
-        images: Levels k, whole numbers from 0 to ``levels - 1``, shape ``(B, *event)``.
+        images: Levels k, integers from 0 to ``levels - 1``, shape ``(B, *event)``.
         levels: Number of levels K.
         data_range: Lowest and highest number that the levels are spread over.
         generator: Source of u; torch's global one if None. A sequence has one for each image.
@@ -65,7 +66,7 @@ def dequantize(
     Raises:
         TypeError: If the images are no tensor of numbers, or ``dtype`` is not floating.
         ValueError: If a value is not a level, the range is empty, or ``dtype`` is too coarse to
-            tell the levels apart.
+            distinguish the levels.
 
     Example:
         >>> x = dequantize(torch.tensor([[0, 16]]), 17)
@@ -117,8 +118,8 @@ def quantize(
 
     Raises:
         TypeError: If ``x`` is not a floating tensor.
-        ValueError: If ``x`` is not finite, the range is empty, or its dtype is too coarse to tell
-            the levels apart.
+        ValueError: If ``x`` is not finite, the range is empty, or its dtype is too coarse to
+            distinguish the levels.
     """
     check_batch(x)
     _check_range(levels, data_range, x.dtype)
@@ -130,41 +131,41 @@ def quantize(
 
 
 def check_levels(images: Tensor, levels: int) -> None:
-    """Refuse images whose values are not whole numbers from 0 to ``levels - 1``.
+    """Refuse images whose values are not integers from 0 to ``levels - 1``.
 
-    An integer dtype, or a floating one that holds whole numbers, is accepted.
+    An integer dtype, or a floating one that holds integers, is accepted.
 
     Raises:
-        TypeError: If ``images`` is no tensor of numbers or ``levels`` no integer.
-        ValueError: If there are fewer than two levels, no images, or a value is NaN, not whole
-            or out of range.
+        TypeError: If ``images`` is no tensor of numbers.
+        ValueError: If ``levels`` is no integer of 2 or more, there are no images, or a value is
+            NaN, no integer or out of range.
     """
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
     if images.dtype == torch.bool or images.is_complex():
         raise TypeError(
-            f"images have dtype {images.dtype}; wanted an integer dtype, or a floating one holding "
-            "whole numbers: images.to(torch.uint8)"
+            f"images have dtype {images.dtype}; expected an integer dtype, or a floating one that "
+            "holds integers: images.to(torch.uint8)"
         )
-    _check_level_count(levels)
-    wanted = f"wanted whole numbers from 0 to {levels - 1} for levels={levels}"
+    levels = check_integer("levels", levels, least=2)
+    expected = f"expected integers from 0 to {levels - 1} for levels={levels}"
     if images.ndim < 2 or images.numel() == 0:
         raise ValueError(
             f"images have shape {tuple(images.shape)}, expected (B, *event) with sizes of 1 or more"
         )
     if images.is_floating_point():
         if not bool(torch.isfinite(images).all()):
-            raise ValueError(f"images hold NaN or infinite values; {wanted}")
+            raise ValueError(f"images hold NaN or infinite values; {expected}")
         broken = images != images.floor()
         if bool(broken.any()):
             example = float(images[broken][0])
             raise ValueError(
-                f"images hold {example:g}, which is no whole number; {wanted}. For images scaled "
+                f"images hold {example:g}, which is no integer; {expected}. For images scaled "
                 f"to [0, 1] give (images * {levels - 1}).round()"
             )
     low, high = _ends(images)
     if low < 0 or high > levels - 1:
-        raise ValueError(f"images hold values from {low} to {high}; {wanted}")
+        raise ValueError(f"images hold values from {low} to {high}; {expected}")
 
 
 def _ends(images: Tensor) -> tuple[int, int]:
@@ -176,21 +177,14 @@ def _ends(images: Tensor) -> tuple[int, int]:
     return int(array.min()), int(array.max())
 
 
-def _check_level_count(levels: int) -> None:
-    if not isinstance(levels, int) or isinstance(levels, bool):
-        raise TypeError(f"levels must be an integer, got {levels!r}")
-    if levels < 2:
-        raise ValueError(f"levels must be at least 2, got {levels}")
-
-
 def _check_range(levels: int, data_range: tuple[float, float], dtype: torch.dtype) -> None:
-    _check_level_count(levels)
+    check_integer("levels", levels, least=2)
     low, high = check_data_range(data_range)
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be floating, got {dtype}")
     if (high - low) / levels < 4 * torch.finfo(dtype).eps * max(abs(low), abs(high)):
         raise ValueError(
-            f"{dtype} is too coarse to tell {levels} levels on [{low:g}, {high:g}] apart: use "
+            f"{dtype} is too coarse for {levels} levels on [{low:g}, {high:g}]: use "
             "torch.float32, torch.float64 or a range around 0"
         )
 

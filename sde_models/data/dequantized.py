@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sde_models._utils.integers import check_integer
 from sde_models.data.dequantization import DATA_RANGE, check_levels, dequantize
 
 
@@ -52,11 +53,13 @@ class Dequantized(Dataset[Any]):
     ) -> None:
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
             raise TypeError(
-                f"a map-style data set is wanted, with a length and read by index, got "
+                f"dataset must be map-style, with __len__ and __getitem__, got "
                 f"{type(dataset).__name__}"
             )
-        self.dataset, self.levels, self.data_range = dataset, levels, data_range
-        self.transform, self.seed, self.dtype = transform, seed, dtype
+        self.dataset, self.data_range = dataset, data_range
+        self.levels = check_integer("levels", levels, least=2)
+        self.seed = None if seed is None else check_integer("seed", seed, least=0)
+        self.transform, self.dtype = transform, dtype
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -70,13 +73,13 @@ class Dequantized(Dataset[Any]):
         return len(cast(Sized, self.dataset))
 
     def __getitem__(self, index: int) -> Any:
-        """The image at an index, shape ``event``, and what else the data set has there.
+        """The image at an index, shape ``event``, and the rest of its tuple.
 
         Raises:
             IndexError: If the index is out of range.
             TypeError: If there is no tensor of numbers.
-            ValueError: If a value is NaN or no level, or what the transform makes of it is not
-                finite. Either names the index.
+            ValueError: If a value is NaN or no level, or the transform gives a number that is not
+                finite; with the index.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} images")
@@ -99,7 +102,7 @@ class Dequantized(Dataset[Any]):
             if not bool(torch.isfinite(x).all()):
                 raise ValueError(
                     f"index {index} of the data set: the transform makes it NaN or infinite; a "
-                    "logarithm wants a margin, as sm.data.LogitTransform(1e-6) has"
+                    "logarithm needs a margin, as sm.data.LogitTransform(1e-6) has"
                 )
         return (x, *rest) if isinstance(item, tuple | list) else x
 

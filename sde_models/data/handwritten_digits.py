@@ -40,7 +40,7 @@ def digits() -> Digits:
         >>> digits().test.shape
         torch.Size([360, 1, 8, 8])
     """
-    from sklearn.datasets import load_digits  # slow to import, and wanted here alone
+    from sklearn.datasets import load_digits  # slow to import, and needed only here
 
     bunch = load_digits()
     # The legacy generator of NumPy is frozen, those of torch and scikit-learn may change.

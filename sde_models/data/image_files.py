@@ -1,4 +1,4 @@
-"""Image files as the levels in them: none is rounded, and files that would lose some are refused.
+"""Image files as their levels: none is rounded, and files that would lose some are refused.
 
 Pillow reduces 16-bit colour to 8 bits when it opens a file, and clips 16-bit grey when it converts
 it, both silently. So the depth is read from the file itself.
@@ -21,7 +21,7 @@ ImageTransform = Callable[[Any], Any]
 """From a ``PIL.Image`` to another."""
 
 EIGHT_BITS = ("BMP", "GIF", "JPEG", "MPO", "WEBP")
-"""Formats that never have more."""
+"""Formats with 8 bits only."""
 
 SIXTEEN = ("I;16", "I;16L", "I;16B", "I")
 """Modes of Pillow that keep 16 bits; which one is used differs between its versions."""
@@ -97,7 +97,7 @@ def _depth(image: Image.Image, path: str) -> int:
 
 
 def _check_kept(image: Image.Image, depth: int, path: str) -> None:
-    """Refuse a file that Pillow does not read in full, or not right."""
+    """Refuse a file that Pillow does not read in full, or reads wrongly."""
     count = getattr(image, "n_frames", 1)
     if count > 1:
         raise ValueError(f"{path} holds {count} pictures: save each in a file of its own")
@@ -126,8 +126,8 @@ def _check_no_transform(transform: ImageTransform | None, path: str) -> None:
 def _deep_colour(path: str) -> Tensor:
     """16 bits with several channels, of a PNG file.
 
-    Pillow keeps one byte of each sample: the high one of numbers that it takes for big-endian,
-    which they are, and the low one if it takes them for little-endian.
+    Pillow keeps one byte of each sample: the high one if it reads the numbers as big-endian, which
+    they are, and the low one if it reads them as little-endian.
     """
     high, low = (_unpack(path, order).astype(np.uint16) for order in "BL")
     levels = 256 * high + low
@@ -180,7 +180,7 @@ def _kind(image: Image.Image) -> str:
 
 
 def _without_alpha(image: Image.Image, path: str) -> Image.Image:
-    """An image of one channel or three, if nothing shows through it."""
+    """An image of one channel or three, if it is opaque everywhere."""
     if image.mode in ("P", "PA") or "transparency" in image.info:
         see_through = image.mode == "PA" or "transparency" in image.info
         grey = image.mode in ("1", "L")
@@ -199,7 +199,7 @@ def _without_alpha(image: Image.Image, path: str) -> Image.Image:
 
 @dataclass(frozen=True)
 class AlikeLevels:
-    """Reads image files that must all be of one kind.
+    """Reads image files that must all have the same size, channels and bits.
 
     Attributes:
         transform: As for :func:`read_levels`.
@@ -215,7 +215,7 @@ class AlikeLevels:
 
     @classmethod
     def of(cls, first: str, transform: ImageTransform | None) -> AlikeLevels:
-        """Those like a first one; a transform that is random draws nothing from torch's stream."""
+        """A reader of files like a first one; a random transform leaves torch's generator alone."""
         with torch.random.fork_rng(devices=[]):
             levels = read_levels(first, transform)
         return cls(transform, first, levels.dtype, tuple(levels.shape))

@@ -1,7 +1,6 @@
-"""Torchvision's image data sets, with whole levels instead of scaled numbers.
+"""Torchvision's image data sets, with integer levels instead of scaled numbers.
 
-They are read from files that are there already; ``download=True`` is the only thing here that
-goes to the network.
+They are read from local files; only ``download=True`` uses the network.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class LevelImages(Dataset[tuple[Tensor, int]]):
         levels: Number of levels.
 
     Attributes:
-        dataset: The same.
+        dataset: The data set of torchvision.
         classes: Names of the classes.
         levels: Number of levels.
     """
@@ -126,8 +125,8 @@ def image_folder(root: Root, transform: ImageTransform | None = None) -> LevelIm
         dataset = ImageFolder(os.fspath(root))
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{os.fspath(root)!r} holds no images: put them where {os.fspath(root)}/<class>/"
-            f"<name>.png is, one folder for each class. {error}"
+            f"{os.fspath(root)!r} holds no images: put them into one folder for each class, as in "
+            f"{os.fspath(root)}/<class>/<name>.png. {error}"
         ) from error
     dataset.loader = alike = AlikeLevels.of(dataset.samples[0][0], transform)
     return LevelImages(dataset, alike.levels)

@@ -1,4 +1,4 @@
-r"""From the unit interval to all numbers, for data that have edges.
+r"""The logit from the unit interval to all numbers, for bounded data.
 
 .. math:: z = \mathrm{logit}(m + (1 - 2 m) y)
 
@@ -45,7 +45,7 @@ class LogitTransform(Transform):
 
     def __init__(self, margin: float = 1e-6, cache_size: int = 0) -> None:
         if not 0 <= margin < 0.5:
-            raise ValueError(f"margin must be from 0 up to 0.5, without it, got {margin!r}")
+            raise ValueError(f"margin must lie in [0, 0.5), got {margin!r}")
         super().__init__(cache_size=cache_size)
         self.margin = float(margin)
 
@@ -60,7 +60,7 @@ class LogitTransform(Transform):
         return self if self._cache_size == cache_size else LogitTransform(self.margin, cache_size)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Log of dz/dy, with what torch calls x and y for y and z here; shape of ``x``."""
+        """Log of dz/dy, where x and y of torch are y and z here; shape of ``x``."""
         return math.log1p(-2 * self.margin) - self._inner(x).log() - self._inner(1 - x).log()
 
     def _call(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import check_generator
 
 TRAIN_SHARE = 0.8
@@ -48,16 +49,15 @@ def patches(
         generator: Source of the places; torch's global one if None.
 
     Raises:
-        ValueError: If a number is not positive, or the patches are too large.
+        ValueError: If a number is no positive integer, or the patches are too large.
 
     Example:
         >>> patches(10, 5, size=16).train.shape
         torch.Size([10, 3, 16, 16])
     """
-    for name, number in {"train": train, "test": test, "size": size}.items():
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
-    from sklearn.datasets import load_sample_images  # slow to import, and wanted here alone
+    train, test = check_integer("train", train), check_integer("test", test)
+    size = check_integer("size", size)
+    from sklearn.datasets import load_sample_images  # slow to import, and needed only here
 
     photographs = torch.from_numpy(np.stack(load_sample_images().images))
     photographs = photographs.permute(0, 3, 1, 2)

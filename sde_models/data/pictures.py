@@ -14,11 +14,11 @@ from torch import Tensor
 from sde_models.data.dequantization import DATA_RANGE
 
 IMAGES, POINTS = 64, 20_000
-"""How many images or points a picture shows at most."""
+"""Largest number of images or points in a picture."""
 
 
 def check_drawable(event_shape: Sequence[int]) -> int:
-    """Say how many samples of a shape a picture shows at most.
+    """Return the largest number of samples of a shape in a picture.
 
     Raises:
         ValueError: If samples of this shape cannot be drawn.
@@ -34,7 +34,7 @@ def check_drawable(event_shape: Sequence[int]) -> int:
         return IMAGES
     raise ValueError(
         f"a picture shows images (1, H, W) or (3, H, W) or points (2,) or (1,), got samples of "
-        f"shape {shape}: write an .npz"
+        f"shape {shape}: write an .npz instead"
     )
 
 
@@ -52,9 +52,9 @@ def draw(x: Tensor, *, data_range: tuple[float, float] | None = None) -> bytes:
 
     Args:
         x: Images of shape ``(B, 1, H, W)`` or ``(B, 3, H, W)``, or points of shape ``(B, 2)`` or
-            ``(B, 1)``; what is too many for a picture is left out.
-        data_range: What is drawn black, and what white, in images, such as ``model.data_range``;
-            -1 and 1 if None. What lies outside is clipped.
+            ``(B, 1)``; samples beyond the largest number are left out.
+        data_range: Values of images that are drawn black and white, such as ``model.data_range``;
+            -1 and 1 if None. Values outside are clipped.
 
     Returns:
         A PNG file, the same bytes for the same samples.
@@ -71,7 +71,7 @@ def draw(x: Tensor, *, data_range: tuple[float, float] | None = None) -> bytes:
 
 
 def _draw_images(x: Tensor, low: float, high: float) -> bytes:
-    from torchvision.utils import make_grid  # slow to import, and wanted here alone
+    from torchvision.utils import make_grid  # slow to import, and needed only here
 
     levels = ((x - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8)
     scale = max(1, 32 // min(x.shape[2:]))  # so that a pixel of a small image can be seen

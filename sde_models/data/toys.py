@@ -1,8 +1,8 @@
 """Two-dimensional toy data, centred and of about unit scale.
 
 Each function draws independent points, shape ``(n, 2)``. All have mean zero, and a variance that
-is one on average over the two coordinates: by fixed numbers and not by those of the sample, so that
-a set is at the same place in every draw.
+is one on average over the two coordinates. The scaling is fixed and does not depend on the sample,
+so that a set is at the same place in every draw.
 
 References:
     Pedregosa et al. 2011, scikit-learn (moons, Swiss roll); Grathwohl et al. 2019, FFJORD,
@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from sde_models._utils.errors import find_named
+from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import check_generator, standard_normal
 
 Toy = Callable[[int, torch.Generator | None], Tensor]
 
 
 class MixtureParameters(NamedTuple):
-    """What ``sm.GaussianMixture(*parameters)`` takes, for equal weights.
+    """The arguments of ``sm.GaussianMixture(*parameters)``, for equal weights.
 
     Attributes:
         means: Centres, shape ``(K, 2)``.
@@ -135,16 +136,14 @@ def toy(name: str, n: int, *, generator: torch.Generator | None = None) -> Tenso
         Points, shape ``(n, 2)``.
 
     Raises:
-        ValueError: For an unknown name, with the nearest ones, or if no points are asked for.
+        ValueError: For an unknown name, with the nearest ones, or if ``n`` is no positive integer.
 
     Example:
         >>> toy("two-moons", 100).shape
         torch.Size([100, 2])
     """
     draw = find_named("toy", name, TOYS)
-    if n < 1:
-        raise ValueError(f"at least one point is wanted, got n={n}")
-    return draw(n, generator)
+    return draw(check_integer("n", n), generator)
 
 
 def toy_mixture(name: str) -> MixtureParameters:

@@ -1,4 +1,4 @@
-"""What a model is trained on: images as levels, or numbers, with or without labels."""
+"""Training data: images as levels, or numbers, with or without labels."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ IMAGE_STD = 0.5
 """The ``data_std`` for images on [-1, 1], as in Karras et al. 2022, arXiv:2206.00364."""
 
 MEASURED = 10_000
-"""How many samples the standard deviation of other data is measured on."""
+"""Number of samples from which the standard deviation of other data is computed."""
 
 SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
-"""Dtypes of the same size that torch does more with."""
+"""Dtypes of the same size that more functions of torch support."""
 
 USUAL_RANGES = ((0.0, 1.0), DATA_RANGE, (0.0, 255.0))
 """Ranges that images are scaled to."""
 
 FARTHEST = 10.0
-"""By which factor the scale of data may be away from one."""
+"""Largest factor between the scale of data and one."""
 
 Samples = Tensor | Dataset[Any]
 """Samples: a tensor ``(N, *event)``, or a map-style data set with items x or ``(x, label)``."""
@@ -36,13 +36,13 @@ class TrainingData:
     """Samples for training and testing.
 
     Args:
-        train: For training: numbers, or whole numbers if there are levels.
+        train: For training: numbers, or integers if there are levels.
         test: For testing, of the same kind, if there are any.
         levels: Number of levels, None for numbers that are not dequantised.
         classes: Number of classes of the labels, None where there are no labels.
 
     Raises:
-        ValueError: If a tensor for training holds what is no level, or NaN.
+        ValueError: If a tensor for training holds NaN, or a number that is no level.
         TypeError: If it holds no numbers.
 
     Example:
@@ -60,7 +60,7 @@ class TrainingData:
 
     def __post_init__(self) -> None:
         if not isinstance(self.train, Tensor | TensorDataset):
-            return  # read item by item, and looked at then
+            return  # read item by item, and checked then
         x = _tensors(self.train)[0]
         if self.levels is None:
             check_batch(x, name="data")
@@ -74,13 +74,13 @@ class TrainingData:
 
     @property
     def data_std(self) -> float:
-        """Standard deviation of a coordinate, to three digits, that an SDE may be told.
+        """Standard deviation of a coordinate, to three digits, for the ``data_std`` of an SDE.
 
-        For images as levels it is the usual 0.5, which is below the true one and so lays weight
-        on little noise; for others it is measured about zero.
+        For images as levels it is the usual 0.5, which is below the true one and so puts more
+        weight on small noise; for others it is the root mean square of the data.
 
         Raises:
-            ValueError: If it is far from one, the scale that SDEs and times of training are for.
+            ValueError: If it is far from one, the scale for which SDEs and training are made.
         """
         if self.levels is not None:
             return IMAGE_STD
@@ -88,9 +88,9 @@ class TrainingData:
         std = float(x.double().square().mean().sqrt())
         if not 1 / FARTHEST <= std <= FARTHEST:
             raise ValueError(
-                f"the data are {std:.3g} on average, as a root mean square, and SDEs are for data "
-                "of about 1: subtract their mean and divide by their standard deviation, or give "
-                "data_std to train on them as they are"
+                f"the root mean square of the data is {std:.3g}, expected a number near 1: "
+                "subtract their mean and divide by their standard deviation, or give data_std to "
+                "train on them as they are"
             )
         return float(f"{std:.3g}")
 
@@ -99,8 +99,9 @@ class TrainingData:
         """Lowest and highest number of the data, None if they are all the same.
 
         Levels are spread over -1 to 1. For other data it is the first of 0 to 1, -1 to 1 and 0 to
-        255 that holds the data and of which they fill more than three quarters; else their own
-        lowest and highest number. Data in tensors are all read, of others the first 10,000.
+        255 that contains the data and of which they cover more than three quarters; otherwise
+        their own lowest and highest number. Tensors are read in full, of other data the first
+        10,000 samples.
         """
         if self.levels is not None:
             return DATA_RANGE
@@ -115,7 +116,7 @@ class TrainingData:
         return (low, high) if low < high else None
 
     def batches(self, labels: bool = False, dtype: torch.dtype = torch.float32) -> Any:
-        """What :func:`~sde_models.fit` takes as its data.
+        """The training samples as ``data`` of :func:`~sde_models.fit`.
 
         Images are dequantised anew each time.
 
@@ -152,9 +153,9 @@ class Batches:
 
     Attributes:
         x: Levels or numbers, shape ``(N, *event)``.
-        labels: Their labels, shape ``(N,)``, which become conditioning; or None.
+        labels: Their labels, shape ``(N,)``, which become the condition ``label``; or None.
         levels: Number of levels, None for numbers.
-        dtype: Floating dtype of what is drawn.
+        dtype: Floating dtype of the samples.
     """
 
     x: Tensor
@@ -178,7 +179,7 @@ class Items(Dataset[Any]):
     Attributes:
         dataset: Items x or ``(x, label)``.
         levels: Number of levels, None for numbers.
-        labels: Whether labels become conditioning, or are dropped.
+        labels: Whether labels become the condition ``label``, or are dropped.
         dtype: Floating dtype of the items.
     """
 
@@ -197,7 +198,7 @@ class Items(Dataset[Any]):
 
 
 def _rows_of(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows of a tensor; unsigned ones by their bits, which older versions of torch do not index."""
+    """Rows of a tensor; unsigned dtypes by their bits, since older torch cannot index them."""
     signed = SIGNED.get(x.dtype)
     return x[rows] if signed is None else x.view(signed)[rows].view(x.dtype)
 

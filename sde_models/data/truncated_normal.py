@@ -1,12 +1,12 @@
-r"""The standard normal on an interval [a, b]: how much of it lies there, and its quantiles.
+r"""The standard normal on an interval [a, b]: its probability there, and its quantiles.
 
-Both hold in the tails, where the probabilities underflow, and for intervals so short that their
+Both are accurate in the tails, where probabilities underflow, and on intervals so short that their
 difference cancels. On a short interval of length h and middle m the density is an exponential,
 
 .. math:: \phi(m + s) = \phi(m)\,e^{-m s}\,(1 + O(h^2)),
 
-which is what it is taken for where :math:`h < 10^{-5}`; elsewhere probabilities are logarithms,
-each of the nearer tail.
+which is used where :math:`h < 10^{-5}`; elsewhere probabilities are logarithms, each of the nearer
+tail.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.special import erfcx, log_ndtr, ndtri
 
 SHORT = 1e-5
-"""Length below which h²/8 is less than what rounding makes of a difference of probabilities."""
+"""Length below which h²/8 is smaller than the rounding error of a difference of probabilities."""
 
 LOG_ROOT_TWO_PI = 0.5 * math.log(2 * math.pi)
 

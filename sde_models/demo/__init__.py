@@ -1,4 +1,4 @@
-"""The main job, from data to report: what ``sde-models demo`` runs."""
+"""The demonstration of ``sde-models demo``, from data to report."""
 
 from sde_models.demo.run import DemoSettings, own_demo, run_demo, summary
 

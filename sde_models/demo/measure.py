@@ -1,4 +1,4 @@
-"""What the demonstration measures on a trained model, each with its cost."""
+"""The measurements of the demonstration on a trained model, each with its cost."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from sde_models._utils.counting import Cost, HasCost
 from sde_models.data import dequantize
 from sde_models.likelihood.bits_per_dimension import BitsPerDim, bits_from_log_prob, bits_per_dim
 from sde_models.models.base import Model
@@ -20,6 +21,7 @@ from sde_models.models.gaussian_mixture import GaussianMixture
 from sde_models.sampling.latents import decode, encode
 from sde_models.sampling.samples import sample
 from sde_models.solvers import make_solver
+from sde_models.solvers.options import SolveOptions
 
 Result = TypeVar("Result")
 
@@ -30,39 +32,39 @@ SAMPLERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("ode:dopri5", {"rtol": 1e-4, "atol": 1e-4}),
     ("scipy:DOP853", {"rtol": 1e-4, "atol": 1e-4}),
 )
-"""Solvers that are compared, and how each is told to step."""
+"""Solvers that are compared, each with its options."""
 
 FINE = "ode:dopri8"
-"""Solver of what is to be accurate: fewer evaluations than dopri5 at tight tolerances."""
+"""Solver of accurate solutions: fewer evaluations than dopri5 at tight tolerances."""
 
 
 def timed(work: Callable[[], Result]) -> tuple[Result, float]:
-    """Return what the work gives and the seconds that it took."""
+    """Return the result of the work and the seconds that it took."""
     start = time.perf_counter()
     result = work()
     return result, time.perf_counter() - start
 
 
 @dataclass(frozen=True)
-class SamplerRun:
+class SamplerRun(HasCost):
     """Samples by one solver.
 
     Attributes:
         solver: Name of the solver.
-        settings: How it was told to step.
+        settings: Its options.
         stochastic: Whether it ran the reverse SDE; else the probability flow.
         x: Samples, shape ``(n, *event)``.
-        nfe: Network forward passes.
+        cost: What they cost.
         seconds: Time taken.
         error: Root mean square distance to an accurate solution from the same noise, in grey
-            levels; None for an SDE, which has no one solution to compare with.
+            levels; None for an SDE, which has no single solution.
     """
 
     solver: str
     settings: dict[str, Any]
     stochastic: bool
     x: Tensor
-    nfe: int
+    cost: Cost
     seconds: float
     error: float | None
 
@@ -83,7 +85,7 @@ def compare_samplers(
         stochastic = make_solver(name).stochastic
         distance = (drawn.x - reference).square().mean().sqrt() * levels / 2
         error = None if stochastic else float(distance)
-        runs.append(SamplerRun(name, settings, stochastic, drawn.x, drawn.nfe, seconds, error))
+        runs.append(SamplerRun(name, settings, stochastic, drawn.x, drawn.cost, seconds, error))
     return runs
 
 
@@ -95,10 +97,10 @@ class RoundTrip:
         dtype: Floating dtype, by name.
         tolerance: Relative and absolute tolerance of the solver.
         errors: Largest error in each image, in units of x, shape ``(B,)``.
-        decoded: What came back, shape of the data.
+        decoded: The decoded data, shape of the data.
         z: Latents, shape of the data.
-        nfe_encode: Network forward passes on the way to the latents.
-        nfe_decode: Network forward passes on the way back.
+        nfe_encode: Network forward passes for each image to the latents.
+        nfe_decode: Network forward passes for each image back to data.
         seconds: Time taken.
     """
 
@@ -107,8 +109,8 @@ class RoundTrip:
     errors: Tensor
     decoded: Tensor
     z: Tensor
-    nfe_encode: int
-    nfe_decode: int
+    nfe_encode: float
+    nfe_decode: float
     seconds: float
 
 
@@ -117,7 +119,7 @@ def round_trip(
 ) -> RoundTrip:
     """Encode and decode data in one dtype, at one tolerance."""
     model, x = deepcopy(model).to(dtype), x.to(dtype)
-    control = {"rtol": tolerance, "atol": tolerance, "progress": progress}
+    control: SolveOptions = {"rtol": tolerance, "atol": tolerance, "progress": progress}
     start = time.perf_counter()
     there = encode(model, x, FINE, **control)
     back = decode(model, there.z, FINE, **control)
@@ -140,7 +142,7 @@ def interpolate(model: Model, first: Tensor, last: Tensor, *, count: int, progre
         model: What gives the score.
         first: Latents to start from, shape ``(P, *event)``.
         last: Latents to end at, shape of ``first``.
-        count: Number of latents on each way, both ends included.
+        count: Number of latents from one to the other, both ends included.
         progress: Show a progress bar.
 
     Returns:
@@ -175,7 +177,7 @@ def spherical(first: Tensor, last: Tensor, share: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Density:
-    """Bits per dimension of a model beside those of a Gaussian, on the same dequantised images.
+    """Bits per dimension of a model and of a Gaussian, on the same dequantised images.
 
     Attributes:
         model: Those of the model.
@@ -189,7 +191,7 @@ class Density:
 
     @property
     def gain(self) -> Tensor:
-        """What the model saves for each image, bits per dimension, shape ``(B,)``."""
+        """Bits per dimension of the Gaussian minus those of the model, shape ``(B,)``."""
         return self.gaussian - self.model.per_image
 
 
@@ -226,7 +228,7 @@ def measure_density(
 
 
 def fit_gaussian(images: Tensor, levels: int) -> GaussianMixture:
-    r"""The Gaussian of largest likelihood for images dequantised over and over, on (-1, 1).
+    r"""The Gaussian of largest mean likelihood for dequantised images, on (-1, 1).
 
     Its mean is that of the centres of the levels, of width w; its covariance theirs plus
     :math:`w^2 / 12`, the variance of the uniform noise, in each coordinate.

@@ -1,4 +1,4 @@
-"""The page that the demonstration leaves."""
+"""The page of the demonstration."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sde_models.demo.report import COLOURS, INK, Page, add_legend, image_strips,
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is drawn.
+    """The data of the figures.
 
     Attributes:
         real: Test images, dequantised, shape ``(n, 1, 8, 8)``.
         losses: Loss at each step of training, shape ``(steps,)``.
         runs: Samples by each solver.
         trips: Round trips.
-        originals: What went on the round trips, shape ``(B, 1, 8, 8)``.
+        originals: The images of the round trips, shape ``(B, 1, 8, 8)``.
         between: Latents decoded between pairs, shape ``(P, count, 1, 8, 8)``.
         density: Bits per dimension.
     """
@@ -38,12 +38,12 @@ class Pictures:
 
 
 def build_page(metrics: dict[str, Any], pictures: Pictures) -> Page:
-    """Compose the page from what was measured and what is drawn."""
+    """Compose the page from the measurements and the data of the figures."""
     page = Page("A score model of handwritten digits")
     page.text(
         "A network learned the score of noised 8x8 digits. With it the diffusion runs backwards, "
-        "as a stochastic or an ordinary differential equation, by whichever solver; the ordinary "
-        "one runs both ways and gives every image a latent and a likelihood."
+        "as a stochastic or an ordinary differential equation, with any solver; the ordinary one "
+        "runs in both directions and gives every image a latent and a likelihood."
     )
     _add_density(page, metrics, pictures.density)
     _add_samples(page, pictures)
@@ -69,8 +69,8 @@ def _add_density(page: Page, metrics: dict[str, Any], density: Density) -> None:
         "fewer are better. The Gaussian was fitted to the same training images.",
     )
     page.text(
-        f"The model's took {bits['nfe']} evaluations of the network and {bits['vjps']} "
-        f"vector-Jacobian products on the whole batch, {bits['seconds']:.0f} seconds, for the "
+        f"The model's took {bits['nfe']:g} evaluations of the network and {bits['vjps']:g} "
+        f"vector-Jacobian products for each image, {bits['seconds']:.0f} seconds in all, for the "
         "exact trace. A solve at ten times the tolerance differs by "
         f"{bits['mean_solver_error_nats']:.2g} nats per image on average."
     )
@@ -99,20 +99,20 @@ def _add_samples(page: Page, pictures: Pictures) -> None:
         "draw the same digits.",
     )
     page.table(
-        ["solver", "equation", "told", "evaluations", "seconds", "error (levels)"],
+        ["solver", "equation", "options", "evaluations", "seconds", "error (levels)"],
         [
             [
                 run.solver,
                 "reverse SDE" if run.stochastic else "probability flow",
                 _as_words(run.settings),
-                str(run.nfe),
+                f"{run.nfe:g}",
                 f"{run.seconds:.2f}",
                 "" if run.error is None else f"{run.error:.2g}",
             ]
             for run in pictures.runs
         ],
-        f"What {len(pictures.runs[0].x)} samples cost. Evaluations are of the network on the whole "
-        "batch. The error is the root mean square distance to an accurate solution, in grey "
+        f"Cost of {len(pictures.runs[0].x)} samples. Evaluations of the network are for each "
+        "sample. The error is the root mean square distance to an accurate solution, in grey "
         "levels.",
     )
 
@@ -135,10 +135,10 @@ def _add_interpolation(page: Page, between: Tensor) -> None:
     size = between.shape[-1] + 1
     axes.set_xticks([size * i + size / 2 - 1 for i in (0, (count - 1) / 2, count - 1)])
     axes.set_xticklabels(["0", "0.5", "1"])
-    axes.set_xlabel("share of the way from one latent to the other", color=INK)
+    axes.set_xlabel("position between the two latents", color=INK)
     page.figure(
         axes,
-        "Two test digits, at the ends, and what lies between their latents on a great circle.",
+        "Two test digits, at the ends, and decoded latents between theirs on a great circle.",
     )
 
 
@@ -150,7 +150,7 @@ def _add_round_trips(page: Page, pictures: Pictures) -> None:
             [
                 trip.dtype,
                 f"{trip.tolerance:g}",
-                f"{trip.nfe_encode} + {trip.nfe_decode}",
+                f"{trip.nfe_encode:g} + {trip.nfe_decode:g}",
                 f"{trip.seconds:.1f}",
                 f"{float(trip.errors.max()):.1e}",
             ]
@@ -178,7 +178,7 @@ def _add_round_trips(page: Page, pictures: Pictures) -> None:
                 "decoded": pictures.trips[0].decoded[:shown],
             },
         ),
-        f"Test digits, and what came back in {pictures.trips[0].dtype}.",
+        f"Test digits, and the same encoded and decoded in {pictures.trips[0].dtype}.",
     )
 
 

@@ -1,4 +1,4 @@
-"""A page in one file: text, tables and figures that need nothing from elsewhere.
+"""A page in one file, with text, tables and figures.
 
 Figures go into the page as SVG whose text takes the colour of the page, so that they can be read
 on a phone and in dark mode. There is no script, and nothing is fetched.
@@ -19,7 +19,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -28,11 +27,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sde_models._utils.atomic_files import atomic_write
 from sde_models.data.dequantization import DATA_RANGE
 
 INK = "#0a0b0c"  # stands for the colour of the page's text; no line or picture uses it
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
-"""Okabe and Ito's colours, told apart by the colour-blind and on light and dark ground."""
+"""Okabe and Ito's colours, distinct for the colour-blind and on light and dark backgrounds."""
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8885; --soft: #8881; }
@@ -84,20 +84,22 @@ def image_strips(
     columns: int = 16,
     data_range: tuple[float, float] = DATA_RANGE,
 ) -> Axes:
-    """Draw groups of grey images under each other, each group with its name beside it.
+    """Draw groups of grey images under each other, each group with its name on the left.
 
     Args:
         title: Title of the figure.
         strips: Images by name of the group, each of shape ``(N, 1, H, W)``.
         columns: Images in a row.
-        data_range: What is drawn black, and what white.
+        data_range: Values that are drawn black and white.
 
     Raises:
         ValueError: If there are no images, or images of other shapes.
     """
     shapes = {tuple(images.shape[1:]) for images in strips.values()}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 3 or shape[0] != 1:
-        raise ValueError(f"wanted groups of (N, 1, H, W) of one size, got shapes {shapes or '{}'}")
+        raise ValueError(
+            f"expected groups of images (N, 1, H, W) of one size, got shapes {shapes or '{}'}"
+        )
     montages = [_montage(images, columns) for images in strips.values()]
     gap = np.full((shape[1] // 2, montages[0].shape[1]), np.nan)
     rows: list[np.ndarray] = []
@@ -118,7 +120,7 @@ def image_strips(
 
 
 def _montage(images: Tensor, columns: int) -> np.ndarray:
-    """Tile images row by row with a clear pixel between; what is missing stays clear."""
+    """Tile images row by row with a transparent pixel between them; empty places are so too."""
     pixels = images[:, 0].detach().double().cpu().numpy()
     count, height, width = pixels.shape
     rows = -(-count // columns)
@@ -161,7 +163,7 @@ class Page:
         """
         for row in rows:
             if len(row) != len(heading):
-                raise ValueError(f"row {list(row)} has {len(row)} cells, wanted {len(heading)}")
+                raise ValueError(f"row {list(row)} has {len(row)} cells, expected {len(heading)}")
         head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
         body = "".join(
             "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows
@@ -172,13 +174,13 @@ class Page:
         )
 
     def figure(self, axes: Axes, caption: str) -> None:
-        """Add the figure that the axes are in; its title is what a screen reader says."""
+        """Add the figure that the axes are in, with its title for screen readers."""
         title = escape(axes.get_title(loc="left"), quote=True)
         svg = _as_svg(axes).replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
         self._parts.append(f"<figure>{svg}\n<figcaption>{escape(caption)}</figcaption></figure>")
 
     def html(self) -> str:
-        """The whole page."""
+        """The page as text."""
         title = escape(self.title)
         return "\n".join(
             [
@@ -198,13 +200,7 @@ class Page:
         Raises:
             OSError: If the file cannot be written.
         """
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(self.html(), encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        atomic_write(path, self.html().encode())
 
 
 def _as_svg(axes: Axes) -> str:

@@ -1,4 +1,4 @@
-"""The demonstration: train on handwritten digits, then do everything a score is good for."""
+"""The demonstration: train on handwritten digits, then sample, encode, decode and score."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sde_models._utils.integers import check_integer
 from sde_models._utils.owned_folders import OwnedFolder
 from sde_models._utils.randomness import entropy_from
 from sde_models.data import dequantize, digits
@@ -41,13 +42,13 @@ from sde_models.training import Fit, fit
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """How much work the demonstration does.
+    """Amount of work of the demonstration.
 
     Attributes:
         train_steps: Steps of training.
         width: Width of the network.
         depth: Number of its residual blocks.
-        test_images: How many of the 360 test images are encoded and scored, at least 2.
+        test_images: Number of the 360 test images that are encoded and scored, at least 2.
         samples: Samples drawn by each solver.
         tolerance: Relative and absolute tolerance of the solve that gives bits per dimension.
 
@@ -63,11 +64,9 @@ class DemoSettings:
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
-        if not 2 <= self.test_images <= 360:
-            raise ValueError(f"test_images must be from 2 to 360, got {self.test_images}")
+        check_integer("test_images", self.test_images, least=2, most=360)
         for name in ("train_steps", "width", "depth", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_integer(name, getattr(self, name))
 
     @classmethod
     def quick(cls) -> DemoSettings:
@@ -82,7 +81,7 @@ def run_demo(
     settings: DemoSettings | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train a score model on handwritten digits and measure what it can do.
+    """Train a score model on handwritten digits and measure samples, latents and likelihoods.
 
     Writes ``metrics.json``, ``model.safetensors`` and ``report.html``. The same seed gives the
     same figures on the same machine, apart from times. Everything runs on one thread.
@@ -90,11 +89,11 @@ def run_demo(
     Args:
         out: Folder to write to; made if it is not there.
         seed: Seed of everything random.
-        settings: How much work to do; the full demonstration if None.
-        progress: Show progress bars and what is being done.
+        settings: Amount of work; the full demonstration if None.
+        progress: Show progress bars and messages.
 
     Returns:
-        What ``metrics.json`` holds.
+        The content of ``metrics.json``.
 
     Raises:
         FileExistsError: If the folder is not empty, and holds no demonstration.
@@ -145,7 +144,7 @@ def _work(
         for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-7))
     ]
 
-    say("walking between latents")
+    say("interpolating between latents")
     pairs = min(4, len(test) // 2)
     z = trips[0].z
     between = interpolate(model, z[:pairs], z[pairs : 2 * pairs], count=11, progress=progress)
@@ -174,9 +173,9 @@ def _work(
 def one_thread() -> Iterator[None]:
     """Let torch compute on one thread inside the block.
 
-    Matrices as small as here gain little from a second thread, and lose a factor of ten where
-    another process wants its core: the first then waits for it at every product. The figures no
-    longer depend on the number of cores either.
+    Small matrices gain little from a second thread, and lose a factor of ten where another process
+    uses its core: the first thread then waits for it at every product. The results also no longer
+    depend on the number of cores.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -213,7 +212,7 @@ def train(
     # The weight decay holds back overfitting, which sets in after about 2,000 steps without.
     return fit(
         model, draw, steps=settings.train_steps, batch_size=256, learning_rate=2e-3,
-        weight_decay=0.5, averaging=0.995, generator=generator, progress=progress,
+        weight_decay=0.5, ema_decay=0.995, generator=generator, progress=progress,
     )  # fmt: skip
 
 
@@ -258,7 +257,7 @@ def collect_metrics(
 
 
 def summary(metrics: dict[str, Any]) -> str:
-    """The main figures of a run, a line each."""
+    """The main results of a run, a line each."""
     bits, gaussian = metrics["bits_per_dim"], metrics["gaussian_bits_per_dim"]
     gain, trips = metrics["gain_over_gaussian"], metrics["round_trip"]
     lines = [
@@ -270,7 +269,7 @@ def summary(metrics: dict[str, Any]) -> str:
             for name, trip in trips.items()
         ),
         *(
-            (run["solver"], f"{run['nfe']} evaluations, {run['seconds']:.1f} s")
+            (run["solver"], f"{run['nfe']:g} evaluations, {run['seconds']:.1f} s")
             for run in metrics["samplers"]
         ),
         ("training", f"{metrics['training']['seconds']:.0f} s"),
@@ -280,5 +279,5 @@ def summary(metrics: dict[str, Any]) -> str:
 
 
 def own_demo(out: str | os.PathLike[str]) -> OwnedFolder:
-    """The folder of a demonstration, to be entered, or as it is where it is entered already."""
+    """The folder of a demonstration, to be entered; one given as an object is returned."""
     return out if isinstance(out, OwnedFolder) else OwnedFolder(out, "a demonstration")

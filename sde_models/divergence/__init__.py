@@ -4,7 +4,7 @@ from sde_models.divergence.base import Divergence
 from sde_models.divergence.exact import Exact
 from sde_models.divergence.hutchinson import Hutchinson
 from sde_models.divergence.low_rank import HutchPlusPlus, XTrace
-from sde_models.divergence.table import DIVERGENCES, find_divergence
+from sde_models.divergence.registry import DIVERGENCES, find_divergence
 
 __all__ = [
     "DIVERGENCES",

@@ -1,7 +1,7 @@
-r"""What trace estimators share: vector-Jacobian products of a field, counted and in chunks.
+r"""Base class of trace estimators, and vector-Jacobian products, counted and in chunks.
 
-A Jacobian :math:`J` and its transpose have the same trace, so products :math:`J^\top v` will do,
-and every network has those; fused attention has no forward-mode derivative.
+A Jacobian :math:`J` and its transpose have the same trace, so products :math:`J^\top v` suffice.
+Every network has those, while fused attention has no forward-mode derivative.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_models._utils.counting import record
+from sde_models._utils.counting import record_vjps
 from sde_models._utils.dependence import value_with_graph
 from sde_models._utils.shapes import check_not_empty, leaf_copy
 
 Field = Callable[[Tensor], Tensor]
 MOST_NUMBERS = 2**18
 """Numbers that go through the network's derivative at once: 85 images of 3 x 32 x 32, for which a
-U-Net of 60 million weights remembers 7 GB."""
+U-Net of 60 million weights needs 7 GB."""
 
 
 class Products:
@@ -48,7 +48,7 @@ class Products:
         return self._point.detach().clone()
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Take products with flat vectors of shape ``(k, B, D)``, as many at once as memory has."""
+        """Take products with flat vectors of shape ``(k, B, D)``, in chunks."""
         chunk = max(1, MOST_NUMBERS // vectors[0].numel())
         found = [self._products(part) for part in vectors.split(chunk)]
         products = found[0] if len(found) == 1 else torch.cat(found)
@@ -56,7 +56,7 @@ class Products:
 
     def _products(self, vectors: Tensor) -> Tensor:
         value, point = self._value, self._point
-        record(vjps=len(vectors), vjp_rows=len(vectors) * len(value))
+        record_vjps(len(vectors) * len(value))
         graph = {"retain_graph": True, "create_graph": self._differentiable}
         shaped = vectors.reshape(len(vectors), *value.shape)
         if len(vectors) == 1:
@@ -66,8 +66,8 @@ class Products:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
-            # An operation that this version of torch cannot batch: one at a time. Whatever else
-            # was wrong is so again there.
+            # An operation that this version of torch cannot batch: one at a time. Any other error
+            # is raised again there.
             products = torch.stack(
                 [torch.autograd.grad(value, point, vector, **graph)[0] for vector in shaped]
             )
@@ -79,7 +79,7 @@ class TraceEstimate:
     """The trace at a batch of points.
 
     Attributes:
-        estimates: Estimates whose mean is the answer, shape ``(B, probes)``.
+        estimates: Estimates whose mean is the trace, shape ``(B, probes)``.
         stderr: Standard error of that mean, shape ``(B,)``, without a graph; 0 if exact.
     """
 
@@ -88,7 +88,7 @@ class TraceEstimate:
 
     @property
     def value(self) -> Tensor:
-        """The answer, shape ``(B,)``."""
+        """The mean of the estimates, shape ``(B,)``."""
         return self.estimates.mean(1)
 
 
@@ -96,13 +96,13 @@ class Divergence(ABC):
     """Base class of trace estimators.
 
     Probes are drawn once for a solve by :meth:`draw`: drawn anew at each evaluation they would
-    make the right-hand side of the equation a random function, and an adaptive solver would never
-    settle.
+    make the right-hand side of the equation a random function, on which an adaptive solver takes
+    ever smaller steps.
 
     Attributes:
-        probes: Number of estimates, whose mean is the answer.
+        probes: Number of estimates, whose mean is the trace.
         exact: Whether there is no error beyond rounding.
-        degrees: How many independent numbers the standard error is told from.
+        degrees: Number of independent numbers that the standard error is computed from.
     """
 
     probes: int = 1
@@ -126,13 +126,13 @@ class Divergence(ABC):
         """
 
     @abstractmethod
-    def products_for(self, size: int) -> int:
+    def count_products(self, size: int) -> int:
         """How many products an estimate takes for events of ``size`` numbers."""
 
     def spread_error(self, estimates: Tensor, size: int) -> Tensor:
-        """Standard error of the mean of estimates ``(B, probes)`` told by their spread, ``(B,)``.
+        """Standard error of the mean of estimates ``(B, probes)`` by their spread, ``(B,)``.
 
-        0 if exact, NaN for a single probe, which cannot tell.
+        0 if exact, NaN for a single probe, which has no spread.
         """
         if self.exact:
             return torch.zeros_like(estimates[:, 0])
@@ -146,14 +146,14 @@ class Divergence(ABC):
 
     @property
     def alternatives(self) -> tuple[Divergence, ...]:
-        """Estimators to try where this one is too noisy, of the size to try them with."""
+        """Estimators to try where this one is too noisy, each with the number of probes to try."""
         return ()
 
     def check_size(self, size: int) -> None:  # noqa: B027 (most take any)
         """Refuse events of ``size`` numbers, if they are too large for this estimator.
 
         Raises:
-            ValueError: Saying what they would cost, and what to use.
+            ValueError: With the cost, and what to use instead.
         """
 
     def __call__(
@@ -165,8 +165,8 @@ class Divergence(ABC):
             field: Function from ``(B, *event)`` to the same shape, sample by sample.
             x: Where, shape ``(B, *event)``.
             drawn: What :meth:`draw` returned.
-            isotropic: A multiple of the identity near the Jacobian, a number or shape ``(B,)``: its
-                trace is taken analytically, and only the rest is estimated.
+            isotropic: Factor c of a multiple c I of the identity near the Jacobian, a number or
+                shape ``(B,)``: its trace is known, and only the rest is estimated.
 
         Returns:
             The field, shape of ``x``, and the trace. They carry a graph if gradients are enabled.
@@ -205,13 +205,3 @@ def exact_trace(products: Products, chunk: int, probes: int = 1) -> TraceEstimat
         found = products(basis[:, None].expand(-1, batch, -1))
         trace = trace + found[:, :, first : first + count].diagonal(dim1=0, dim2=2).sum(1)
     return TraceEstimate(trace[:, None].expand(-1, probes), torch.zeros_like(trace.detach()))
-
-
-def check_count(name: str, count: int, least: int = 1) -> None:
-    """Refuse what is no whole number of ``least`` or more.
-
-    Raises:
-        ValueError: With the name.
-    """
-    if not isinstance(count, int) or isinstance(count, bool) or count < least:
-        raise ValueError(f"{name} must be a whole number of {least} or more, got {count!r}")

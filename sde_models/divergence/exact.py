@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sde_models._utils.integers import check_integer
 from sde_models.divergence.base import (
     MOST_NUMBERS,
     Divergence,
     Products,
     TraceEstimate,
-    check_count,
     exact_trace,
 )
 
 LARGEST_EXACT = 4096
-"""Numbers in an event above which the exact trace is not taken unasked."""
+"""Numbers in an event above which the exact trace must be allowed by ``limit``."""
 
 
 class Exact(Divergence):
@@ -24,7 +24,7 @@ class Exact(Divergence):
     Args:
         chunk: Coordinates taken at once; fewer need less memory. If None as many as make a
             quarter of a million numbers.
-        limit: Largest number of coordinates for which this is done.
+        limit: Largest number of coordinates that is allowed.
 
     Raises:
         ValueError: If ``chunk`` or ``limit`` is below 1.
@@ -38,10 +38,8 @@ class Exact(Divergence):
     exact = True
 
     def __init__(self, *, chunk: int | None = None, limit: int = LARGEST_EXACT) -> None:
-        if chunk is not None:
-            check_count("chunk", chunk)
-        check_count("limit", limit)
-        self.chunk, self.limit = chunk, limit
+        self.chunk = None if chunk is None else check_integer("chunk", chunk)
+        self.limit = check_integer("limit", limit)
 
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> None:
         return None
@@ -50,16 +48,16 @@ class Exact(Divergence):
         x = products.point
         return exact_trace(products, self.chunk or max(1, MOST_NUMBERS // x.numel()))
 
-    def products_for(self, size: int) -> int:
+    def count_products(self, size: int) -> int:
         return size
 
     def check_size(self, size: int) -> None:
         if size > self.limit:
             raise ValueError(
                 f"the exact trace of events of {size} numbers takes {size} vector-Jacobian "
-                f"products at every node of the path, and this one stops at {self.limit}: use "
-                "divergence='xtrace' or sm.Hutchinson(8), whose error is told, or allow it with "
-                f"sm.Exact(limit={size})"
+                f"products at every node of the path, and the limit is {self.limit}: use "
+                "divergence='xtrace' or sm.Hutchinson(8), which report their error, or allow it "
+                f"with sm.Exact(limit={size})"
             )
 
     def __repr__(self) -> str:

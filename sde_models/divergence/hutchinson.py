@@ -3,7 +3,7 @@ r"""The divergence of a vector field, exact or estimated.
 .. math:: \nabla \cdot f = \mathrm{tr}\,\frac{\partial f}{\partial x}
           = E\,[\,e^\top \frac{\partial f}{\partial x} e\,], \qquad E\,[e e^\top] = I .
 
-Estimators that find the few directions in which a Jacobian is large stand in
+Estimators for Jacobians that are large in few directions are in
 :mod:`~sde_models.divergence.low_rank`.
 """
 
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from sde_models._utils.errors import nearest_names
+from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import rademacher_like, sphere_like, standard_normal_like
 from sde_models.divergence.base import (
     Divergence,
     Products,
     TraceEstimate,
-    check_count,
     quadratic_forms,
 )
 from sde_models.divergence.low_rank import XTrace
@@ -29,12 +29,13 @@ from sde_models.divergence.low_rank import XTrace
 class Hutchinson(Divergence):
     r"""Hutchinson's unbiased estimator :math:`e^\top J e` with random probes.
 
-    With S the symmetric part of J its variance is :math:`2 \|S\|^2` for Gaussian probes, that less
-    the diagonal for Rademacher probes, and about that less the trace for probes on the sphere. The
-    products themselves tell this, :math:`E \|J^\top e\|^2 = \|J\|^2 \ge \|S\|^2`, far better than
-    the spread of a few estimates does, so that a single probe has an error too. Where J is
-    symmetric, as that of a score is, it is exact on average but for Rademacher probes, from few of
-    which the diagonal is not known; there, and for other J, it is on the safe side.
+    With S the symmetric part of J its variance is :math:`2 \|S\|^2` for Gaussian probes, the same
+    without the diagonal of S for Rademacher probes, and about the same without the trace for probes
+    on the sphere. The products estimate it by :math:`E \|J^\top e\|^2 = \|J\|^2 \ge \|S\|^2`, far
+    better than the spread of a few estimates does, so that a single probe has an error too. For
+    Gaussian probes and those on the sphere the error is exact on average where J is symmetric, as
+    that of a score is. For other J, and for few Rademacher probes, from which the diagonal is not
+    known, it is an upper estimate.
 
     Args:
         probes: Number of independent probes.
@@ -56,7 +57,6 @@ class Hutchinson(Divergence):
     """
 
     def __init__(self, probes: int = 1, distribution: str = "rademacher") -> None:
-        check_count("probes", probes)
         drawers = {
             "rademacher": rademacher_like,
             "gaussian": standard_normal_like,
@@ -67,7 +67,7 @@ class Hutchinson(Divergence):
                 f"unknown probe distribution {distribution!r}; "
                 f"{nearest_names(distribution, drawers)}"
             )
-        self.probes = probes
+        self.probes = check_integer("probes", probes)
         self.distribution = distribution
         self._draw = drawers[distribution]
 
@@ -99,7 +99,7 @@ class Hutchinson(Divergence):
         part = size / (size + 2) if self.distribution == "sphere" else 1.0
         return 2 * part * (total - diagonals.sum(2).mean(0).square() / size).clamp(min=0)
 
-    def products_for(self, size: int) -> int:
+    def count_products(self, size: int) -> int:
         return self.probes
 
     def with_products(self, count: int) -> Hutchinson:
@@ -110,7 +110,7 @@ class Hutchinson(Divergence):
 
 
 class Automatic(Hutchinson):
-    """Two probes of Hutchinson, and where they are too noisy what gives more for a product."""
+    """One probe of Hutchinson, and XTrace where that is too noisy: more accurate for a product."""
 
     def __init__(self) -> None:
         super().__init__(1)

@@ -5,8 +5,8 @@ With a projector P onto directions found by some probes, and a probe e that thes
 .. math:: \mathrm{tr} J = \mathrm{tr}(P J P)
           + E\,[\,((I - P) e)^\top J\, (I - P) e\,] , \qquad E\,[e e^\top] = I ,
 
-so that only what P misses is estimated. Lengths of the projected probes are known on average, and
-are set to it, so that a multiple of the identity in what P misses makes no error.
+so that only the part outside of P is estimated. The projected probes are scaled to their average
+length, so that a multiple of the identity outside of P causes no error.
 
 References:
     Meyer, Musco, Musco and Woodruff 2021, Hutch++: optimal stochastic trace estimation,
@@ -21,20 +21,20 @@ import math
 import torch
 from torch import Tensor
 
+from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import standard_normal_like
 from sde_models.divergence.base import (
     Divergence,
     Products,
     TraceEstimate,
-    check_count,
     exact_trace,
     quadratic_forms,
 )
 
 SHARED = 1.15
-"""Estimates that share products err together, so that their spread understates the error of their
-mean. On random matrices of flat and of decaying spectra by up to this, the more the larger the part
-of all directions is that they share."""
+"""Estimates that share products have correlated errors, so that their spread understates the error
+of their mean: on random matrices of flat and of decaying spectra by up to this factor, which grows
+with the share of all directions that they have in common."""
 
 
 class HutchPlusPlus(Divergence):
@@ -43,7 +43,7 @@ class HutchPlusPlus(Divergence):
     Exact for Jacobians of rank up to ``probes``. Takes ``3 * probes`` products.
 
     Args:
-        probes: Number of probes S of the range, and of independent estimates of what it misses.
+        probes: Number of probes S of the range, and of independent estimates outside of it.
 
     Raises:
         ValueError: If ``probes`` is below 2.
@@ -56,8 +56,7 @@ class HutchPlusPlus(Divergence):
     """
 
     def __init__(self, probes: int = 4) -> None:
-        check_count("probes", probes, 2)
-        self.probes = probes
+        self.probes = check_integer("probes", probes, least=2)
 
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return standard_normal_like(x.detach().expand(2 * self.probes, *x.shape), generator)
@@ -66,7 +65,7 @@ class HutchPlusPlus(Divergence):
         if drawn is None:
             raise ValueError("HutchPlusPlus needs the probes that draw() returns")
         size = drawn.shape[2]
-        if self.products_for(size) >= size:
+        if self.count_products(size) >= size:
             return exact_trace(products, size, self.probes)
         sketch, probes = drawn.chunk(2)
         basis = _orthonormal(products(sketch).detach().permute(1, 2, 0))
@@ -79,7 +78,7 @@ class HutchPlusPlus(Divergence):
         estimates = inside + quadratic_forms(outside, products(outside))
         return TraceEstimate(estimates, self.spread_error(estimates.detach(), size))
 
-    def products_for(self, size: int) -> int:
+    def count_products(self, size: int) -> int:
         return min(3 * self.probes, size)
 
     @property
@@ -94,7 +93,7 @@ class HutchPlusPlus(Divergence):
 
 
 class XTrace(Divergence):
-    r"""XTrace: each probe is estimated outside of what all others found.
+    r"""XTrace: Hutchinson's estimate with each probe, outside of the directions of all others.
 
     The directions are those of the probes :math:`\Omega` and of :math:`J \Omega`, so that the trace
     of any multiple of the identity and a rank below ``probes`` is exact: the directions in which
@@ -115,8 +114,7 @@ class XTrace(Divergence):
     """
 
     def __init__(self, probes: int = 4) -> None:
-        check_count("probes", probes, 2)
-        self.probes = probes
+        self.probes = check_integer("probes", probes, least=2)
 
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return standard_normal_like(x.detach().expand(self.probes, *x.shape), generator)
@@ -125,7 +123,7 @@ class XTrace(Divergence):
         if drawn is None:
             raise ValueError("XTrace needs the probes that draw() returns")
         count, _, size = drawn.shape
-        if self.products_for(size) >= size:
+        if self.count_products(size) >= size:
             return exact_trace(products, size, self.probes)
         images = products(drawn)
         both = torch.cat([drawn, images.detach()]).permute(1, 2, 0)
@@ -142,7 +140,7 @@ class XTrace(Divergence):
         return TraceEstimate(estimates, self.spread_error(estimates.detach(), size))
 
     def spread_error(self, estimates: Tensor, size: int) -> Tensor:
-        products = self.products_for(size)
+        products = self.count_products(size)
         enlarged = SHARED / math.sqrt(1 - products / size) if products < size else 1.0
         return enlarged * super().spread_error(estimates, size)
 
@@ -159,7 +157,7 @@ class XTrace(Divergence):
         within = (inside * (matrix @ inside)).sum((2, 3))
         return within + (size - ranks) * (own * (matrix @ own)).sum((2, 3))
 
-    def products_for(self, size: int) -> int:
+    def count_products(self, size: int) -> int:
         return min(2 * self.probes, size)
 
     @property
@@ -174,12 +172,12 @@ class XTrace(Divergence):
 
 
 def _orthonormal(columns: Tensor) -> Tensor:
-    """Orthonormal columns that span those of ``(B, D, k)`` at least, of whatever rank."""
+    """Orthonormal columns whose span contains those of ``(B, D, k)``, of any rank."""
     return torch.linalg.qr(columns)[0]
 
 
 def _gram_schmidt(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal columns that span unit columns, zero where one brings nothing new; the rank."""
+    """Orthonormal columns that span unit columns, zero for dependent ones; and the rank."""
     basis = torch.zeros_like(columns)
     threshold = 100 * torch.finfo(columns.dtype).eps
     for i, column in enumerate(columns.unbind(-1)):

@@ -1,7 +1,8 @@
-"""The probability flow with the integral of its divergence beside the state."""
+"""The probability flow with the integral of its divergence in the state."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,15 +14,12 @@ from sde_models.models.systems import ProbabilityFlow
 from sde_models.sdes.base import SDE
 from sde_models.sdes.system import System
 
-PROBES = "probes of the trace"
-"""Under which name the probes stand beside the conditioning."""
-
 
 class AugmentedFlow(System):
     """The probability flow with the integral of its divergence as further coordinates.
 
-    The state is flat: D numbers of the sample, then one integral for each probe. Each part counts
-    by itself in the error norm, so that D coordinates do not hide an error in the integral.
+    The state is flat: D numbers of the sample, then one integral for each probe. The error norm is
+    the larger of the two parts, so that D coordinates do not hide an error in the integral.
 
     Args:
         flow: The probability flow.
@@ -53,20 +51,20 @@ class AugmentedFlow(System):
         return self.flow.sde
 
     @property
-    def cond(self) -> dict[str, Any]:  # type: ignore[override]
-        """Conditioning, and the probes: a solver that parts the batch parts both."""
-        if self.probes is None:
-            return self.flow.cond
-        return {**self.flow.cond, PROBES: self.probes.transpose(0, 1)}
+    def cond(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """Those of the flow."""
+        return self.flow.cond
 
-    def conditioned(self, **cond: Any) -> AugmentedFlow:
-        parted = cond.pop(PROBES, None)
-        probes = self.probes if parted is None else parted.transpose(0, 1)
-        flow = self.flow.conditioned(**cond)
-        return AugmentedFlow(flow, self.sample_shape, self.divergence, probes)
+    def conditioned(self, cond: Mapping[str, Any] | None, x: Tensor) -> AugmentedFlow:
+        flow = self.flow.conditioned(cond, x)
+        return AugmentedFlow(flow, self.sample_shape, self.divergence, self.probes)
+
+    def of_rows(self, rows: Tensor) -> AugmentedFlow:
+        probes = None if self.probes is None else self.probes[:, rows]
+        return AugmentedFlow(self.flow.of_rows(rows), self.sample_shape, self.divergence, probes)
 
     def start(self, x: Tensor) -> Tensor:
-        """Samples with integrals of zero beside them."""
+        """Samples, each followed by integrals of zero."""
         return torch.cat([x.flatten(1), x.new_zeros(len(x), self.divergence.probes)], dim=1)
 
     def split(self, state: Tensor) -> tuple[Tensor, Tensor]:

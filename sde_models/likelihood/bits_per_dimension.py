@@ -1,7 +1,7 @@
-r"""Bits per dimension of data that live on levels, such as images.
+r"""Bits per dimension of data on integer levels, such as images.
 
-Level k of L fills a cell, and a density p of numbers gives the levels of an image the probability
-of its cell. For any density q over the cell (:mod:`sde_models.data.cell_densities`)
+Level k of L is a cell of real numbers, and a density p gives an image the probability of its cell.
+For any density q over the cell (:mod:`sde_models.data.cell_densities`)
 
 .. math:: \log P(k) = \log \int_{cell(k)} p(y)\,dy
           \ge E_q \log \frac{1}{K} \sum_{i=1}^{K} \frac{p(y_i)}{q(y_i)} .
@@ -17,28 +17,30 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.distributions import Transform, identity_transform
 
-from sde_models._utils.counting import count_evaluations
+from sde_models._utils.counting import Cost, HasCost, count_evaluations
+from sde_models._utils.integers import check_integer
 from sde_models._utils.shapes import check_batch
 from sde_models._utils.streams import Source, as_source, independent_parts
 from sde_models.data.cell_densities import Dequantization, find_dequantization
 from sde_models.data.dequantization import DATA_RANGE, check_data_range, check_levels
 from sde_models.divergence.hutchinson import standard_error
 from sde_models.likelihood.log_densities import LogProb, log_prob
+from sde_models.likelihood.settings import LogProbOptions
 from sde_models.models.base import Model, check_model
 from sde_models.solvers import Solver
-from sde_models.solvers.arguments import whole_number
+from sde_models.solvers.options import check_options
 
 
 @dataclass(frozen=True)
-class BitsPerDim:
+class BitsPerDim(HasCost):
     """Bits per dimension of a set of images, an upper bound in expectation, and its errors.
 
     Attributes:
@@ -48,22 +50,21 @@ class BitsPerDim:
         per_image: Bits per dimension of each image, shape ``(B,)``.
         log_prob: The log-densities of the last draw, with their own errors, in the space of the
             model.
-        nfe: Network forward passes, each on the whole batch, over all draws.
-        vjps: Vector-Jacobian products, each on the whole batch, likewise.
+        cost: What they cost over all draws, for each image; ``nfe`` and ``vjps`` are shorthands.
         dequantization_stderr: Standard error of ``value`` for these images from the draws alone,
-            scalar; NaN for one repeat. Noise of probes that is not known is in it.
+            scalar; NaN for one repeat. It includes noise of probes that ``probe_stderr`` does not
+            know.
         probe_stderr: Standard error of ``value`` for these images from the probes alone, scalar;
-            0 for the exact trace, NaN for a single probe fixed for the whole path.
-        solver_error: What the errors of the steps and of the quadrature may have moved ``value``
-            by, scalar, on the safe side as they are.
+            0 for the exact trace, NaN for a single probe fixed for the full path.
+        solver_error: Estimated error of ``value`` from the steps and the quadrature, scalar; an
+            upper estimate.
     """
 
     value: Tensor
     stderr: Tensor
     per_image: Tensor
     log_prob: LogProb
-    nfe: int
-    vjps: int
+    cost: Cost
     dequantization_stderr: Tensor
     probe_stderr: Tensor
     solver_error: Tensor
@@ -79,37 +80,39 @@ def bits_per_dim(
     repeats: int = 1,
     transform: Transform | None = None,
     data_range: tuple[float, float] | None = None,
-    solver: str | Solver = "adams-batch",
+    solver: str | Solver | None = None,
+    cond: Mapping[str, Any] | None = None,
     generator: Source = None,
-    **arguments: Any,
+    **options: Unpack[LogProbOptions],
 ) -> BitsPerDim:
     """Compute bits per dimension of images on integer levels.
 
     Args:
         model: What gives the score.
-        images: Levels 0 to ``levels - 1``, shape ``(B, *event)``, of an integer dtype or of whole
-            numbers in a floating one.
+        images: Levels 0 to ``levels - 1``, shape ``(B, *event)``, of an integer dtype or integers
+            in a floating one.
         levels: Number of levels: 256 for bytes.
         dequantization: "uniform" for models trained on uniformly dequantised data,
             "truncated-normal" for models trained on data at the centres of the cells, or an
-            object. Both bound the same probability; the one that fits is the tighter.
-        importance_samples: Draws K in a bound. The more, the tighter, with the exact trace or with
-            enough probes: errors of the log-densities with a variance v, in nats, lower the bits
-            of many draws by v/2 nats.
-        repeats: Independent bounds for each image, averaged, from whose spread
-            ``dequantization_stderr`` is told. Each draw of each repeat is a solve.
+            object. Both bound the same probability; the one that fits is tighter.
+        importance_samples: Draws K in a bound, which is tighter the more there are, with the exact
+            trace or with enough probes: errors of the log-densities of variance v, in nats, lower
+            the bits of many draws by v/2 nats.
+        repeats: Independent bounds for each image, which are averaged; ``dequantization_stderr``
+            is computed from their spread. Each draw of each repeat is a solve.
         transform: From data in ``data_range`` to the space that the model was trained in, such as
             ``sm.data.LogitTransform()``; none if None.
-        data_range: What the levels are mapped to: level k fills the k-th of ``levels`` equal
-            parts of it. If None ``model.data_range``, which is that of the data in the space of
-            the model, so not with a transform; and -1 and 1 where there is none.
+        data_range: Range that the levels are mapped to: level k is the k-th of ``levels`` equal
+            parts of it. If None ``model.data_range``, or -1 and 1 where that is None or a
+            transform is given, since it holds in the space of the model.
         solver: An ODE solver in :func:`~sde_models.list_solvers`.
         generator: Source of the dequantisation and the probes; torch's global one if None. With a
             sequence each image has its own, and its bits do not depend on the others.
-        **arguments: Those of :func:`~sde_models.log_prob`, and conditioning.
+        cond: Conditions by name, as for :func:`~sde_models.solve`.
+        **options: Those of :func:`~sde_models.log_prob`.
 
     Raises:
-        TypeError: If ``images`` are not whole numbers, or ``transform`` no transform of torch.
+        TypeError: If ``images`` is no tensor of numbers, or ``transform`` no transform of torch.
         ValueError: If the images leave their levels, counts are below 1, for an unknown
             dequantisation, a transform that is not bijective or not made for ``data_range`` or
             "truncated-normal", and whatever :func:`~sde_models.log_prob` raises.
@@ -121,10 +124,12 @@ def bits_per_dim(
         torch.Size([8])
     """
     check_model(model)
+    further = ("importance_samples", "repeats", "transform", "data_range")
+    check_options("bits_per_dim", options, LogProbOptions, further)
     check_levels(images, levels)
     source = as_source(generator, len(images))
-    draws = whole_number("importance_samples", importance_samples) or 1
-    bounds = whole_number("repeats", repeats) or 1
+    draws = check_integer("importance_samples", importance_samples)
+    bounds = check_integer("repeats", repeats)
     density = find_dequantization(dequantization, model.sde)
     to_model = _check_transform(transform, density)
     own = model.data_range if transform is None else None
@@ -140,12 +145,12 @@ def bits_per_dim(
         ]
         y, log_q = (torch.cat(column) for column in zip(*filled, strict=True))
         z, log_det = _change_of_variables(to_model, y)
-        found = log_prob(model, z, solver, generator=source, **arguments)
+        found = log_prob(model, z, solver, cond=cond, generator=source, **options)
         return found.value + (log_det - log_q), found
 
-    with count_evaluations() as cost:
+    with count_evaluations() as counter:
         found = [_Bound.of(draw() for _ in range(draws)) for _ in range(bounds)]
-    return _summary(found, images[0].numel(), nfe=cost.nfe, vjps=cost.vjps)
+    return _summary(found, images[0].numel(), counter.cost(len(images)))
 
 
 def bits_from_log_prob(log_prob: Tensor, size: int, level_width: float) -> Tensor:
@@ -187,7 +192,7 @@ class _Bound:
         )
 
 
-def _summary(bounds: list[_Bound], size: int, *, nfe: int, vjps: int) -> BitsPerDim:
+def _summary(bounds: list[_Bound], size: int, cost: Cost) -> BitsPerDim:
     """Average the bounds on each image, and the images."""
     values = torch.stack([bound.value for bound in bounds], dim=1)
     per_image = bits_from_log_prob(values.mean(1), size, 1.0)
@@ -199,9 +204,8 @@ def _summary(bounds: list[_Bound], size: int, *, nfe: int, vjps: int) -> BitsPer
         stderr=standard_error(per_image[None].detach())[0],
         per_image=per_image,
         log_prob=bounds[-1].last,
-        nfe=nfe,
-        vjps=vjps,
-        # The repeats spread by what their probes do too.
+        cost=cost,
+        # The spread of the repeats includes that of their probes.
         dequantization_stderr=(spread - probes.nan_to_num()).clamp_min(0).sqrt() / unit,
         probe_stderr=probes.sqrt() / unit,
         solver_error=torch.stack([bound.solver_error for bound in bounds]).mean() / unit,
@@ -226,8 +230,8 @@ def _check_transform(transform: Any, density: Dequantization) -> Transform:
         raise ValueError(f"transform must be bijective, {transform!r} is not")
     if density.in_model_space:
         raise ValueError(
-            f"{density!r} has the shape of the model's noise, which transform= bends: use "
-            "dequantization='uniform' with a transform"
+            f"{density!r} has the shape of the model's noise, which a transform= distorts: use "
+            "dequantization='uniform' with it"
         )
     return transform
 
@@ -240,8 +244,8 @@ def _change_of_variables(transform: Transform, y: Tensor) -> tuple[Tensor, Tenso
     """
     if not bool(torch.as_tensor(transform.domain.check(y.clone())).all()):
         raise ValueError(
-            f"transform {transform!r} takes numbers in {transform.domain}, and the images have "
-            f"some from {float(y.min()):.4g} to {float(y.max()):.4g}: give it another data_range="
+            f"transform {transform!r} takes numbers in {transform.domain}, got images with "
+            f"numbers from {float(y.min()):.4g} to {float(y.max()):.4g}: give another data_range="
         )
     z = transform(y.clone()).clone()
     check_batch(z, name="the batch of transformed images")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from sde_models.likelihood.log_densities import log_prob
+from sde_models.likelihood.settings import LogProbOptions
 from sde_models.models.base import Model
 from sde_models.solvers import Solver
 
@@ -15,32 +17,32 @@ from sde_models.solvers import Solver
 def maximum_likelihood_loss(
     model: Model,
     x0: Tensor,
-    solver: str | Solver = "adams-batch",
+    solver: str | Solver | None = None,
     *,
-    gradient: str = "direct",
+    cond: Mapping[str, Any] | None = None,
     generator: torch.Generator | None = None,
-    **arguments: Any,
+    **options: Unpack[LogProbOptions],
 ) -> Tensor:
     r"""Minus the mean log-density of the data under the probability flow, in nats.
 
     .. math:: -E \log p_0(x_0)
 
-    The score is trained as a continuous normalising flow. A step costs a whole solve and its
+    The score is trained as a continuous normalising flow. Each step costs a full solve and its
     gradient, so this is for fine-tuning. The loss of denoising with ``weighting="likelihood"`` is
-    the cheap bound on the likelihood of the reverse SDE.
+    a cheap bound on the likelihood of the reverse SDE.
 
-    With a few steps or nodes the optimiser learns to deceive the rule that is differentiated: the
-    loss falls and the density of other data does not rise. Measure by :func:`~sde_models.log_prob`
-    with ``tol=``, and give more ``nodes`` where the two part.
+    With few steps or nodes the optimiser exploits the error of the discretised integral: the loss
+    falls while the density of other data does not rise. Measure by :func:`~sde_models.log_prob`
+    with ``tol=``, and give more ``intervals`` where the two differ.
 
     Args:
         model: What is trained.
         x0: Data, shape ``(B, *event)``.
         solver: An ODE solver, as in :func:`~sde_models.log_prob`.
-        gradient: "direct" or "adjoint", as in :func:`~sde_models.solve`.
+        cond: Conditions by name, as for :func:`~sde_models.solve`.
         generator: Source of the probes; torch's global one if None.
-        **arguments: Others of :func:`~sde_models.log_prob`, such as ``divergence``, ``rtol`` and
-            ``nodes``, and conditioning.
+        **options: Those of :func:`~sde_models.log_prob`, such as ``divergence``, ``rtol`` and
+            ``intervals``. ``gradient`` is "direct" unless it is given.
 
     Returns:
         The loss, a scalar.
@@ -57,11 +59,10 @@ def maximum_likelihood_loss(
     Example:
         >>> network = sm.nn.ResidualNetwork((2,), width=16, depth=1)
         >>> model = sm.ScoreModel(network, sm.VPSDE())
-        >>> loss = maximum_likelihood_loss(model, torch.randn(4, 2), rtol=1e-2, atol=1e-2, nodes=12)
+        >>> x0 = torch.randn(4, 2)
+        >>> loss = maximum_likelihood_loss(model, x0, rtol=1e-2, atol=1e-2, intervals=12)
         >>> loss.backward()
     """
-    found = log_prob(
-        model, x0, solver,
-        gradient=gradient, generator=generator, estimate_solver_error=False, **arguments,
-    )  # fmt: skip
+    settled: LogProbOptions = {"gradient": "direct", **options, "estimate_solver_error": False}
+    found = log_prob(model, x0, solver, cond=cond, generator=generator, **settled)
     return -found.value.mean()

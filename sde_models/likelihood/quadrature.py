@@ -1,6 +1,6 @@
 r"""The log-determinant of a flow as a quadrature along paths that are known.
 
-The path does not depend on the divergence, so it is solved alone. In half log-SNR
+The path does not depend on the divergence, so it is solved first. In half log-SNR
 :math:`\lambda = \log(\alpha/\sigma)` the change of the log-density is
 
 .. math:: \int_{t_{min}}^{t_{max}} \nabla \cdot \dot x\, dt
@@ -11,8 +11,8 @@ The path does not depend on the divergence, so it is solved alone. In half log-S
 The first term is known. The integrand of the second is a count of dimensions, from 0 to D, that
 rises where the data turn into noise. It is evaluated at equally spaced nodes with fresh probes at
 each, and summed by the trapezoidal rule with Gregory's corrections at the ends, which for smooth
-integrands that level off is as good as a Gauss rule, and whose every other node makes the rule of
-half as many: the difference of the two is the error that is told.
+integrands that level off is as good as a Gauss rule. Every other node gives the same rule with half
+as many nodes: the difference of the two is the reported error.
 
 References:
     Trefethen and Weideman 2014, The exponentially convergent trapezoidal rule, SIAM Review 56;
@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._utils.conditioning import copied, of_some_samples
+from sde_models._utils.conditions import Conditions, copied
 from sde_models._utils.split_batches import draw_rows
 from sde_models._utils.streams import Source, of_some_rows
 from sde_models.divergence.base import MOST_NUMBERS, Divergence
@@ -38,7 +38,7 @@ GREGORY = (3 / 8, 7 / 6, 23 / 24)
 """Weights at the ends that make the trapezoidal rule exact for cubics."""
 STUDENT = 1.2
 """The 97.5% quantile of Student's t is near 2 (1 + 1.2 / n) for n degrees of freedom."""
-CAUTION = 0.1
+COARSE_SHARE = 0.1
 """Part of the last but one difference that an error is at least taken to be."""
 
 
@@ -70,10 +70,11 @@ class TraceIntegral:
     """The integral of the divergence along each path.
 
     Attributes:
-        value: The whole change of the log-density, shape ``(B,)``, with a graph if asked for.
-        stderr: Its standard error from the probes, shape ``(B,)``, two of which are meant for 95%.
-        error: Difference to the rule on every other node, or a tenth of the next such difference,
-            which is not small by chance at the same time; less what the probes explain, ``(B,)``.
+        value: The total change of the log-density, shape ``(B,)``, with a graph if asked for.
+        stderr: Its standard error from the probes, shape ``(B,)``; two of it hold 95%.
+        error: The larger of the difference to the rule on every other node and a tenth of the next
+            such difference, since one of them may be small by chance; each less the noise of the
+            probes, shape ``(B,)``.
     """
 
     value: Tensor
@@ -88,8 +89,8 @@ class Traces:
     Attributes:
         value: Their means, shape ``(M, B)``, with a graph if asked for.
         stderr: Standard errors, shape ``(M, B)``; 0 if exact.
-        products: How many vector-Jacobian products each took, shape ``(M, B)``.
-        degrees: How many independent numbers tell each standard error, shape ``(M, B)``.
+        products: Number of vector-Jacobian products of each, shape ``(M, B)``.
+        degrees: Number of independent numbers behind each standard error, shape ``(M, B)``.
     """
 
     value: Tensor
@@ -121,44 +122,45 @@ def estimate_traces(
     x: Tensor,
     estimator: Divergence,
     source: Source,
-    cond: dict[str, Any],
+    cond: Conditions,
 ) -> Traces:
     r"""Estimate the divergence of eps at points, with probes for each; fields of shape ``(n,)``.
 
-    What the denoiser of Gaussian data of the same spread would have,
+    The divergence for Gaussian data of the same spread,
     :math:`D\,\sigma / (\alpha^2 s^2 + \sigma^2)`, is taken analytically. As many points as memory
     allows go through the network as one batch.
 
     Args:
-        model: Whose estimates these are of.
+        model: The model whose eps it is.
         t: Times as the SDE makes them, shape ``(n,)``.
         x: Points, shape ``(n, *event)``.
         estimator: Trace estimator.
         source: Source of the probes; a sequence has a generator for each point.
-        cond: Conditioning by name; a tensor of n entries has one for each point.
+        cond: Conditions of the points.
     """
     sde: Any = model.sde
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     isotropic = (sigma / ((alpha * sde.data_std).square() + sigma.square())).detach().to(x)
     window = max(1, MOST_NUMBERS // (x[0].numel() * estimator.probes))
+    window = window if cond.repeatable else 1
     found = []
     for rows in torch.arange(len(x), device=x.device).split(window):
-        own = of_some_samples(cond, rows, len(x))
+        own = cond.take(rows)
         at, part = t[rows].to(x), x[rows]
 
-        def eps(y: Tensor, at: Tensor = at, own: dict[str, Any] = own) -> Tensor:
+        def eps(y: Tensor, at: Tensor = at, own: Conditions = own) -> Tensor:
             return model.denoise(at.clone(), y, **copied(own))[1]
 
         probes = draw_rows(estimator.draw, part.clone(), of_some_rows(source, rows), dim=1)
         found.append(estimator(eps, part, probes, isotropic[rows])[1])
     value = torch.cat([trace.value for trace in found])
     stderr = torch.cat([trace.stderr for trace in found])
-    products = torch.full_like(stderr, estimator.products_for(x[0].numel()))
+    products = torch.full_like(stderr, estimator.count_products(x[0].numel()))
     return Traces(value, stderr, products, torch.full_like(stderr, estimator.degrees))
 
 
 def node_weights(model: Model, intervals: int, like: Tensor) -> Tensor:
-    """What the divergence of eps at each node is multiplied by in the integral, ``(M,)``."""
+    """Factor of the divergence of eps at each node in the integral, ``(M,)``."""
     sde: Any = model.sde
     times = sde.times(node_times(sde, intervals))
     length, _ = _constants(sde, times, like)
@@ -169,7 +171,7 @@ def integrate_traces(model: Model, found: Traces, size: int) -> TraceIntegral:
     """Integrate the divergence from its estimates at the nodes.
 
     Args:
-        model: The model whose flow it is of.
+        model: The model whose flow it is.
         found: The estimates at all nodes.
         size: Number of dimensions D.
     """
@@ -179,14 +181,14 @@ def integrate_traces(model: Model, found: Traces, size: int) -> TraceIntegral:
     weights = node_weights(model, intervals, found.value)
     value = (weights[:, None] * found.value).sum(0)
     stderr = probe_error(weights.detach(), found)
-    changes = _change(model, found), CAUTION * _change(model, found.at(slice(None, None, 2)))
+    changes = _change(model, found), COARSE_SHARE * _change(model, found.at(slice(None, None, 2)))
     return TraceIntegral(size * shrinks + value, stderr, torch.maximum(*changes))
 
 
 def probe_error(weights: Tensor, found: Traces) -> Tensor:
-    """Standard error of the integral, enlarged so that two hold 95% where few numbers tell it.
+    """Standard error of the integral, enlarged for few probes so that two of it hold 95%.
 
-    As Student's t does, with as many degrees of freedom as there are at the nodes that count.
+    The factor is that of Student's t, with the degrees of freedom at the nodes that matter.
 
     Args:
         weights: Of the nodes, shape ``(M,)``.
@@ -199,7 +201,7 @@ def probe_error(weights: Tensor, found: Traces) -> Tensor:
 
 
 def _change(model: Model, found: Traces) -> Tensor:
-    """Difference to the rule on every other node, less what is explained by the probes."""
+    """Difference to the rule on every other node, less the noise of the probes."""
     intervals = len(found.value) - 1
     change = node_weights(model, intervals, found.value).detach()
     change[::2] -= node_weights(model, intervals // 2, found.value).detach()
@@ -213,7 +215,7 @@ def _root_sum_of_squares(weights: Tensor, noise: Tensor) -> Tensor:
 
 
 def _constants(sde: Any, times: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Length of the path in half log-SNR, and the log of what alpha shrinks by, for a dimension."""
+    """Length of the path in half log-SNR, and the change of log alpha along it."""
     ends = times[[0, -1]]
     start, end = (0.5 * sde.log_snr(ends)).unbind()
     first, last = sde.alpha(ends).log().unbind()

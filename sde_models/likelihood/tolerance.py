@@ -1,6 +1,6 @@
 r"""Log-densities to a tolerance in nats: as many steps, nodes and probes as each sample needs.
 
-The error that is told has three parts: of the steps, of the quadrature, and two standard errors of
+The reported error has three parts: of the steps, of the quadrature, and two standard errors of
 the probes. Each is given a share of the tolerance, and what exceeds it is done again with more
 effort, for the samples that need it: the path with a quarter of its tolerance, the quadrature with
 twice the nodes, the trace with as many probes as its variance asks for, or exactly where those
@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from sde_models._utils.streams import Source, of_some_rows
-from sde_models.likelihood.methods import STEPS_IN_ERROR, Estimate, QuadratureLikelihood
 from sde_models.likelihood.quadrature import TraceIntegral, Traces, integrate_traces
+from sde_models.likelihood.strategies import STEPS_IN_ERROR, Estimate, QuadratureLikelihood
 from sde_models.solvers import Solution
+from sde_models.solvers.options import SolveOptions
 
 PATH_SHARE, QUADRATURE_SHARE = 0.35, 0.25
-"""Parts of the tolerance; the rest is that of the probes, or with an exact trace spare."""
+"""Parts of the tolerance; the rest is for the probes."""
 FIRST_INTERVALS, SOLVED_INTERVALS, MOST_INTERVALS = 24, 96, 768
 """States are kept at more nodes than the quadrature begins with, since they cost little."""
 MOST_ROUNDS = 6
@@ -36,7 +37,7 @@ class _Paths:
         states: At the nodes, shape ``(B, M, *event)``.
         z: Latents.
         error: Of the steps, in nats.
-        tolerance: What they were solved with, in noise units.
+        tolerance: That of the solve, in noise units.
     """
 
     states: Tensor
@@ -45,104 +46,109 @@ class _Paths:
     tolerance: Tensor
 
 
-class ToAccuracy:
-    """Log-densities whose error, as it is told, is below a tolerance for each sample.
+class AdaptiveLikelihood:
+    """Log-densities whose reported error is below a tolerance for each sample.
 
     Args:
         tol: Tolerance in nats.
-        arguments: Further arguments of :func:`~sde_models.solve`.
+        options: Further options of :func:`~sde_models.solve`.
     """
 
-    def __init__(self, tol: float, **arguments: Any) -> None:
-        self.tol, self.arguments = tol, arguments
+    def __init__(self, tol: float, options: SolveOptions) -> None:
+        self.tol, self.options = tol, options
         self.solutions: list[Solution] = []
 
-    def run(self, way: QuadratureLikelihood) -> tuple[Estimate, Tensor]:
+    def run(self, strategy: QuadratureLikelihood) -> tuple[Estimate, Tensor]:
         """The estimates, and the errors of the steps."""
-        way = replace(way, intervals=SOLVED_INTERVALS)
-        first = self.tol * PATH_SHARE / (STEPS_IN_ERROR * math.sqrt(way.x[0].numel()))
-        paths = self._paths(way, first, MOST_ROUNDS)
-        integral = self._integral(way, paths, FIRST_INTERVALS, way.fresh_source())
+        strategy = replace(strategy, intervals=SOLVED_INTERVALS)
+        first = self.tol * PATH_SHARE / (STEPS_IN_ERROR * math.sqrt(strategy.x[0].numel()))
+        paths = self._paths(strategy, first, MOST_ROUNDS)
+        integral = self._integral(strategy, paths, FIRST_INTERVALS, strategy.fresh_source())
         solution = replace(
             self.solutions[0],
             accepted=sum(s.accepted for s in self.solutions),
             rejected=sum(s.rejected or 0 for s in self.solutions),
         )
-        value = way.at_the_end(paths.z) + integral.value
+        value = strategy.prior_log_prob(paths.z) + integral.value
         return Estimate(value, integral.stderr, integral.error, paths.z, solution), paths.error
 
-    def _paths(self, way: QuadratureLikelihood, tolerance: float, rounds: int) -> _Paths:
-        """Solve, and solve again with a quarter of the tolerance what is not good enough."""
+    def _paths(self, strategy: QuadratureLikelihood, tolerance: float, rounds: int) -> _Paths:
+        """Solve, and solve the samples of too large an error again, with a quarter of it."""
         half = 0.5 * tolerance  # rtol and atol add in units of the noise
-        solution = way.solve(rtol=half, atol=half, **self.arguments)
+        solution = strategy.solve({**self.options, "rtol": half, "atol": half})
         self.solutions.append(solution)
         error: Any = solution.density_error
         paths = _Paths(
-            way.states(solution).transpose(0, 1), solution.x, error.to(way.x),
+            strategy.states(solution).transpose(0, 1), solution.x, error.to(strategy.x),
             torch.full_like(error, tolerance),
         )  # fmt: skip
         late = (paths.error > PATH_SHARE * self.tol).nonzero().flatten()
         if len(late) and rounds:
-            paths = _put(paths, late, self._paths(way.part(late), 0.25 * tolerance, rounds - 1))
+            paths = _put(
+                paths, late, self._paths(strategy.part(late), 0.25 * tolerance, rounds - 1)
+            )
         return paths
 
     def _integral(
         self,
-        way: QuadratureLikelihood,
+        strategy: QuadratureLikelihood,
         paths: _Paths,
         intervals: int,
         source: Source,
         known: Traces | None = None,
     ) -> TraceIntegral:
-        """Integrate, with as many probes as it takes, and with more nodes where these are too few.
+        """Integrate with the probes that it needs, and with more nodes where these are too few.
 
         Args:
-            way: With the estimator to begin with, and the intervals that states are known at.
+            strategy: The strategy, with the first estimator and the intervals of the known states.
             paths: The paths of its samples.
             intervals: Intervals between the nodes.
             source: Source of the probes of its samples.
             known: Traces at every other node, if they are known.
         """
-        if intervals > way.intervals:
-            way, paths = self._denser(way, paths, intervals)
-        states = paths.states[:, :: way.intervals // intervals].transpose(0, 1)
+        if intervals > strategy.intervals:
+            strategy, paths = self._denser(strategy, paths, intervals)
+        states = paths.states[:, :: strategy.intervals // intervals].transpose(0, 1)
         target = 0.5 * (1 - PATH_SHARE - QUADRATURE_SHARE) * self.tol
-        traces = way.calm_traces(states, target, source, known)
-        integral = integrate_traces(way.model, traces, way.x[0].numel())
+        traces = strategy.traces_to_target(states, target, source, known)
+        integral = integrate_traces(strategy.model, traces, strategy.x[0].numel())
         rough = (integral.error > QUADRATURE_SHARE * self.tol).nonzero().flatten()
         if len(rough) and intervals < MOST_INTERVALS:
             kept = traces.at((slice(None), rough))
             part = self._integral(
-                way.part(rough), _part(paths, rough), 2 * intervals, of_some_rows(source, rough),
-                kept,
+                strategy.part(rough), _part(paths, rough), 2 * intervals,
+                of_some_rows(source, rough), kept,
             )  # fmt: skip
             integral = _put(integral, rough, part)
         return integral
 
     def _denser(
-        self, way: QuadratureLikelihood, paths: _Paths, intervals: int
+        self, strategy: QuadratureLikelihood, paths: _Paths, intervals: int
     ) -> tuple[QuadratureLikelihood, _Paths]:
         """The same paths, each to its tolerance, with states at more nodes."""
-        way = replace(way, intervals=intervals)
+        strategy = replace(strategy, intervals=intervals)
         solved, states = [], []
         for tolerance in paths.tolerance.unique():
             rows = (paths.tolerance == tolerance).nonzero().flatten()
             half = 0.5 * float(tolerance)
-            solution = way.part(rows).solve(rtol=half, atol=half, **self.arguments)
+            solution = strategy.part(rows).solve({**self.options, "rtol": half, "atol": half})
             self.solutions.append(solution)
             solved.append(rows)
-            states.append(way.states(solution).transpose(0, 1))
+            states.append(strategy.states(solution).transpose(0, 1))
         order = torch.cat(solved).argsort()
-        return way, replace(paths, states=torch.cat(states)[order])
+        return strategy, replace(paths, states=torch.cat(states)[order])
 
 
-def _part(whole: Any, rows: Tensor) -> Any:
+def _part(values: Any, rows: Tensor) -> Any:
     """The entries of these samples."""
-    return type(whole)(*(getattr(whole, field.name)[rows] for field in fields(whole)))
+    return type(values)(*(getattr(values, field.name)[rows] for field in fields(values)))
 
 
-def _put(whole: Any, rows: Tensor, part: Any) -> Any:
-    """The whole with the entries of these samples replaced."""
-    return type(whole)(
-        *(getattr(whole, f.name).index_copy(0, rows, getattr(part, f.name)) for f in fields(whole))
+def _put(values: Any, rows: Tensor, part: Any) -> Any:
+    """The same with the entries of these samples replaced."""
+    return type(values)(
+        *(
+            getattr(values, f.name).index_copy(0, rows, getattr(part, f.name))
+            for f in fields(values)
+        )
     )

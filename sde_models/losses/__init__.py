@@ -1,8 +1,8 @@
 """Score-matching objectives: functions of a model and data that return a scalar loss.
 
 Each may be given to :func:`~sde_models.fit` as ``loss=``, with its options set by
-``functools.partial``. :func:`fokker_planck_residual` and :func:`asymmetry` tell instead how far a
-model is from the score of a diffusion.
+``functools.partial``. :func:`fokker_planck_residual` and :func:`asymmetry` measure instead how far
+a model is from the score of a diffusion.
 """
 
 from sde_models.losses.denoising import denoising_score_matching
@@ -11,10 +11,10 @@ from sde_models.losses.fokker_planck import fokker_planck_penalty, fokker_planck
 from sde_models.losses.implicit import implicit_score_matching
 from sde_models.losses.learned_times import LearnedTimes
 from sde_models.losses.noising import NoisedBatch
+from sde_models.losses.registry import OBJECTIVES, find_objective
 from sde_models.losses.simulated import simulated_score_matching
 from sde_models.losses.sliced import sliced_score_matching
 from sde_models.losses.symmetry import asymmetry
-from sde_models.losses.table import OBJECTIVES, find_objective
 from sde_models.losses.times import (
     TIME_SAMPLERS,
     TimeSampler,

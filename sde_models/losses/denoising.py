@@ -13,11 +13,13 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sde_models._utils.conditions import as_conditions
 from sde_models._utils.shapes import Time
 from sde_models.losses.noising import NoiseLevels
 from sde_models.losses.times import TimeSampler
@@ -36,12 +38,12 @@ def denoising_score_matching(
     times: str | TimeSampler | None = None,
     stratified: bool = True,
     generator: torch.Generator | None = None,
-    **cond: Any,
+    cond: Mapping[str, Any] | None = None,
 ) -> Tensor:
     r"""Denoising score matching: a squared error averaged over samples and coordinates.
 
     - ``"output"``: :math:`|F - F^*|^2`, of the network's own output. With EDM preconditioning
-      this is EDM's weighting. Times are log-normal unless told.
+      this is EDM's weighting. Times are log-normal unless given.
     - ``"edm"``: :math:`|\hat x_0 - x_0|^2 (s^2 + s_d^2) / (s s_d)^2` with
       :math:`s = \sigma / \alpha` and :math:`s_d` the ``data_std``, for any model. Times likewise.
     - ``"simple"``: :math:`|\hat\epsilon - \epsilon|^2`, that of DDPM and, as it weighs the score by
@@ -49,7 +51,7 @@ def denoising_score_matching(
     - ``"min-snr"``: :math:`\min(\mathrm{SNR}, 5) |\hat x_0 - x_0|^2`. Times are uniform.
     - ``"likelihood"``: :math:`\frac{g^2}{2 \sigma^2 q(t)} |\hat\epsilon - \epsilon|^2` with q
       the density that t was drawn from: in nats, and times D a bound on the mean of
-      :math:`-\log p` but for a constant, whatever the times. They are uniform in the log-SNR.
+      :math:`-\log p` up to a constant, whatever the times. They are uniform in the log-SNR.
 
     Args:
         model: What is trained. "output" needs a :class:`~sde_models.ScoreModel`.
@@ -63,10 +65,10 @@ def denoising_score_matching(
             :func:`min_snr` and :func:`noise_weighting` make.
         times: "uniform", "log-snr" or "importance" (the same), "log-normal", a function like
             :func:`uniform_times`, such as :func:`level_times` makes of a list of noise levels, or
-            :class:`LearnedTimes`; what is usual for the weighting if None.
+            :class:`LearnedTimes`. If None, those given above for the weighting.
         stratified: Whether times are drawn in strata or independently of each other.
         generator: Source of times and noise; torch's global one if None.
-        **cond: Handed to the network.
+        cond: Conditions by name, as for :func:`~sde_models.solve`.
 
     Returns:
         The loss, a scalar.
@@ -92,4 +94,5 @@ def denoising_score_matching(
     found = find_weighting(weighting)
     levels = NoiseLevels(t, noise, sigma, times, stratified, generator)
     batch = levels.apply(model, x0, found.times, found.divides_by_density)
-    return batch.mean(found.error(model, batch.copied(), cond))
+    given = as_conditions(cond, len(x0), x0.device)
+    return batch.mean(found.error(model, batch.copied(), given))

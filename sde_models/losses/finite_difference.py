@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sde_models._utils.conditions import as_conditions
 from sde_models._utils.shapes import Time, per_sample
 from sde_models._utils.split_batches import draw_rows
 from sde_models.divergence.base import Field
@@ -33,7 +35,7 @@ def finite_difference_sliced(
     times: str | TimeSampler | None = None,
     stratified: bool = True,
     generator: torch.Generator | None = None,
-    **cond: Any,
+    cond: Mapping[str, Any] | None = None,
 ) -> Tensor:
     r"""Sliced score matching with the score at two points in place of its derivative.
 
@@ -44,7 +46,7 @@ def finite_difference_sliced(
               + \tfrac18 |s_+ + s_-|^2 \Big],
 
     which is the variance-reduced :func:`sliced_score_matching` up to :math:`O(h^2)`. Each probe
-    takes two evaluations, which know nothing of each other.
+    takes two independent evaluations.
 
     Args:
         model: What is trained.
@@ -60,7 +62,7 @@ def finite_difference_sliced(
         times: As in :func:`denoising_score_matching`.
         stratified: Whether times are drawn in strata or independently of each other.
         generator: Source of times, noise and probes; torch's global one if None.
-        **cond: Handed to the network.
+        cond: Conditions by name, as for :func:`~sde_models.solve`.
 
     Returns:
         The loss, a scalar; it may be negative.
@@ -76,9 +78,9 @@ def finite_difference_sliced(
     Example:
         >>> network = sm.nn.ResidualNetwork((2,), width=16, depth=1)
         >>> model = sm.ScoreModel(network, sm.VPSDE())
-        >>> with sm.count_evaluations() as cost:
+        >>> with sm.count_evaluations() as counter:
         ...     loss = finite_difference_sliced(model, torch.randn(8, 2))
-        >>> cost.nfe, cost.vjps
+        >>> counter.calls, counter.vjps
         (2, 0)
     """
     if not 0 < step < math.inf:
@@ -96,4 +98,6 @@ def finite_difference_sliced(
         return torch.stack(values).mean(0)
 
     levels = NoiseLevels(t, noise, sigma, times, stratified, generator)
-    return mean_objective(model, x0, objective, levels, weighting, cond)
+    return mean_objective(
+        model, x0, objective, levels, weighting, as_conditions(cond, len(x0), x0.device)
+    )

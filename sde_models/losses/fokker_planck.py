@@ -8,16 +8,18 @@ Densities that follow the forward SDE obey the Fokker-Planck equation, and so fo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_models._utils.counting import record
+from sde_models._utils.conditions import as_conditions
+from sde_models._utils.counting import record_vjps
 from sde_models._utils.shapes import Time, as_time, check_batch, leaf_copy, per_sample
 from sde_models._utils.split_batches import draw_rows
 from sde_models.divergence.base import Divergence
-from sde_models.divergence.table import find_divergence
+from sde_models.divergence.registry import find_divergence
 from sde_models.losses.noising import NoiseLevels
 from sde_models.losses.times import TimeSampler, log_snr_rate
 from sde_models.models.base import Model
@@ -30,13 +32,13 @@ def fokker_planck_residual(
     *,
     divergence: str | Divergence = "exact",
     generator: torch.Generator | None = None,
-    **cond: Any,
+    cond: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    r"""The norm of what the score Fokker-Planck equation is off by, for each sample.
+    r"""The norm of the residual of the score Fokker-Planck equation, for each sample.
 
     It is zero for the exact score of diffused data, under any SDE whose g depends on t alone. With
-    the exact trace it takes D + 2 products and their derivatives; an estimated trace makes it that
-    of a random vector whose mean is the residual.
+    the exact trace it takes D + 2 products and their derivatives; with an estimated trace it is the
+    norm of a random vector whose mean is the residual.
 
     Args:
         model: What gives the score.
@@ -44,7 +46,7 @@ def fokker_planck_residual(
         x: Where, shape ``(B, *event)``.
         divergence: Trace of the score's Jacobian, as in :func:`implicit_score_matching`.
         generator: Source of probes; torch's global one if None.
-        **cond: Handed to the network.
+        cond: Conditions by name, as for :func:`~sde_models.solve`.
 
     Returns:
         Shape ``(B,)``, in units of one over length and time. It carries a graph to the
@@ -79,7 +81,7 @@ def fokker_planck_penalty(
     times: str | TimeSampler | None = None,
     stratified: bool = True,
     generator: torch.Generator | None = None,
-    **cond: Any,
+    cond: Mapping[str, Any] | None = None,
 ) -> Tensor:
     r"""The mean square of the residual at noised data, to be added to a loss.
 
@@ -98,7 +100,7 @@ def fokker_planck_penalty(
         times: As in :func:`denoising_score_matching`.
         stratified: Whether times are drawn in strata or independently of each other.
         generator: Source of times, noise and probes; torch's global one if None.
-        **cond: Handed to the network.
+        cond: Conditions by name, as for :func:`~sde_models.solve`.
 
     Returns:
         The penalty, a scalar.
@@ -130,9 +132,9 @@ def _residual(
     x: Tensor,
     divergence: str | Divergence,
     generator: torch.Generator | None,
-    cond: dict[str, Any],
+    cond: Mapping[str, Any] | None,
 ) -> Tensor:
-    """The left side of the equation less the right one, shape of ``x``.
+    """The left side of the equation minus the right one, shape of ``x``.
 
     With the velocity u of the probability flow the right side is that of the continuity equation,
     minus the gradient of div u + u . s.
@@ -140,6 +142,7 @@ def _residual(
     estimator = find_divergence(divergence, x[0].numel(), along_a_path=False)
     sde = model.sde
     sde.check_reversible()
+    given = as_conditions(cond, len(x), x.device)
     keep_graph = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad():
         point, clock = leaf_copy(x), leaf_copy(as_time(t, x).expand(len(x)))
@@ -148,14 +151,14 @@ def _residual(
         scores = []
 
         def velocity(y: Tensor) -> Tensor:
-            scores.append(model.score(clock, y, **cond))
+            scores.append(model.score(clock, y, **given))
             return sde.f(time, y) - half_square * scores[-1]
 
         probes = draw_rows(estimator.draw, x.clone(), generator, dim=1)
         flow, trace = estimator(velocity, point, probes)
         score = scores[0]
         lost = trace.value + (flow * score).flatten(1).sum(1)
-        record(vjps=2)
+        record_vjps(2 * len(x))
         (gradient,) = torch.autograd.grad(
             lost.sum(), point, create_graph=keep_graph, retain_graph=True
         )
@@ -167,7 +170,7 @@ def _time_derivative(values: Tensor, t: Tensor, keep_graph: bool) -> Tensor:
     """The derivative of values ``(B, *event)`` with respect to times ``(B,)``.
 
     A product with the transposed Jacobian is linear in its vector, and the derivative of that is
-    a product with the Jacobian itself: reverse mode alone will do.
+    a product with the Jacobian itself: reverse mode alone suffices.
     """
     vector = torch.zeros_like(values, requires_grad=True)
     products: tuple[Tensor | None, ...] = torch.autograd.grad(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sde_models._utils.conditions import as_conditions
 from sde_models._utils.shapes import Time
 from sde_models._utils.split_batches import draw_rows
 from sde_models.divergence.base import Divergence, Field
-from sde_models.divergence.table import find_divergence
+from sde_models.divergence.registry import find_divergence
 from sde_models.losses.integrated import mean_objective
 from sde_models.losses.noising import NoisedBatch, NoiseLevels
 from sde_models.losses.times import TimeSampler
@@ -30,7 +32,7 @@ def implicit_score_matching(
     times: str | TimeSampler | None = None,
     stratified: bool = True,
     generator: torch.Generator | None = None,
-    **cond: Any,
+    cond: Mapping[str, Any] | None = None,
 ) -> Tensor:
     r"""Implicit score matching of the diffused data, averaged over samples and coordinates.
 
@@ -54,7 +56,7 @@ def implicit_score_matching(
         times: As in :func:`denoising_score_matching`.
         stratified: Whether times are drawn in strata or independently of each other.
         generator: Source of times, noise and probes; torch's global one if None.
-        **cond: Handed to the network.
+        cond: Conditions by name, as for :func:`~sde_models.solve`.
 
     Returns:
         The loss, a scalar; it may be negative.
@@ -82,4 +84,6 @@ def implicit_score_matching(
         return trace.value + 0.5 * value.flatten(1).square().sum(1)
 
     levels = NoiseLevels(t, noise, sigma, times, stratified, generator)
-    return mean_objective(model, x0, objective, levels, weighting, cond)
+    return mean_objective(
+        model, x0, objective, levels, weighting, as_conditions(cond, len(x0), x0.device)
+    )

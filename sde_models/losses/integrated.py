@@ -1,4 +1,4 @@
-r"""What objectives without a known target share.
+r"""The mean of objectives without a known target.
 
 The squared error of a score against the unknown :math:`\nabla \log p`, integrated by parts, is
 
@@ -9,7 +9,7 @@ Each objective is a function J of a score and points, whose mean this is or appr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -29,7 +29,7 @@ def mean_objective(
     objective: Objective,
     levels: NoiseLevels,
     weighting: str | Weighting,
-    cond: dict[str, Any],
+    cond: Mapping[str, Any],
 ) -> Tensor:
     r"""The mean of :math:`\lambda J / D` over data, noise and times, a scalar.
 
@@ -37,9 +37,9 @@ def mean_objective(
         model: What is trained.
         x0: Data, shape ``(B, *event)``.
         objective: The function J.
-        levels: The noise that data meet.
+        levels: The noise that is added to the data.
         weighting: Gives :math:`\lambda`.
-        cond: Handed to the network.
+        cond: Conditions of the batch.
     """
     found = find_weighting(weighting)
     batch = levels.apply(model, x0, found.times, found.divides_by_density)

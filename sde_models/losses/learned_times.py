@@ -1,7 +1,7 @@
 r"""Times that learn where the loss varies most.
 
 The mean of :math:`h / q` over times of density q has the least variance where q follows the root
-mean square of h. The loss itself tells that, as it is computed.
+mean square of h, which is estimated from the terms of the loss.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sde_models.divergence.base import check_count
+from sde_models._utils.integers import check_integer
 from sde_models.losses.times import log_snr_range, log_snr_rate
 from sde_models.sdes.gaussian import GaussianSDE
 
@@ -18,18 +18,18 @@ class LearnedTimes:
     r"""Times whose density follows the root mean square of the loss, bin by bin in the log-SNR.
 
     An object to be given as ``times=`` and kept from step to step. Each loss that is computed with
-    gradients enabled is shown to it by :meth:`observe`. Times have a piecewise constant density in
-    the log-SNR, and the loss is divided by it: its mean is what it is for any other times, with
-    less variance. That holds for weightings that divide by the density ("likelihood"); where times
-    are part of the weighting, as for the others, these are refused.
+    gradients enabled calls :meth:`observe`. Times have a piecewise constant density in the log-SNR,
+    and the loss is divided by it, so that its mean is the same as with any other times and its
+    variance is smaller. It is only for weightings that divide by the density ("likelihood"), and
+    raises ValueError for the others, of which the times are a part.
 
     In :func:`~sde_models.fit` they learn once a step, from the batch of all processes. Give them by
     ``functools.partial(loss, times=...)``: there checkpoints find what they have learned.
 
     Args:
         bins: Bins of equal width in the log-SNR.
-        decay: How much of the older squares is kept at each step.
-        uniform: Share of the times that stays uniform, so that no bin is forgotten.
+        decay: Factor of the older squares at each step.
+        uniform: Share of the times that stays uniform, so that every bin is visited.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -53,7 +53,7 @@ class LearnedTimes:
     """Such times are for weightings that divide by their density."""
 
     def __init__(self, bins: int = 32, *, decay: float = 0.99, uniform: float = 0.1) -> None:
-        check_count("bins", bins, least=2)
+        bins = check_integer("bins", bins, least=2)
         for name, value in (("decay", decay), ("uniform", uniform)):
             if not 0 < value < 1:
                 raise ValueError(f"{name} must lie within (0, 1), got {value!r}")
@@ -73,7 +73,9 @@ class LearnedTimes:
         """
         bins = len(state["squares"])
         if bins != self.bins:
-            raise ValueError(f"what was learned has {bins} bins, these times have {self.bins}")
+            raise ValueError(
+                f"the state has {bins} bins, expected {self.bins}: use LearnedTimes(bins={bins})"
+            )
         self._squares, self._counts = state["squares"].clone(), state["counts"].clone()
 
     def __repr__(self) -> str:

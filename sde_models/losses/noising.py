@@ -1,4 +1,4 @@
-"""Noised data that the objectives are taken at, and the mean over them."""
+"""Noised data at which objectives are evaluated, and the mean over them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sde_models.sdes.grids import times_of_sigmas
 
 @dataclass(frozen=True)
 class NoisedBatch:
-    """Data, the noise that met them, and when.
+    """Data with noise at some times.
 
     Attributes:
         sde: Forward SDE.
@@ -28,8 +28,8 @@ class NoisedBatch:
         t: Times, scalar or ``(B,)``.
         inverse_density: One over the density of ``t``, shape of ``t``.
         xt: Noised data, shape of ``x0``.
-        times: What drew the times; None if they were given.
-        generator: Where all this was drawn from.
+        times: The sampler of the times; None if they were given.
+        generator: Source of the times and the noise.
     """
 
     sde: GaussianSDE
@@ -42,14 +42,14 @@ class NoisedBatch:
     generator: torch.Generator | None = None
 
     def copied(self) -> NoisedBatch:
-        """The same in tensors of its own, which a function of the user's may change in place."""
+        """A copy, whose tensors a user's function may change in place."""
         names = ("x0", "noise", "t", "inverse_density", "xt")
         return replace(self, **{name: getattr(self, name).clone() for name in names})
 
     def mean(self, errors: Tensor) -> Tensor:
-        """The mean of the terms of a loss, shape ``(B, *event)`` or ``(B,)``, shown to the times.
+        """The mean of the terms of a loss, shape ``(B, *event)`` or ``(B,)``.
 
-        Times that learn are shown what a step is taken with, and nothing else.
+        Times that learn observe the terms if gradients are enabled.
         """
         terms = errors.reshape(len(errors), -1).mean(1)
         observe = getattr(self.times, "observe", None)
@@ -61,7 +61,7 @@ class NoisedBatch:
 
 @dataclass(frozen=True)
 class NoiseLevels:
-    """Which noise the data are to meet; see :func:`denoising_score_matching` for the meanings."""
+    """The noise to be added to data; see :func:`denoising_score_matching` for the meanings."""
 
     t: Time | None = None
     noise: Tensor | None = None
@@ -78,7 +78,7 @@ class NoiseLevels:
         Args:
             model: Whose SDE it is.
             x0: Data, shape ``(B, *event)``.
-            default: Times where nothing is said about them.
+            default: Times if none are given.
             divides_by_density: Whether the loss is divided by the density of the times.
 
         Raises:
@@ -92,7 +92,7 @@ class NoiseLevels:
         given = [name for name, value in named.items() if value is not None]
         if len(given) > 1:
             raise ValueError(
-                f"{given[0]} and {given[1]} both say where the loss is taken: give one, not both"
+                f"{given[0]} and {given[1]} both set the noise levels: give one of them, not both"
             )
         sampler = None
         if self.t is None and self.sigma is None:

@@ -1,22 +1,23 @@
 r"""Score matching for an SDE of which only drift and diffusion are known.
 
-Without a kernel there is nothing to denoise towards, but the data can be carried forward by
-simulation, and sliced score matching asks for points alone.
+Without a kernel there is no target for denoising, but the data can be carried forward by
+simulation, and sliced score matching needs only the points.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torchsde
 from torch import Tensor, nn
 
+from sde_models._utils.conditions import as_conditions
+from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import uniform_like
 from sde_models._utils.shapes import check_batch
 from sde_models._utils.split_batches import draw_rows
-from sde_models.divergence.base import check_count
 from sde_models.divergence.hutchinson import Hutchinson
 from sde_models.losses.sliced import sliced_objective
 from sde_models.losses.times import draw_strata
@@ -35,7 +36,7 @@ def simulated_score_matching(
     distribution: str = "rademacher",
     variance_reduced: bool = True,
     generator: torch.Generator | None = None,
-    **cond: Any,
+    cond: Mapping[str, Any] | None = None,
 ) -> Tensor:
     r"""Sliced score matching on simulated paths, for any SDE with f and g.
 
@@ -50,13 +51,13 @@ def simulated_score_matching(
             ``prediction="score"``.
         x0: Data, shape ``(B, *event)``.
         steps: Euler steps from ``t_min`` to ``t_max``.
-        weight: :math:`\lambda`, a function of times ``(B,)``; 1 if None. Where data have no
-            density of their own, one that vanishes at ``t_min`` like their variance, t - t_min.
+        weight: :math:`\lambda`, a function of times ``(B,)``; 1 if None. Where the data have no
+            density, as on a surface, use one that vanishes at ``t_min``, such as t - t_min.
         probes: Directions v for each sample.
         distribution: Of v: "rademacher", "gaussian" or "sphere".
         variance_reduced: As in :func:`sliced_score_matching`.
         generator: Source of paths, times and probes; torch's global one if None.
-        **cond: Handed to the network.
+        cond: Conditions by name, as for :func:`~sde_models.solve`.
 
     Returns:
         The loss, a scalar; it may be negative.
@@ -80,11 +81,12 @@ def simulated_score_matching(
         >>> simulated_score_matching(model, torch.randn(8, 2)).backward()
     """
     check_batch(x0, model.event_shape, "x0")
-    check_count("steps", steps)
+    steps = check_integer("steps", steps)
     estimator = Hutchinson(probes, distribution)
     t, xt = simulate(model.sde, x0, steps, generator)
+    given = as_conditions(cond, len(x0), x0.device)
     values = sliced_objective(
-        lambda x: model.score(t, x, **cond), xt, estimator, variance_reduced, generator
+        lambda x: model.score(t, x, **given), xt, estimator, variance_reduced, generator
     )
     if weight is not None:
         values = weight(t) * values
@@ -137,7 +139,7 @@ def _euler(sde: SDE, x: Tensor, nodes: Tensor, generator: torch.Generator | None
 
 
 class _Flat(nn.Module):
-    """An SDE with the flat state that torchsde wants."""
+    """An SDE with the flat state that torchsde takes."""
 
     noise_type, sde_type = "diagonal", "ito"
 

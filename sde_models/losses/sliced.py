@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sde_models._utils.conditions import as_conditions
 from sde_models._utils.shapes import Time
 from sde_models._utils.split_batches import draw_rows
 from sde_models.divergence.base import Field
@@ -32,7 +34,7 @@ def sliced_score_matching(
     times: str | TimeSampler | None = None,
     stratified: bool = True,
     generator: torch.Generator | None = None,
-    **cond: Any,
+    cond: Mapping[str, Any] | None = None,
 ) -> Tensor:
     r"""Sliced score matching of the diffused data, averaged over samples and coordinates.
 
@@ -56,7 +58,7 @@ def sliced_score_matching(
         times: As in :func:`denoising_score_matching`.
         stratified: Whether times are drawn in strata or independently of each other.
         generator: Source of times, noise and probes; torch's global one if None.
-        **cond: Handed to the network.
+        cond: Conditions by name, as for :func:`~sde_models.solve`.
 
     Returns:
         The loss, a scalar; it may be negative.
@@ -80,7 +82,9 @@ def sliced_score_matching(
         return sliced_objective(score, batch.xt, estimator, variance_reduced, generator)
 
     levels = NoiseLevels(t, noise, sigma, times, stratified, generator)
-    return mean_objective(model, x0, objective, levels, weighting, cond)
+    return mean_objective(
+        model, x0, objective, levels, weighting, as_conditions(cond, len(x0), x0.device)
+    )
 
 
 def sliced_objective(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_models._utils.counting import record
+from sde_models._utils.conditions import as_conditions
+from sde_models._utils.counting import record_vjps
 from sde_models._utils.dependence import value_with_graph
+from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import standard_normal_like
 from sde_models._utils.shapes import Time, check_batch, leaf_copy
-from sde_models.divergence.base import Products, check_count
+from sde_models.divergence.base import Products
 from sde_models.models.base import Model
 
 LARGEST_EXACT = 64
-"""Numbers in an event up to which the whole Jacobian is taken."""
+"""Numbers in an event up to which the full Jacobian is taken."""
 PROBES = 16
 
 
@@ -26,7 +29,7 @@ def asymmetry(
     *,
     probes: int | None = None,
     generator: torch.Generator | None = None,
-    **cond: Any,
+    cond: Mapping[str, Any] | None = None,
 ) -> Tensor:
     r"""How far the Jacobian of the score is from symmetric, for each sample.
 
@@ -42,7 +45,7 @@ def asymmetry(
         probes: Random products for each sample; if None the Jacobian is exact for up to 64
             coordinates, and 16 probes are taken for more.
         generator: Source of probes; torch's global one if None.
-        **cond: Handed to the network.
+        cond: Conditions by name, as for :func:`~sde_models.solve`.
 
     Returns:
         Shape ``(B,)``, without a graph; NaN where the Jacobian is zero.
@@ -62,6 +65,7 @@ def asymmetry(
     """
     check_batch(x, model.event_shape)
     size = x[0].numel()
+    given = as_conditions(cond, len(x), x.device)
     with torch.inference_mode(False), torch.enable_grad():
         point = leaf_copy(x)
         flat = point.flatten(1)
@@ -69,10 +73,9 @@ def asymmetry(
             eye = torch.eye(size, dtype=x.dtype, device=x.device)
             vectors = eye[:, None].expand(size, *flat.shape)
         else:
-            check_count("probes", PROBES if probes is None else probes)
-            shape = (PROBES if probes is None else probes, *flat.shape)
+            shape = (check_integer("probes", PROBES if probes is None else probes), *flat.shape)
             vectors = standard_normal_like(flat.detach().new_empty(shape), generator)
-        value = value_with_graph(lambda y: model.score(t, y, **cond), point)
+        value = value_with_graph(lambda y: model.score(t, y, **given), point)
         transposed = Products(value, point, 0.0, differentiable=False)(vectors)
         straight = _forward_products(value, point, vectors)
     difference = (straight - transposed).square().sum((0, 2))
@@ -82,6 +85,6 @@ def asymmetry(
 def _forward_products(value: Tensor, point: Tensor, vectors: Tensor) -> Tensor:
     """Products J v with flat vectors ``(k, B, D)``, by reverse mode twice."""
     dual = torch.zeros_like(value, requires_grad=True)
-    record(vjps=1)
+    record_vjps(len(value))
     (linear,) = torch.autograd.grad(value, point, dual, create_graph=True)
     return Products(linear, dual, 0.0, differentiable=False)(vectors)

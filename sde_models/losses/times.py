@@ -37,8 +37,8 @@ def log_snr_times(sde: GaussianSDE, u: Tensor) -> tuple[Tensor, Tensor]:
 
     .. math:: q(t) \propto g(t)^2 / \sigma_t^2 ,
 
-    which is the importance sampling of the likelihood weighting: that then weighs every time
-    alike. So "importance" is another name for it.
+    which is the importance sampling of the likelihood weighting: every time then has the same
+    weight. "importance" is another name for it.
 
     Reference:
         Kingma et al. 2021, Variational diffusion models, arXiv:2107.00630; Song et al. 2021,
@@ -81,14 +81,15 @@ def level_times(sigmas: Tensor | Sequence[float]) -> TimeSampler:
     r"""Noise levels :math:`\sigma_i / \alpha_i`, each as likely as the others.
 
     One network learns them all. With ``weighting="simple"``, which weighs the error of the score
-    by sigma squared, and the levels of :func:`~sde_models.geometric_sigmas` this is the objective
-    of noise-conditional score networks.
+    by sigma squared, and the levels of
+    :func:`~sde_models.solvers.langevin.geometric_sigmas` this is the objective of
+    noise-conditional score networks.
 
     Args:
         sigmas: Two levels or more in units of the data, shape ``(L,)``.
 
     Raises:
-        ValueError: If there are fewer than two, or when used with an SDE that has not all of them.
+        ValueError: If there are fewer than two, or when used with an SDE that lacks one of them.
 
     Reference:
         Song and Ermon 2019, arXiv:1907.05600.
@@ -102,7 +103,7 @@ def level_times(sigmas: Tensor | Sequence[float]) -> TimeSampler:
     levels = torch.as_tensor(sigmas, dtype=torch.float64)
     if levels.ndim != 1 or len(levels) < 2:
         raise ValueError(
-            f"wanted two noise levels or more, shape (L,), got shape {tuple(levels.shape)}; for "
+            f"expected two noise levels or more, shape (L,), got shape {tuple(levels.shape)}; for "
             "a single level use sigma="
         )
     levels = levels.sort().values
@@ -111,7 +112,7 @@ def level_times(sigmas: Tensor | Sequence[float]) -> TimeSampler:
     def times(sde: GaussianSDE, u: Tensor) -> tuple[Tensor, Tensor]:
         which = (u * len(levels)).long().clamp(max=len(levels) - 1).cpu()
         t = times_of_sigmas(sde, levels).to(u)[which.to(u.device)]
-        # What each level stands for in the integral over all: its share of the log-SNR.
+        # The weight of each level in the integral: its share of the log-SNR.
         width = 2 * len(levels) * widths[which].to(u)
         return t, -width / log_snr_rate(sde, t)
 
@@ -178,7 +179,7 @@ def draw_strata(like: Tensor, generator: torch.Generator | None = None) -> Tenso
     """Numbers uniform on [0, 1), one in each of B strata, shape ``(B,)``."""
     count = len(like)
     drawn_on = like.device if generator is None else generator.device
-    # In random order, or the first sample of every batch would always get the least noise.
+    # In random order; otherwise the first sample of every batch would get the least noise.
     stratum = torch.randperm(count, generator=generator, device=drawn_on).to(like)
     return (stratum + uniform_like(stratum, generator)) / count
 

@@ -1,12 +1,12 @@
-r"""Weightings: how much the error at each noise level counts.
+r"""Weightings of the error at each noise level.
 
-Each is a weight w(t) of the squared error of the noise, :math:`w |\hat\epsilon - \epsilon|^2`, or
-:math:`\lambda |\hat s - s|^2` with :math:`\lambda = \sigma^2 w` of that of the score.
+Each is a weight w(t) of the squared error of the noise, :math:`w |\hat\epsilon - \epsilon|^2`. For
+the score this is :math:`\lambda |\hat s - s|^2` with :math:`\lambda = \sigma^2 w`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from sde_models._utils.shapes import per_sample
 from sde_models.losses.noising import NoisedBatch
 from sde_models.losses.times import log_snr_rate
 from sde_models.models.base import Model
-from sde_models.models.score_model import ScoreModel
 
 SquaredError = Callable[[Model, NoisedBatch, dict[str, Any]], Tensor]
 NoiseWeight = Callable[[NoisedBatch], Tensor]
@@ -58,7 +57,7 @@ class Weighting:
 def noise_weighting(
     noise_weight: NoiseWeight, times: str, divides_by_density: bool = False
 ) -> Weighting:
-    """Make a weighting of a weight of the squared error of the noise.
+    """Make a weighting from a weight of the squared error of the noise.
 
     Args:
         noise_weight: Function of a :class:`NoisedBatch` that returns the shape of its ``t``.
@@ -72,7 +71,7 @@ def noise_weighting(
         torch.Size([])
     """
 
-    def error(model: Model, batch: NoisedBatch, cond: dict[str, Any]) -> Tensor:
+    def error(model: Model, batch: NoisedBatch, cond: Mapping[str, Any]) -> Tensor:
         weight = per_sample(noise_weight(batch.copied()), batch.xt)
         return weight * (model.denoise(batch.t, batch.xt, **cond)[1] - batch.noise).square()
 
@@ -85,7 +84,7 @@ def min_snr(gamma: float = 5.0) -> Weighting:
     Of the noise it is :math:`w = \min(1, \gamma / \mathrm{SNR})`.
 
     Args:
-        gamma: Where the weight stops to rise; positive.
+        gamma: Signal-to-noise ratio at which the weight stops to rise; positive.
 
     Raises:
         ValueError: If it is not positive.
@@ -109,21 +108,16 @@ def _edm_weight(batch: NoisedBatch) -> Tensor:
     return 1 + torch.exp(-batch.sde.log_snr(batch.t)) / batch.sde.data_std**2
 
 
-def _edm_error(model: Model, batch: NoisedBatch, cond: dict[str, Any]) -> Tensor:
-    # The noise and x0 err in proportion, sigma to alpha; neither is divided by, so none cancels.
+def _edm_error(model: Model, batch: NoisedBatch, cond: Mapping[str, Any]) -> Tensor:
+    # The errors of noise and x0 are as alpha to sigma; dividing by neither avoids cancellation.
     x0, eps = model.denoise(batch.t, batch.xt, **cond)
     of_x0 = (x0 - batch.x0).square() / batch.sde.data_std**2
     return of_x0 + (eps - batch.noise).square()
 
 
-def _output_error(model: Model, batch: NoisedBatch, cond: dict[str, Any]) -> Tensor:
-    if not isinstance(model, ScoreModel):
-        raise TypeError(
-            f"weighting='output' compares the output of a ScoreModel's network, "
-            f"{type(model).__name__} has none: use weighting='simple' or 'likelihood'"
-        )
-    target = model.target(batch.t, batch.x0, batch.noise)
-    return (model.output(batch.t, batch.xt, **cond) - target).square()
+def _output_error(model: Model, batch: NoisedBatch, cond: Mapping[str, Any]) -> Tensor:
+    output = model.output(batch.t, batch.xt, **cond)
+    return (output - model.target(batch.t, batch.x0, batch.noise)).square()
 
 
 WEIGHTINGS: dict[str, Weighting] = {

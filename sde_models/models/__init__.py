@@ -1,4 +1,4 @@
-"""Models, which give the score of a diffused density, and the systems that they make."""
+"""Models, which give the score of a diffused density, and the systems made of them."""
 
 from sde_models.models.base import Model
 from sde_models.models.energy_model import EnergyModel

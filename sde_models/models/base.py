@@ -1,19 +1,21 @@
 r"""Models: a forward SDE and something that gives the score of its densities.
 
-Every model answers for :math:`\nabla \log p_t(x)`; those on a
-:class:`~sde_models.GaussianSDE` also for eps, x0 and v, which are the same thing in other units.
+Every model gives :math:`\nabla \log p_t(x)`; those on a :class:`~sde_models.GaussianSDE` also give
+eps, x0 and v, which are linear functions of the score and x.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sde_models._utils.conditions import leave_inference_mode
+from sde_models._utils.integers import check_integers
 from sde_models._utils.shapes import (
     Time,
     as_time,
@@ -38,8 +40,8 @@ class Model(nn.Module, ABC):
         event_shape: Shape of one sample, if the model takes only one; else None.
 
     Attributes:
-        data_range: Lowest and highest number of the data, if known: what pictures draw black and
-            white, and what :func:`~sde_models.bits_per_dim` spreads levels over. It may be set.
+        data_range: Lowest and highest number of the data, if known: black and white in pictures,
+            and the range of the levels of :func:`~sde_models.bits_per_dim`. It may be set.
     """
 
     _data_range: tuple[float, float] | None = None
@@ -48,7 +50,9 @@ class Model(nn.Module, ABC):
         super().__init__()
         _check_sde(sde)
         self.sde = sde
-        self.event_shape = None if event_shape is None else tuple(event_shape)
+        self.event_shape = (
+            None if event_shape is None else check_integers("event_shape", event_shape)
+        )
 
     @property
     def data_range(self) -> tuple[float, float] | None:
@@ -76,15 +80,49 @@ class Model(nn.Module, ABC):
     def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         """Return the estimates (x0, eps) from one evaluation; inputs are not checked."""
 
-    def at_nodes(self, times: Tensor, like: Tensor, cond: dict[str, Any]) -> ModelNodes:
+    def at_nodes(self, times: Tensor, like: Tensor, cond: Mapping[str, Any]) -> ModelNodes:
         """This model at times known beforehand, with what depends on them alone computed once.
 
         Args:
             times: Model times as :meth:`GaussianSDE.times` makes them, shape ``(K,)``.
             like: State whose dtype and device the solve has.
-            cond: Conditioning by name.
+            cond: Conditions by name.
         """
         return ModelNodes(self, times, like, cond)
+
+    def output(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
+        """The network's own output at noised samples, as a loss compares it to a target.
+
+        Raises:
+            TypeError: If the model is not a :class:`~sde_models.ScoreModel`.
+        """
+        raise TypeError(
+            f"weighting='output' compares the output of a ScoreModel's network, "
+            f"{type(self).__name__} has none: use weighting='simple' or 'likelihood'"
+        )
+
+    def target(self, t: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
+        """The regression target of :meth:`output` for data ``x0`` with noise ``eps``."""
+        raise TypeError(f"{type(self).__name__} has no output to compare with a target")
+
+    def bind(self, **cond: Any) -> BoundModel:
+        """The same model with conditions fixed, which all samples share.
+
+        They are given to the network as they are, whatever their shape or type, in every call and
+        with every number of samples. Tensors among them move with the bound model.
+
+        Args:
+            **cond: Conditions by name.
+
+        Example:
+            >>> class Scaled(torch.nn.Module):
+            ...     def forward(self, t, x, scales):
+            ...         return x * scales.prod()
+            >>> model = sm.ScoreModel(Scaled(), sm.VPSDE()).bind(scales=torch.tensor([2.0, 0.5]))
+            >>> model.eps(0.5, torch.ones(2, 3)).sum()
+            tensor(6.)
+        """
+        return BoundModel(self, cond)
 
     def _checked(self, t: Time, x: Tensor) -> Tensor:
         check_floating(x)
@@ -101,7 +139,7 @@ class Model(nn.Module, ABC):
         Args:
             t: Time in ``[t_min, t_max]``, scalar or ``(B,)``.
             x: Noised samples, shape ``(B, *event)``.
-            **cond: Handed to the network.
+            **cond: Conditions, given to the network as they are.
 
         Raises:
             TypeError: If ``x`` is not floating.
@@ -135,11 +173,69 @@ class Model(nn.Module, ABC):
         return self.sde
 
 
+class BoundModel(Model):
+    """A model with conditions that all samples share.
+
+    Args:
+        model: The model.
+        cond: The conditions by name.
+
+    Raises:
+        TypeError: If a condition is given again where the model is used.
+    """
+
+    def __init__(self, model: Model, cond: Mapping[str, Any]) -> None:
+        check_model(model)
+        for name in cond:
+            if name in ("t", "x"):
+                raise TypeError(f"{name}= cannot be bound: the network is given {name} already")
+        super().__init__(model.sde, model.event_shape)
+        self.model, self.names = model, tuple(cond)
+        self.data_range = model.data_range
+        for name, value in cond.items():
+            if isinstance(value, Tensor):
+                self.register_buffer(f"bound_{name}", leave_inference_mode(value))
+            else:
+                setattr(self, f"bound_{name}", value)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        return self.model.denoise(t, x, **self._all(cond))
+
+    def score(self, t: Time, x: Tensor, **cond: Any) -> Tensor:
+        return self.model.score(t, x, **self._all(cond))
+
+    def output(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
+        return self.model.output(t, x, **self._all(cond))
+
+    def target(self, t: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
+        return self.model.target(t, x0, eps)
+
+    def at_nodes(self, times: Tensor, like: Tensor, cond: Mapping[str, Any]) -> ModelNodes:
+        return self.model.at_nodes(times, like, self._all(cond))
+
+    def _all(self, cond: Mapping[str, Any]) -> dict[str, Any]:
+        for name in self.names:
+            if name in cond:
+                raise TypeError(f"{name} is bound to this model: leave it out of cond=")
+        return {**{name: getattr(self, f"bound_{name}") for name in self.names}, **cond}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={getattr(self, f'bound_{name}')!r}" for name in self.names)
+
+
 def check_model(model: Any) -> None:
     """Refuse what is not a model.
 
     Raises:
-        TypeError: Saying how to make a model of what was given.
+        TypeError: If it is not a model.
     """
     if isinstance(getattr(model, "_orig_mod", model), Model):  # torch.compile wraps
         return
@@ -148,7 +244,7 @@ def check_model(model: Any) -> None:
         hint = "use mixture.score_model(sde)"
     elif isinstance(getattr(model, "model", None), Model):
         hint = "it is made of one: give its .model"
-    raise TypeError(f"wanted a model, got {type(model).__name__}: {hint}")
+    raise TypeError(f"expected a model, got {type(model).__name__}: {hint}")
 
 
 def _check_sde(sde: Any) -> None:
@@ -159,10 +255,10 @@ def _check_sde(sde: Any) -> None:
 
 
 def check_network(network: Any) -> nn.Module:
-    """Return a network; refuse what has no parameters to move, to train and to save.
+    """Return a network; refuse what is not a module.
 
     Raises:
-        TypeError: Saying how to make a module of it.
+        TypeError: If it is not a module.
     """
     if isinstance(network, nn.Module):
         return network

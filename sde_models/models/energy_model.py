@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_models._utils.conditioning import usable
-from sde_models._utils.counting import record
+from sde_models._utils.conditions import leave_inference_mode
+from sde_models._utils.counting import record_call, record_vjps
 from sde_models._utils.shapes import (
     Time,
     leaf_copy,
@@ -29,7 +29,7 @@ class EnergyModel(Model):
         network: Called as ``network(t, x, **cond)`` with ``t`` of shape ``(B,)``; returns one
             energy for each sample, shape ``(B,)`` or ``(B, 1)``.
         sde: Forward SDE with a Gaussian kernel.
-        event_shape: Shape of one sample; given, another shape is refused at the door.
+        event_shape: Shape of one sample; if given, any other shape raises ValueError.
 
     Reference:
         Song and Ermon 2019, section 2, arXiv:1907.05600; Salimans and Ho 2021, Should EBMs
@@ -55,12 +55,12 @@ class EnergyModel(Model):
         return self._energy(self._checked(t, x), x, **cond)
 
     def _energy(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
-        record(nfe=1, rows=len(x))
+        record_call(len(x))
         energy = call_network(self.network, t.expand(x.shape[0]), x, cond)
         if energy.shape not in ((x.shape[0],), (x.shape[0], 1)):
             raise ValueError(
                 f"the energy network returned shape {tuple(energy.shape)} for a batch of "
-                f"{x.shape[0]}; wanted one energy for each sample, ({x.shape[0]},)"
+                f"{x.shape[0]}; expected one energy for each sample, ({x.shape[0]},)"
             )
         return energy.reshape(-1)
 
@@ -68,9 +68,9 @@ class EnergyModel(Model):
         differentiable = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
             point = x if differentiable and x.requires_grad else leaf_copy(x)
-            cond = {key: usable(value) for key, value in cond.items()}
-            energy = self._energy(usable(t), point, **cond).sum()
-            record(vjps=1)
+            cond = {key: leave_inference_mode(value) for key, value in cond.items()}
+            energy = self._energy(leave_inference_mode(t), point, **cond).sum()
+            record_vjps(len(x))
             (gradient,) = torch.autograd.grad(energy, point, create_graph=differentiable)
         sde = self._gaussian()
         alpha, sigma = per_sample(sde.alpha(t), x), per_sample(sde.sigma(t), x)

@@ -1,6 +1,6 @@
 r"""Closed-form models: Gaussian mixtures, whose every diffused density and score are known.
 
-They are what the solvers, likelihoods and estimators of this library are proved against.
+The solvers, likelihoods and estimators of this library are tested against them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_models._utils.counting import record
+from sde_models._utils.counting import record_call
+from sde_models._utils.integers import check_integer, check_integers
 from sde_models._utils.randomness import standard_normal_like
 from sde_models._utils.shapes import Time, as_time, per_sample
 from sde_models._utils.split_batches import draw_rows
@@ -96,12 +97,10 @@ class GaussianMixture(nn.Module):
 
         Raises:
             TypeError: If ``generator`` is neither a generator nor a sequence of them.
-            ValueError: If no points are asked for, or there is not one generator for each.
+            ValueError: If ``n`` is below 1, or there is not one generator for each point.
         """
-        shape = (n,) if isinstance(n, int) else tuple(n)
+        shape = check_integers("n", n) if isinstance(n, Sequence) else (check_integer("n", n),)
         count = math.prod(shape)
-        if count < 1:
-            raise ValueError(f"at least one point is wanted, got n={n}")
         like = self.means.new_empty(count, self.dim)
         return draw_rows(self._draw, like, as_source(generator, count)).reshape(*shape, self.dim)
 
@@ -197,7 +196,9 @@ class MixtureModel(Model):
         sde: GaussianSDE,
         event_shape: Sequence[int] | None = None,
     ) -> None:
-        shape = (mixture.dim,) if event_shape is None else tuple(event_shape)
+        shape = (
+            (mixture.dim,) if event_shape is None else check_integers("event_shape", event_shape)
+        )
         if math.prod(shape) != mixture.dim:
             raise ValueError(
                 f"event_shape {shape} holds {math.prod(shape)} numbers, the mixture's points "
@@ -209,8 +210,8 @@ class MixtureModel(Model):
 
     def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         if cond:
-            raise TypeError(f"a mixture takes no conditioning, got {', '.join(cond)}")
-        record(nfe=1, rows=len(x))
+            raise TypeError(f"a mixture takes no conditions, got {', '.join(cond)}")
+        record_call(len(x))
         mixture, sde = self.mixture, self._gaussian()
         flat = mixture._flat(x)
         alpha, sigma = per_sample(sde.alpha(t), flat), per_sample(sde.sigma(t), flat)
@@ -227,7 +228,7 @@ class MixtureModel(Model):
 
 
 def _like(values: Any, means: Tensor) -> Tensor:
-    """Numbers in the dtype of the means, without a stop at torch's default dtype."""
+    """Numbers in the dtype of the means, not rounded to torch's default dtype on the way."""
     if isinstance(values, Tensor):
         return values.to(means)
     return torch.as_tensor(values, dtype=means.dtype, device=means.device)

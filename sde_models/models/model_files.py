@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from sde_models._utils.atomic_files import write_whole
+from sde_models._utils.atomic_files import atomic_write
 from sde_models._utils.buffers import copy_buffers, find_buffers, find_transient
+from sde_models._utils.integers import check_integers
 from sde_models._utils.tensor_files import DamagedError, TensorFile, unpack
 from sde_models.models.predictions import EDM, PREDICTIONS
 from sde_models.models.score_model import ScoreModel
@@ -30,7 +31,7 @@ from sde_models.nn import MixingNetwork, ResidualNetwork, UNet
 from sde_models.sdes import VESDE, VPSDE, CosineSDE, FlowMatchingSDE, SubVPSDE
 
 FORMAT = 2
-"""What is written: 2 has a checksum and holds all buffers; 1 had neither, and is read too."""
+"""The format that is written: 2 has a checksum and all buffers; 1 has neither and can be read."""
 
 SETTINGS_KEY = "sde_models"
 
@@ -45,11 +46,11 @@ NETWORKS: dict[str, type[nn.Module]] = {
 def save_model(path: str | os.PathLike[str], model: ScoreModel) -> None:
     """Write a score model to one safetensors file, so that :func:`load_model` rebuilds it.
 
-    The file is written under a temporary name beside ``path`` and then renamed: at no moment is
-    there half a file.
+    The file is written under a temporary name next to ``path`` and then renamed, so that it is
+    never incomplete.
 
     Args:
-        path: File to write, by custom ending in ``.safetensors``.
+        path: File to write, usually ending in ``.safetensors``.
         model: A score model whose SDE and network are classes of this library.
 
     Raises:
@@ -74,7 +75,7 @@ def save_model(path: str | os.PathLike[str], model: ScoreModel) -> None:
             f"makes ({error}): keep its weights by safetensors.torch.save_model and build the "
             "model in your own code"
         ) from error
-    write_whole(path, TensorFile(tensors, {SETTINGS_KEY: json.dumps(settings)}).pack())
+    atomic_write(path, TensorFile(tensors, {SETTINGS_KEY: json.dumps(settings)}).pack())
 
 
 def load_model(path: str | os.PathLike[str]) -> ScoreModel:
@@ -137,7 +138,9 @@ def describe_model(model: ScoreModel) -> dict[str, Any]:
         TypeError: As in :func:`save_model`.
     """
     if type(model) is not ScoreModel:
-        raise TypeError(f"save_model writes a ScoreModel, got {type(model).__name__}")
+        made_of_one = isinstance(getattr(model, "model", None), ScoreModel)
+        hint = ": save its .model, and make it again after loading" if made_of_one else ""
+        raise TypeError(f"save_model writes a ScoreModel, got {type(model).__name__}{hint}")
     edm = isinstance(model.prediction, EDM)
     names = {cls: name for name, cls in PREDICTIONS.items()}
     return {
@@ -159,24 +162,22 @@ def build_model(settings: dict[str, Any]) -> ScoreModel:
     """
     if settings.get("format") not in range(1, FORMAT + 1):
         raise ValueError(
-            f"format {settings.get('format')!r} is not known here, only those up to {FORMAT}: "
-            "update sde_models if a later version wrote it"
+            f"format {settings.get('format')!r} is not known, expected {FORMAT} or lower: update "
+            "sde_models if a later version wrote it"
         )
     event_shape = settings["event_shape"]
-    if not all(isinstance(size, int) and size > 0 for size in event_shape or ()):
-        raise ValueError(f"event_shape must hold positive integers, got {event_shape!r}")
     return ScoreModel(
         _build(settings["network"], NETWORKS),
         _build(settings["sde"], SDES),
         settings["prediction"],
         preconditioning=settings["preconditioning"],
-        event_shape=None if event_shape is None else tuple(event_shape),
+        event_shape=None if event_shape is None else check_integers("event_shape", event_shape),
         data_range=settings.get("data_range"),  # there are older files without it
     )
 
 
 def find_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What a file of a model holds: its state dictionary, and the buffers that this leaves out."""
+    """The tensors of a model file: the state dictionary, and the buffers missing from it."""
     return {**model.state_dict(), **find_transient(model)}
 
 
@@ -184,7 +185,7 @@ UNFIT = (
     ArithmeticError, AttributeError, KeyError, MemoryError, RecursionError, RuntimeError, TypeError,
     ValueError,
 )  # fmt: skip
-"""What building a model may raise from settings that this library did not write."""
+"""Errors that building a model may raise from settings that this library did not write."""
 
 
 def _check_fit(settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -235,7 +236,7 @@ def _fill(model: ScoreModel, tensors: dict[str, Tensor]) -> None:
 
 
 def _check_same(settings: dict[str, Any], model: ScoreModel) -> None:
-    """Refuse settings that a constructor took for others."""
+    """Refuse settings that a constructor has read as different ones."""
     made = json.loads(json.dumps(describe_model(model)))
     names = settings.keys() | (set() if settings["format"] == 1 else made.keys())
     for name in sorted(names - {"format"}):

@@ -1,25 +1,26 @@
-"""Calling a user's network, which shares no tensor with whoever calls it."""
+"""Calls of a user's network, which shares no tensor with its caller."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from sde_models._utils.conditioning import copied
+from sde_models._utils.conditions import copied
 from sde_models._utils.dependence import value_with_graph
 
 
 class NetworkCall:
-    """A network made ready to be called as ``network(t, x, **cond)``.
+    """A network, called as ``network(t, x, **cond)``.
 
-    It is called in its own dtype, whatever that of the state, and its output comes back in that of
-    the state. It is given copies, which it may change in place, and its output is copied, so it may
-    return a tensor that it keeps. The network's dtype is looked up here, once.
+    Inputs are cast to the dtype of the network, and its output to that of the state. Both are
+    copied: the network may change its inputs in place and return a tensor that it keeps. Its dtype
+    is looked up once.
 
-    Where a derivative with respect to x is taken, a compiled network is called as it was before it
-    was compiled: torch compiles no second derivatives, and takes a compiled product only once.
+    Where a derivative with respect to x is taken, the original of a compiled network is called:
+    torch compiles no second derivatives, and a compiled product can be taken only once.
 
     Args:
         network: The network.
@@ -30,13 +31,13 @@ class NetworkCall:
         self.dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
         self.compiled = hasattr(network, "_orig_mod")
 
-    def __call__(self, t: Tensor, x: Tensor, cond: dict[str, Any]) -> Tensor:
+    def __call__(self, t: Tensor, x: Tensor, cond: Mapping[str, Any]) -> Tensor:
         """Call the network.
 
         Args:
             t: Times, shape ``(B,)``.
             x: State, shape ``(B, *event)``.
-            cond: Conditioning by name.
+            cond: Conditions by name.
 
         Raises:
             TypeError: If the network does not return a tensor.
@@ -60,7 +61,7 @@ class NetworkCall:
         return output.to(x.dtype, copy=True)
 
 
-def call_network(network: nn.Module, t: Tensor, x: Tensor, cond: dict[str, Any]) -> Tensor:
+def call_network(network: nn.Module, t: Tensor, x: Tensor, cond: Mapping[str, Any]) -> Tensor:
     """Call a network once, as :class:`NetworkCall` does."""
     return NetworkCall(network)(t, x, cond)
 
@@ -69,7 +70,7 @@ def check_shape(output: Tensor, x: Tensor) -> Tensor:
     """Return an output that has the shape of ``x``.
 
     Raises:
-        ValueError: If it has another.
+        ValueError: If it has another shape.
     """
     if output.shape != x.shape:
         raise ValueError(
@@ -80,7 +81,7 @@ def check_shape(output: Tensor, x: Tensor) -> Tensor:
 
 
 def refuse_output(output: Any) -> NoReturn:
-    """Say what to do about a network that returns no tensor."""
+    """Raise TypeError for a network that returns no tensor."""
     hint = "it must return a tensor"
     if isinstance(getattr(output, "sample", None), Tensor):
         hint = "wrap it so that it returns the .sample of that"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_models._utils.conditioning import copied
-from sde_models._utils.counting import record
+from sde_models._utils.conditions import copied
+from sde_models._utils.counting import record_call
 from sde_models.models.network_calls import NetworkCall, check_shape
 from sde_models.sdes.system import AtNode, add_scaled, as_coefficients, linear_sum, scalars_like
 
@@ -21,10 +22,10 @@ class ModelNodes:
         model: The model.
         times: Model times in double precision, shape ``(K,)``.
         like: State whose dtype and device the solve has.
-        cond: Conditioning by name.
+        cond: Conditions by name.
     """
 
-    def __init__(self, model: Any, times: Tensor, like: Tensor, cond: dict[str, Any]) -> None:
+    def __init__(self, model: Any, times: Tensor, like: Tensor, cond: Mapping[str, Any]) -> None:
         self.model = model
         self.cond = cond
         self._times, self._like = times, like
@@ -60,7 +61,7 @@ class NetworkNodes(ModelNodes):
     The model is a :class:`~sde_models.ScoreModel`; the other arguments are as above.
     """
 
-    def __init__(self, model: Any, times: Tensor, like: Tensor, cond: dict[str, Any]) -> None:
+    def __init__(self, model: Any, times: Tensor, like: Tensor, cond: Mapping[str, Any]) -> None:
         super().__init__(model, times, like, cond)
         prediction, sde = model.prediction, model.sde
         alpha, sigma = sde.alpha(times), sde.sigma(times)
@@ -75,7 +76,7 @@ class NetworkNodes(ModelNodes):
 
     def _output(self, k: int, x: Tensor) -> Tensor:
         rows, clock = x.shape[0], self._clocks[k]
-        record(nfe=1, rows=rows)
+        record_call(rows)
         if rows != clock.shape[0]:  # samples that are done have left the batch
             clock = clock[:1].expand(rows)
         shown = x if self._shrink is None else x * self._shrink[k]

@@ -4,8 +4,8 @@ With :math:`x_t = \alpha x_0 + \sigma \epsilon`, any one of x0, eps,
 :math:`v = \alpha\epsilon - \sigma x_0` and the score :math:`-\epsilon/\sigma` gives the others.
 Each is written here once, in both directions, and without the cancellation that
 :math:`(x_t - \alpha x_0)/\sigma` suffers where sigma is small. All are linear: x0 and eps are a
-factor times the state plus a factor times the output, and the factors depend on alpha and sigma
-alone, so that a solver which knows its nodes has them beforehand.
+factor times the state plus a factor times the output. The factors depend on alpha and sigma only,
+so that a solver with a fixed grid computes them once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sde_models._utils.errors import nearest_names
 
 Pair = tuple[Tensor, Tensor]
 Factors = tuple[Tensor, Tensor] | None
-"""Factors of the state and of the output; None where it is the output itself that is meant."""
+"""Factors of the state and of the output; None stands for the output itself."""
 
 
 class Prediction(ABC):
@@ -27,18 +27,18 @@ class Prediction(ABC):
 
     @abstractmethod
     def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
-        """Return what makes x0, and what makes eps, of the state and the output."""
+        """Return the factors that give x0, and those that give eps."""
 
     @abstractmethod
     def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Return what the network's output should be for these x0 and eps."""
+        """Return the network's target for these x0 and eps."""
 
     def clock(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Return the time that the network is shown, in the shape of the scales."""
+        """Return the time input of the network, in the shape of the scales."""
         return t
 
     def input_scale(self, alpha: Tensor, sigma: Tensor) -> Tensor | None:
-        """Return what the state is divided by for the network; None if it is shown as it is."""
+        """Return the divisor of the state at the network's input; None for 1."""
         return None
 
     def denoise(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Pair:
@@ -49,7 +49,7 @@ class Prediction(ABC):
     def network_input(
         self, t: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the time, shape ``(B,)``, and the state that the network is shown."""
+        """Return the inputs of the network: the time, shape ``(B,)``, and the scaled state."""
         scale = self.input_scale(alpha, sigma)
         clock = self.clock(t, alpha.reshape(-1), sigma.reshape(-1)).expand_as(t)
         return clock, x if scale is None else x / scale
@@ -153,7 +153,8 @@ def find_prediction(
     """Look up what a network predicts.
 
     Raises:
-        ValueError: For an unknown name, or a prediction beside a preconditioning that fixes it.
+        ValueError: For an unknown name, or a prediction together with a preconditioning, which
+            fixes it.
     """
     if preconditioning is not None:
         if preconditioning != "edm":
@@ -161,7 +162,7 @@ def find_prediction(
         if prediction not in (None, "x0"):
             raise ValueError(
                 f"preconditioning='edm' reads the network's output as the residual of x0, so "
-                f"prediction={prediction!r} has no meaning beside it: leave prediction out"
+                f"prediction={prediction!r} has no meaning with it: leave prediction out"
             )
         return EDM(data_std)
     name = "eps" if prediction is None else prediction

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from sde_models._utils.counting import record
+from sde_models._utils.counting import record_call
 from sde_models._utils.shapes import (
     Time,
     per_sample,
@@ -23,8 +24,8 @@ class ScoreModel(Model):
     """A network and the SDE it was trained for.
 
     The network is called as ``network(t, x, **cond)`` with ``t`` of shape ``(B,)`` and must
-    return the shape of ``x``. It is called in its own dtype, whatever that of the state, with
-    copies that it may change in place; preconditioning is computed in that of the state.
+    return the shape of ``x``. Its inputs are copies in its own dtype, which it may change in place;
+    preconditioning is computed in the dtype of the state.
 
     Args:
         network: Any ``torch.nn.Module`` with that call.
@@ -33,10 +34,10 @@ class ScoreModel(Model):
         prediction: What the network's output stands for: "eps", "x0", "v" or "score".
         preconditioning: "edm" scales input, output and time as in Karras et al. 2022. The
             output then is the residual of x0, and ``prediction`` is left out.
-        event_shape: Shape of one sample; given, another shape is refused at the door.
-        data_range: Lowest and highest number of the data it is trained on, which is kept with it:
-            what pictures draw black and white, and what :func:`~sde_models.bits_per_dim` spreads
-            levels over. None, for not known, stands for -1 and 1 there.
+        event_shape: Shape of one sample; if given, any other shape raises ValueError.
+        data_range: Lowest and highest number of the training data, saved with the model: black and
+            white in pictures, and the range of the levels of :func:`~sde_models.bits_per_dim`.
+            These use -1 and 1 if it is None, for not known.
 
     Raises:
         ValueError: For unknown names, a combination without a meaning, or an empty range.
@@ -81,8 +82,8 @@ class ScoreModel(Model):
         output = self._run(*self._network_input(t, x, alpha, sigma), **cond)
         return self.prediction.denoise(output, x, alpha, sigma)
 
-    def at_nodes(self, times: Tensor, like: Tensor, cond: dict[str, Any]) -> ModelNodes:
-        if type(self).denoise is not ScoreModel.denoise:  # a subclass has a say in the estimates
+    def at_nodes(self, times: Tensor, like: Tensor, cond: Mapping[str, Any]) -> ModelNodes:
+        if type(self).denoise is not ScoreModel.denoise:  # a subclass has its own estimates
             return super().at_nodes(times, like, cond)
         return NetworkNodes(self, times, like, cond)
 
@@ -91,7 +92,7 @@ class ScoreModel(Model):
         return self._run(*self._network_input(t, x, *self._scales(t, x)), **cond)
 
     def target(self, t: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
-        """What :meth:`output` should be where data ``x0`` met noise ``eps``."""
+        """The regression target of :meth:`output` for data ``x0`` with noise ``eps``."""
         return self.prediction.target(x0, eps, *self._scales(t, x0))
 
     def _scales(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,5 +105,5 @@ class ScoreModel(Model):
         return self.prediction.network_input(t.expand(x.shape[0]), x, alpha, sigma)
 
     def _run(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
-        record(nfe=1, rows=len(x))
+        record_call(len(x))
         return check_shape(call_network(self.network, t, x, cond), x)

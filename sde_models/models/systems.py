@@ -5,7 +5,7 @@ With :math:`f` and :math:`g` of the forward SDE and the score of the model,
 .. math:: dx = \Big[f - \frac{1 + \eta^2}{2} g^2 \nabla \log p_t(x)\Big] dt + \eta\, g\, d\bar B
 
 run from ``t_max`` down to ``t_min`` has the marginals of the forward SDE for every eta: 0 is the
-probability-flow ODE, which runs both ways; 1 the reverse SDE.
+probability-flow ODE, which runs in both directions; 1 the reverse SDE.
 
 References:
     Anderson 1982, Reverse-time diffusion equation models; Song et al. 2021, arXiv:2011.13456;
@@ -15,15 +15,15 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from functools import cached_property
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from sde_models._utils.conditioning import check_conditioning, usable
+from sde_models._utils.conditions import Conditions, as_conditions
+from sde_models._utils.integers import check_integers
 from sde_models._utils.shapes import Time, as_time
 from sde_models.models.base import Model, check_model
 from sde_models.sdes.base import SDE
@@ -31,15 +31,14 @@ from sde_models.sdes.system import AtNode, AtNodes, System, as_coefficients
 
 
 class _ModelSystem(System):
-    """What the two systems share: a model, its conditioning, and times held in range."""
+    """What the two systems share: a model, its conditions, and times held in range."""
 
-    def __init__(self, model: Model, cond: dict[str, Any]) -> None:
+    def __init__(self, model: Model, cond: Mapping[str, Any] | None) -> None:
         super().__init__()
         check_model(model)
         model.sde.check_reversible()
-        check_conditioning(model, cond)
         self.model = model
-        self.cond = {key: usable(value) for key, value in cond.items()}
+        self.cond = {} if cond is None else cond
         self.event_shape = model.event_shape
         self.t_min = model.sde.t_min
         self.t_max = model.sde.t_max
@@ -50,16 +49,35 @@ class _ModelSystem(System):
         return self.model.sde
 
     def at_nodes(self, times: Tensor, like: Tensor) -> AtNodes:
-        return (_ModelAtNodes if self.denoises else AtNodes)(self, times, like)
+        if not self.denoises:
+            return super().at_nodes(times, like)
+        sde: Any = self.sde
+        times = sde.times(times)
+        model = self.model.at_nodes(times, like, self._cond(like))
 
-    def conditioned(self, **cond: Any) -> Self:
-        """The same system with these conditioning arguments added."""
-        if not cond:
-            return self
-        check_conditioning(self.model, cond)
+        def drift() -> AtNode:
+            return model.weighted(*sde.reverse_coefficients(times, self.eta))
+
+        def noise_scale() -> Callable[[int, Tensor], Any]:
+            scales = as_coefficients(self.eta * sde.diffusion(times))
+            return lambda k, x: scales[k]
+
+        return AtNodes(self, drift, noise_scale, model)
+
+    def conditioned(self, cond: Mapping[str, Any] | None, x: Tensor) -> Self:
         system = copy(self)
-        system.cond = {**self.cond, **{key: usable(value) for key, value in cond.items()}}
+        added = {**self.cond, **cond} if cond else self.cond
+        system.cond = as_conditions(added, len(x), x.device)
         return system
+
+    def of_rows(self, rows: Tensor) -> Self:
+        system = copy(self)
+        system.cond = self.cond.take(rows) if isinstance(self.cond, Conditions) else self.cond
+        return system
+
+    def _cond(self, x: Tensor) -> Conditions:
+        """The conditions for a batch."""
+        return as_conditions(self.cond, len(x), x.device)
 
     def _clamped(self, t: Time, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor) or x.ndim < 2:
@@ -69,41 +87,6 @@ class _ModelSystem(System):
             )
         # Adaptive solvers probe beyond the end of their span, where sigma may be NaN.
         return as_time(t, x).clamp(self.t_min, self.t_max)
-
-
-class _ModelAtNodes(AtNodes):
-    """The flow or the reverse SDE of a model on a GaussianSDE, its coefficients computed once."""
-
-    system: _ModelSystem
-
-    def __init__(self, system: _ModelSystem, times: Tensor, like: Tensor) -> None:
-        sde: Any = system.sde
-        super().__init__(system, sde.times(times), like)
-        self._sde = sde
-        self._model = system.model.at_nodes(self._times, like, system.cond)
-
-    def denoise(self, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._model.denoise(k, x)
-
-    def x0(self, k: int, x: Tensor) -> Tensor:
-        return self._model.x0(k, x)
-
-    def weighted(self, of_x0: Tensor, of_eps: Tensor) -> AtNode:
-        return self._model.weighted(of_x0, of_eps)
-
-    @cached_property
-    def _drift(self) -> AtNode:
-        return self._model.weighted(*self._sde.reverse_coefficients(self._times, self.system.eta))
-
-    @cached_property
-    def _noise(self) -> Any:
-        return as_coefficients(self.system.eta * self._sde.diffusion(self._times))
-
-    def drift(self, k: int, x: Tensor) -> Tensor:
-        return self._drift(k, x)
-
-    def noise_scale(self, k: int, x: Tensor) -> Any:
-        return self._noise[k]
 
 
 class ProbabilityFlow(_ModelSystem):
@@ -117,7 +100,8 @@ class ProbabilityFlow(_ModelSystem):
 
     Args:
         model: What gives the score.
-        **cond: Conditioning, handed to the network at every evaluation.
+        cond: Conditions by name, given to the network at every evaluation, as for
+            :func:`~sde_models.solve`.
 
     Raises:
         ValueError: If the model's SDE cannot be reversed.
@@ -134,15 +118,16 @@ class ProbabilityFlow(_ModelSystem):
 
     stochastic = False
 
-    def __init__(self, model: Model, **cond: Any) -> None:
+    def __init__(self, model: Model, *, cond: Mapping[str, Any] | None = None) -> None:
         super().__init__(model, cond)
 
     def forward(self, t: Time, x: Tensor) -> Tensor:
         """Velocity dx/dt at model time ``t``, shape of ``x``."""
-        return self.model.sde.reverse_drift(self.model, self._clamped(t, x), x, **self.cond)
+        t = self._clamped(t, x)
+        return self.model.sde.reverse_drift(self.model, t, x, **self._cond(x))
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        """Velocity as the solvers ask for it."""
+        """Velocity as the solvers call it."""
         return self(t, x)
 
     def isotropic(self, t: Time, x: Tensor) -> Tensor | float:
@@ -150,8 +135,8 @@ class ProbabilityFlow(_ModelSystem):
 
         .. math:: a(t) + \frac{g(t)^2}{2\,(\alpha_t^2 s^2 + \sigma_t^2)}
 
-        that of Gaussian data of the standard deviation s that the SDE names; 0 for an SDE without a
-        Gaussian kernel.
+        It is exact for Gaussian data of standard deviation s, ``data_std`` of the SDE; 0 for an SDE
+        without a Gaussian kernel.
         """
         sde: Any = self.sde
         if not sde.gaussian:
@@ -165,17 +150,18 @@ class ProbabilityFlow(_ModelSystem):
 class ReverseSDE(_ModelSystem):
     r"""The reverse-time SDE, as a torchsde system with the clock :math:`s = -t`.
 
-    torchsde wants a flat state and increasing times, so :meth:`f` and :meth:`g` take
+    torchsde takes a flat state and increasing times, so :meth:`f` and :meth:`g` take
     ``y`` of shape ``(B, D)`` and s in ``[-t_max, -t_min]``; s = -t is exact in floating point.
     :meth:`drift` and :meth:`noise_scale` are the same equation for ``(B, *event)`` in model time.
 
     Args:
         model: What gives the score.
         event_shape: Shape of one sample, D numbers in all.
-        eta: Stochasticity, from 0 (probability flow) over 1 (reverse SDE) to as much as wanted.
-        sde_type: "ito" or "stratonovich", whichever the torchsde method wants: g does not depend
+        eta: Stochasticity, from 0 (probability flow) over 1 (reverse SDE) upwards.
+        sde_type: "ito" or "stratonovich", whichever the torchsde method needs: g does not depend
             on the state, so both mean the same here.
-        **cond: Conditioning, handed to the network at every evaluation.
+        cond: Conditions by name, given to the network at every evaluation, as for
+            :func:`~sde_models.solve`.
 
     Attributes:
         event_shape: Shape of one sample.
@@ -206,14 +192,14 @@ class ReverseSDE(_ModelSystem):
         eta: float = 1.0,
         *,
         sde_type: str = "ito",
-        **cond: Any,
+        cond: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(model, cond)
         if not 0 <= eta < math.inf:
             raise ValueError(f"eta must be 0 or more, got {eta}")
         if sde_type not in ("ito", "stratonovich"):
             raise ValueError(f"sde_type must be 'ito' or 'stratonovich', got {sde_type!r}")
-        shape = tuple(event_shape)
+        shape = check_integers("event_shape", event_shape)
         if model.event_shape is not None and shape != model.event_shape:
             raise ValueError(f"event_shape {shape} is not that of the model, {model.event_shape}")
         self.event_shape = shape
@@ -222,13 +208,13 @@ class ReverseSDE(_ModelSystem):
         self.sde_type = sde_type
 
     def span(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The whole span in the clock s: ``[-t_max, -t_min]``."""
+        """The full span in the clock s: ``[-t_max, -t_min]``."""
         return torch.tensor([-self.t_max, -self.t_min], dtype=dtype)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         """Drift dx/dt in model time, shape of ``x``; the solver steps with dt < 0."""
-        sde = self.model.sde
-        return sde.reverse_drift(self.model, self._clamped(t, x), x, self.eta, **self.cond)
+        t = self._clamped(t, x)
+        return self.model.sde.reverse_drift(self.model, t, x, self.eta, **self._cond(x))
 
     def noise_scale(self, t: Time, x: Tensor) -> Tensor:
         """Amplitude eta g, broadcastable against ``x``."""
@@ -246,7 +232,7 @@ class ReverseSDE(_ModelSystem):
     def _shaped(self, y: Tensor) -> Tensor:
         if y.ndim != 2 or y.shape[1] != self.size:
             raise ValueError(
-                f"torchsde hands a flat state: wanted (B, {self.size}) for events of shape "
+                f"torchsde gives a flat state: expected (B, {self.size}) for events of shape "
                 f"{self.event_shape}, got {tuple(y.shape)}; use x.flatten(1)"
             )
         return y.reshape(-1, *self.event_shape)

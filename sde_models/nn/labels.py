@@ -15,10 +15,10 @@ def as_labels(label: Tensor | int | None, classes: int | None, like: Tensor) -> 
         label: Class of each sample, an integer or shape ``(B,)``, from 0 to ``classes``; None for
             no label.
         classes: Number of classes; None for a network without, which gets None.
-        like: What has the shape and device that is wanted, ``(B,)``.
+        like: A tensor with the shape ``(B,)`` and the device of the result.
 
     Raises:
-        TypeError: If a label is not whole, or the network has no classes.
+        TypeError: If a label is not an integer, or the network has no classes.
         ValueError: If the shape does not fit or a label is out of range.
     """
     if classes is None:

@@ -1,7 +1,7 @@
-r"""A network for small images that sees neighbouring pixels and, at once, all of them.
+r"""A network for small images, with convolutions and a matrix over all pixels in each block.
 
 Each block reads its state normalised, then scaled and shifted by functions of the clock (adaptive
-normalisation), and adds what it finds by convolution C and by a matrix M over the pixels, the same
+normalisation), and adds the results of convolutions C and of a matrix M over the pixels, the same
 for every channel:
 
 .. math:: g = \mathrm{silu}(C_1 [(1 + a) \odot \mathrm{norm}(h) + b]), \qquad
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sde_models.nn.clocked import ClockedNetwork
+from sde_models.nn.time_conditioning import TimeConditionedNetwork
 
 
 class MixingBlock(nn.Module):
@@ -28,7 +28,7 @@ class MixingBlock(nn.Module):
     Args:
         width: Channels.
         pixels: Number of pixels.
-        embedding: Size of what scales and shifts it.
+        embedding: Size of the embedding that scales and shifts it.
     """
 
     def __init__(self, width: int, pixels: int, embedding: int) -> None:
@@ -52,7 +52,7 @@ class MixingBlock(nn.Module):
         return h + self.outer(inner) + mixed
 
 
-class MixingNetwork(ClockedNetwork):
+class MixingNetwork(TimeConditionedNetwork):
     r"""A network ``network(t, x, **cond)`` for small images, smooth in t and x.
 
     For images of up to about 32 x 32, whose pixels are few enough for a matrix over them; for
@@ -63,8 +63,7 @@ class MixingNetwork(ClockedNetwork):
         event_shape: Channels, height and width of an image.
         width: Channels of the hidden state.
         depth: Number of blocks.
-        classes: Number of classes for conditioning by the keyword ``label``; None for no
-            conditioning.
+        classes: Number of classes of the condition ``label``; None for no labels.
         frequencies: Number of Fourier frequencies of the clock.
 
     Raises:
@@ -93,15 +92,15 @@ class MixingNetwork(ClockedNetwork):
                 "vectors use sm.nn.ResidualNetwork"
             )
         super().__init__(
-            event_shape, width, depth, embedding=2 * width, classes=classes, frequencies=frequencies
+            event_shape, width, depth, embedding=2, classes=classes, frequencies=frequencies
         )
-        channels, *sides = self.event_shape
+        width, (channels, *sides) = self.width, self.event_shape
         axes = [torch.linspace(-1, 1, side) for side in sides]
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
         self.register_buffer("positions", places, persistent=False)
         self.read = nn.Conv2d(channels + 2, width, 3, padding=1)
         self.blocks = nn.ModuleList(
-            MixingBlock(width, sides[0] * sides[1], 2 * width) for _ in range(depth)
+            MixingBlock(width, sides[0] * sides[1], 2 * width) for _ in range(self.depth)
         )
         self.norm = nn.GroupNorm(_groups(width), width)
         self.write = nn.Conv2d(width, channels, 3, padding=1)
@@ -112,7 +111,7 @@ class MixingNetwork(ClockedNetwork):
         """Output in the shape of ``x``; arguments as for :class:`ResidualNetwork`.
 
         Raises:
-            TypeError: If a label is not whole, or the network has no classes.
+            TypeError: If a label is not an integer, or the network has no classes.
             ValueError: If a shape does not fit or a label is out of range.
         """
         embedding = self.embed(t, x, label)

@@ -1,7 +1,7 @@
-r"""A residual network for events of any shape, told the time at every block.
+r"""A residual network for events of any shape, conditioned on the time at every block.
 
 Each block reads its state normalised, then scaled and shifted by functions of the clock
-(adaptive normalisation), and adds what it finds:
+(adaptive normalisation), and adds the result of two layers:
 
 .. math:: h \leftarrow h + W_2\, \mathrm{silu}(W_1 [(1 + a) \odot \mathrm{norm}(h) + b]),
 
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from sde_models.nn.clocked import ClockedNetwork
+from sde_models.nn.time_conditioning import TimeConditionedNetwork
 
 
 class ResidualBlock(nn.Module):
@@ -47,7 +47,7 @@ class ResidualBlock(nn.Module):
         return h + self.outer(self.activation(inner))
 
 
-class ResidualNetwork(ClockedNetwork):
+class ResidualNetwork(TimeConditionedNetwork):
     r"""A residual network ``network(t, x, **cond)`` over events of any shape, smooth in t and x.
 
     Made for a :class:`~sde_models.ScoreModel` with any prediction or preconditioning. Events are
@@ -58,8 +58,7 @@ class ResidualNetwork(ClockedNetwork):
         event_shape: Shape of one sample.
         width: Size of the hidden state.
         depth: Number of residual blocks.
-        classes: Number of classes for conditioning by the keyword ``label``; None for no
-            conditioning.
+        classes: Number of classes of the condition ``label``; None for no labels.
         frequencies: Number of Fourier frequencies of the clock.
 
     Raises:
@@ -81,11 +80,11 @@ class ResidualNetwork(ClockedNetwork):
         frequencies: int = 16,
     ) -> None:
         super().__init__(
-            event_shape, width, depth, embedding=width, classes=classes, frequencies=frequencies
+            event_shape, width, depth, embedding=1, classes=classes, frequencies=frequencies
         )
-        size = math.prod(self.event_shape)
+        size, width = math.prod(self.event_shape), self.width
         self.read = nn.Linear(size, width)
-        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(self.depth))
         self.norm = nn.LayerNorm(width)
         self.write = nn.Linear(width, size)
         nn.init.zeros_(self.write.weight)
@@ -95,13 +94,13 @@ class ResidualNetwork(ClockedNetwork):
         """Output in the shape of ``x``.
 
         Args:
-            t: Clock, shape ``(B,)``: what the model's prediction or preconditioning hands on.
+            t: Clock, shape ``(B,)``, as the model's prediction or preconditioning gives it.
             x: Noised samples, shape ``(B, *event)``.
             label: Class of each sample, an integer or shape ``(B,)``, from 0 to ``classes - 1``;
                 ``classes`` or None for no label.
 
         Raises:
-            TypeError: If a label is not whole, or the network has no classes.
+            TypeError: If a label is not an integer, or the network has no classes.
             ValueError: If a shape does not fit or a label is out of range.
         """
         embedding = self.embed(t, x, label)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from sde_models._utils.errors import nearest_names
+from sde_models._utils.integers import check_integer, check_integers
 from sde_models.nn.labels import as_labels
 from sde_models.nn.unet_layouts import LAYOUTS, make_unet
 
@@ -23,9 +24,9 @@ class UNet(nn.Module):
       1000 radians per unit, as published for t in [0, 1].
     - "ncsn++" smooths by filters where it changes the resolution, and its clock is embedded by
       random Fourier features, as published for a quarter of log sigma. Between the image and every
-      level it has a convolution each way, where the published one for CIFAR-10 hands learned
-      features down and nothing up: 61.9 million parameters in place of 62.8, or 55.8 in place of
-      56.4 with EDM's multipliers.
+      level it has one convolution down and one up, where the published network for CIFAR-10 passes
+      learned features down and nothing up: 61.9 million parameters in place of 62.8, or 55.8 in
+      place of 56.4 with EDM's multipliers.
 
     Args:
         image_shape: Channels, height and width of an image.
@@ -36,8 +37,7 @@ class UNet(nn.Module):
         blocks: Residual blocks of each level.
         attention_resolutions: Heights of the levels that have attention; if None 16 where there is
             such a level. The last level has attention in its middle in any case.
-        classes: Number of classes for conditioning by the keyword ``label``; None for no
-            conditioning.
+        classes: Number of classes of the condition ``label``; None for no labels.
         dropout: Probability of dropping out an activation in training.
 
     Raises:
@@ -70,18 +70,11 @@ class UNet(nn.Module):
         super().__init__()
         if layout not in LAYOUTS:
             raise ValueError(f"unknown layout {layout!r}; {nearest_names(layout, LAYOUTS)}")
-        numbers: dict[str, Sequence[int]] = {
-            "image_shape": image_shape,
-            "channels": (channels,),
-            "multipliers": multipliers,
-            "blocks": (blocks,),
-            "classes": () if classes is None else (classes,),
-        }
-        for name, values in numbers.items():
-            if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in values):
-                raise ValueError(f"{name} must be whole and at least 1, got {values}")
-        if len(image_shape) != 3:
+        sizes = check_integers("image_shape", image_shape)
+        if len(sizes) != 3:
             raise ValueError(f"image_shape must be (channels, height, width), got {image_shape}")
+        channels, blocks = check_integer("channels", channels), check_integer("blocks", blocks)
+        classes = None if classes is None else check_integer("classes", classes)
         factor = LAYOUTS[layout].multiple_of
         if channels % factor:
             raise ValueError(
@@ -89,19 +82,20 @@ class UNet(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-        if not multipliers:
-            raise ValueError("multipliers must hold at least one number")
-        self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
+        self.image_shape = (sizes[0], sizes[1], sizes[2])
         self.layout, self.channels, self.blocks = layout, channels, blocks
-        self.multipliers, self.classes, self.dropout = tuple(multipliers), classes, float(dropout)
+        self.multipliers = check_integers("multipliers", multipliers)
+        if not self.multipliers:
+            raise ValueError("multipliers must hold at least one number")
+        self.classes, self.dropout = classes, float(dropout)
         heights = self._heights()
         if attention_resolutions is None:
             attention_resolutions = [16] if 16 in heights else []
-        self.attention_resolutions = tuple(attention_resolutions)
+        self.attention_resolutions = check_integers("attention_resolutions", attention_resolutions)
         missing = sorted(set(self.attention_resolutions) - set(heights))
         if missing:
             raise ValueError(
-                f"attention_resolutions names {missing}, and the levels have heights {heights}"
+                f"attention_resolutions names {missing}, expected heights of levels: {heights}"
             )
         self.unet = make_unet(
             LAYOUTS[layout],
@@ -119,13 +113,13 @@ class UNet(nn.Module):
         """Output in the shape of ``x``.
 
         Args:
-            t: Clock, shape ``(B,)``: what the model's prediction or preconditioning hands on.
+            t: Clock, shape ``(B,)``, as the model's prediction or preconditioning gives it.
             x: Noised images, shape ``(B, channels, height, width)``.
             label: Class of each image, an integer or shape ``(B,)``, from 0 to ``classes - 1``;
                 ``classes`` or None for no label.
 
         Raises:
-            TypeError: If a label is not whole, or the network has no classes.
+            TypeError: If a label is not an integer, or the network has no classes.
             ValueError: If a shape does not fit or a label is out of range.
         """
         if tuple(x.shape[1:]) != self.image_shape:
@@ -146,7 +140,7 @@ class UNet(nn.Module):
         if height % factor or width % factor:
             raise ValueError(
                 f"images of {height}x{width} cannot be halved {levels - 1} times, as the "
-                f"{levels} multipliers {self.multipliers} want: give fewer, or pad the images to "
+                f"{levels} multipliers {self.multipliers} need: give fewer, or pad the images to "
                 f"multiples of {factor}"
             )
         return [height >> level for level in range(levels)]

@@ -1,8 +1,8 @@
 r"""The published U-Nets of score models, made of the blocks of diffusers.
 
-What both have in common and diffusers has not by itself is put in here: every residual sum is
-divided by :math:`\sqrt 2`, every block and the output start at zero, blocks that change the
-resolution project their shortcut, and each level has one attention on its way up.
+Changes to the blocks of diffusers that both have in common: every residual sum is divided by
+:math:`\sqrt 2`, every block and the output start at zero, blocks that change the resolution project
+their shortcut, and each level has one attention in the decoder.
 
 References:
     Song et al. 2021, arXiv:2011.13456; Karras et al. 2022, arXiv:2206.00364, appendix F.
@@ -59,10 +59,10 @@ class Layout:
     """How a U-Net is put together.
 
     Attributes:
-        down: Blocks on the way down, without and with attention.
-        up: The same on the way up.
+        down: Blocks of the encoder, without and with attention.
+        up: Blocks of the decoder, likewise.
         frequencies: Those of the clock, for a number of channels.
-        multiple_of: What its number of channels must be a multiple of.
+        multiple_of: The number of channels must be a multiple of this.
         groups: Groups of the normalisation, for a number of channels; None where blocks decide.
         settings: Further settings of ``UNet2DModel``.
     """
@@ -163,7 +163,7 @@ def import_diffusers() -> ModuleType:
 
 
 def _narrow(unet: Any, image_channels: int, channels: int, width: int) -> None:
-    """Let an image enter by ``channels``, where diffusers has the width of the first level."""
+    """Read the image into ``channels``, where diffusers uses the width of the first level."""
     if channels == width:
         return
     unet.conv_in = nn.Conv2d(image_channels, channels, 3, padding=1)
@@ -180,7 +180,7 @@ def _narrow(unet: Any, image_channels: int, channels: int, width: int) -> None:
 
 
 def _take_channels(unet: Any, channels: int) -> None:
-    """Remake the convolutions to and from images that diffusers has for three channels alone."""
+    """Replace the convolutions to and from images, which diffusers has for three channels only."""
     for block in unet.down_blocks:
         if getattr(block, "skip_conv", None) is not None:
             block.skip_conv = nn.Conv2d(channels, block.skip_conv.out_channels, 1)
@@ -192,7 +192,7 @@ def _take_channels(unet: Any, channels: int) -> None:
 
 
 def _rescale(unet: Any) -> None:
-    """What the module's first lines say."""
+    """Make the changes that the docstring of this module lists."""
     blocks = importlib.import_module("diffusers.models.resnet").ResnetBlock2D
     processors = importlib.import_module("diffusers.models.attention_processor")
     for block in unet.up_blocks:

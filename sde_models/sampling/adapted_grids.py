@@ -1,9 +1,10 @@
-"""Time grids adapted to a model: nodes where an adaptive solver had to work."""
+"""Time grids adapted to a model: nodes where an adaptive solver takes small steps."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_models._utils.atomic_files import atomic_write
+from sde_models._utils.counting import Cost, HasCost
+from sde_models._utils.integers import check_integers
 from sde_models.models.base import Model, check_model
 from sde_models.models.systems import ProbabilityFlow
 from sde_models.sdes.base import SDE
@@ -21,30 +25,28 @@ from sde_models.solvers import Step, make_solver, solve
 CELLS = 400
 """Cells in log-SNR on which the work is counted."""
 WIDTH = 10
-"""Cells to either side over which it is smoothed, so that neighbouring steps are alike."""
+"""Cells to either side over which it is smoothed, so that neighbouring steps are similar."""
 FLOOR = 0.03
-"""Part of the nodes that is spread evenly over log-SNR, wherever the work was."""
+"""Part of the nodes that is spread evenly over log-SNR."""
 POWER = 4
-"""Of the mean over the samples: 1 counts their steps, infinity looks at the busiest one only."""
+"""Power of the mean over the samples: 1 is their average, infinity the sample with most steps."""
 
 
 @dataclass(frozen=True)
-class AdaptedGrid:
-    """A grid that puts its nodes where the work was; goes into ``grid=`` of every verb.
+class AdaptedGrid(HasCost):
+    """A grid with nodes where the work is, for ``grid=`` of every function that solves.
 
     It holds for any number of steps, for any part of the time span, and in both directions.
 
     Attributes:
         log_snr: Log-SNR at the ends of the cells, falling in time, from ``t_max`` to ``t_min``.
         work: Part of the nodes before each of them, from 0 to 1.
-        nfe: Network forward passes that it took to find out.
-        rows: Network forward passes of single samples.
+        cost: What making it cost, for each of the samples that were decoded.
     """
 
     log_snr: tuple[float, ...]
     work: tuple[float, ...]
-    nfe: int
-    rows: int
+    cost: Cost
 
     def __call__(self, sde: SDE, t0: float, t1: float, steps: int) -> Tensor:
         """Times from ``t0`` to ``t1``, with equal work between neighbours.
@@ -63,8 +65,8 @@ class AdaptedGrid:
         if min(ends) < self.log_snr[0] - slack or max(ends) > self.log_snr[-1] + slack:
             raise ValueError(
                 f"this grid was made for log-SNR from {self.log_snr[0]:.4g} to "
-                f"{self.log_snr[-1]:.4g}, and t from {t0:g} to {t1:g} asks for {ends[0]:.4g} to "
-                f"{ends[1]:.4g}: adapt one to this model"
+                f"{self.log_snr[-1]:.4g}, and t from {t0:g} to {t1:g} needs {ends[0]:.4g} to "
+                f"{ends[1]:.4g}: adapt one to this model by sm.adapt_grid(model)"
             )
         start, end = np.interp(ends, self.log_snr, self.work)
         levels = np.interp(np.linspace(start, end, steps + 1), self.work, self.log_snr)
@@ -74,13 +76,14 @@ class AdaptedGrid:
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
-        Path(path).write_text(json.dumps(asdict(self)) + "\n")
+        atomic_write(path, f"{json.dumps(asdict(self))}\n".encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what :meth:`save` wrote."""
+        """Read what :meth:`save` wrote; an older file, without a cost, gives NaN for it."""
         fields = json.loads(Path(path).read_text())
-        return cls(tuple(fields.pop("log_snr")), tuple(fields.pop("work")), **fields)
+        cost = fields.get("cost", {"nfe": math.nan, "calls": fields.get("nfe")})
+        return cls(tuple(fields["log_snr"]), tuple(fields["work"]), Cost(**cost))
 
 
 def adapt_grid(
@@ -89,25 +92,26 @@ def adapt_grid(
     *,
     samples: int = 64,
     tol: float = 1e-5,
+    cond: Mapping[str, Any] | None = None,
     generator: torch.Generator | None = None,
-    **cond: Any,
 ) -> AdaptedGrid:
-    r"""Find out once where the work of a model's probability flow is.
+    r"""Make a grid with nodes where a model's probability flow needs small steps.
 
     A few samples are decoded by an adaptive Runge-Kutta method of order 3 in which each has its own
-    steps. A method of order p that keeps to a tolerance takes steps
-    :math:`h \propto |x^{(p+1)}|^{-1/(p+1)}`, and that is also the spacing which serves a method of
-    fixed steps best. Its error on a common grid is a sum of high powers of the samples' densities
-    of steps :math:`\rho_i`, so the nodes are laid with the density
-    :math:`(\sum_i \rho_i^4)^{1/4}`, smoothed, and a few of them evenly over log-SNR.
+    steps. A method of order p takes steps :math:`h \propto |x^{(p+1)}|^{-1/(p+1)}` at a given
+    tolerance, which is also the best spacing for a method of fixed steps. Its error on a common
+    grid is a sum of high powers of the samples' densities of steps :math:`\rho_i`, so the nodes
+    have the density :math:`(\sum_i \rho_i^4)^{1/4}`, smoothed, and a few of them are spread evenly
+    over log-SNR.
 
     Args:
         model: What gives the score, on a :class:`~sde_models.GaussianSDE`.
         event_shape: Shape of one sample; that of the model if None.
-        samples: How many are decoded.
+        samples: Number of samples that are decoded.
         tol: Relative and absolute tolerance, in units of x.
         generator: Source of the starting points; torch's global one if None.
-        **cond: Conditioning, handed to the network.
+        cond: Conditions by name, as for :func:`~sde_models.solve`; one of several samples has
+            ``samples`` rows.
 
     Returns:
         The grid; keep it with the model, by :meth:`AdaptedGrid.save`.
@@ -123,7 +127,7 @@ def adapt_grid(
         12
     """
     check_model(model)
-    shape = model.event_shape if event_shape is None else tuple(event_shape)
+    shape = model.event_shape if event_shape is None else check_integers("event_shape", event_shape)
     if shape is None:
         raise ValueError("this model takes any event shape: give event_shape=, such as (3, 32, 32)")
     sde: Any = model.sde
@@ -139,7 +143,7 @@ def adapt_grid(
     span = (sde.t_max, sde.t_min)
     solution = solve(
         ProbabilityFlow(model), start, span, make_solver("rk-batch", order=3),
-        rtol=tol, atol=tol, callback=watch, **cond,
+        rtol=tol, atol=tol, callback=watch, cond=cond,
     )  # fmt: skip
     with torch.no_grad():
         steps = sde.log_snr(sde.times(torch.stack(reached))).to("cpu", torch.float64).numpy()
@@ -147,7 +151,7 @@ def adapt_grid(
     levels = np.linspace(ends[0], ends[1], CELLS + 1)
     densities = np.stack([_density(levels, np.unique(own)) for own in steps.T])
     work = _smoothed((densities**POWER).mean(0) ** (1 / POWER))
-    return AdaptedGrid(tuple(levels.tolist()), tuple(work.tolist()), solution.nfe, solution.rows)
+    return AdaptedGrid(tuple(levels.tolist()), tuple(work.tolist()), solution.cost)
 
 
 def _density(levels: Any, own: Any) -> Any:

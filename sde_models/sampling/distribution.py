@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
+from sde_models._utils.integers import check_integers
 from sde_models._utils.streams import Source
 from sde_models.likelihood.log_densities import log_prob
 from sde_models.models.base import Model, check_model
@@ -42,7 +43,7 @@ class LatentTransform(Transform):
     ) -> None:
         super().__init__(cache_size=0)
         self.model, self.event_shape = model, torch.Size(event_shape)
-        self.solve = {"solver": "adams-batch", **(solve or {})}
+        self.solve = dict(solve or {})
         self.density = dict(density or {})
 
     @property
@@ -59,7 +60,7 @@ class LatentTransform(Transform):
         return self._by_batch(lambda x: encode(self.model, x, **self.solve).z, y)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Log of the determinant by which decoding the latents ``x`` to ``y`` stretches volume."""
+        """Log of the absolute determinant of the Jacobian of ``y``, decoded from ``x``."""
         return self.prior.log_prob(x.reshape(-1, *self.event_shape).clone()).reshape(
             self._batch(x)
         ) - self.log_prob(y)
@@ -106,15 +107,15 @@ class LatentTransform(Transform):
 class ScoreDistribution(Distribution):
     r"""The distribution of the decoded prior, with exact likelihoods.
 
-    Samples are decoded along the probability flow, so that they have the density that ``log_prob``
-    tells, whatever the score.
+    Samples are decoded along the probability flow, so that ``log_prob`` is their density, whatever
+    the score.
 
     Args:
         model: What gives the score.
         event_shape: Shape of one sample; that of the model if None.
         batch_shape: Shape of independent copies.
         solve: Arguments of :func:`~sde_models.encode` and :func:`~sde_models.decode`, such as
-            ``{"rtol": 1e-6}``; ``adams-batch`` if no solver is named.
+            ``{"rtol": 1e-6}``.
         density: Arguments of :func:`~sde_models.log_prob`, such as ``{"tol": 0.05}``.
         validate_args: As for every distribution of torch.
 
@@ -142,13 +143,13 @@ class ScoreDistribution(Distribution):
         validate_args: bool | None = None,
     ) -> None:
         check_model(model)
-        shape = model.event_shape if event_shape is None else tuple(event_shape)
+        shape = (
+            model.event_shape if event_shape is None else check_integers("event_shape", event_shape)
+        )
         if shape is None:
             raise ValueError(
                 "this model takes any event shape: give event_shape=, such as (3, 32, 32)"
             )
-        if 0 in shape:
-            raise ValueError(f"event_shape is {shape}: each size must be 1 or more")
         self.transform = LatentTransform(model, shape, solve=solve, density=density)
         super().__init__(torch.Size(batch_shape), torch.Size(shape), validate_args=validate_args)
 
@@ -177,7 +178,7 @@ class ScoreDistribution(Distribution):
             return self.rsample(sample_shape, generator)
 
     def rsample(self, sample_shape: Sequence[int] = (), generator: Source = None) -> Tensor:
-        """Draw samples that carry a graph to what the model's flow depends on, if any."""
+        """Draw samples with a graph to the parameters of the model, if these require a gradient."""
         shape = self._extended_shape(torch.Size(sample_shape))
         count = shape[: len(shape) - len(self.event_shape)].numel()
         model = self.transform.model

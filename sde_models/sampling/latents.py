@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
+from sde_models._utils.counting import Cost, HasCost
 from sde_models.models.base import Model, check_model
 from sde_models.models.systems import ProbabilityFlow
 from sde_models.solvers import Solution, Solver, make_solver, solve
+from sde_models.solvers.options import SolveOptions, check_options
 
 
 @dataclass(frozen=True)
-class Encoding:
+class Encoding(HasCost):
     """Latents and what they cost.
 
     Attributes:
         z: Latents at ``t_max``, shape of the data.
-        nfe: Network forward passes, each on the whole batch.
-        rows: Network forward passes of single samples.
+        cost: What they cost; ``nfe`` and ``vjps`` are shorthands.
         accepted: Steps taken.
-        rejected: Steps tried and thrown away; None where the library does not tell.
+        rejected: Steps rejected; None where the library does not report them.
         times: Times of the saved states; None unless ``path`` was asked for.
         path: Saved states, shape ``(T, B, *event)``; None unless ``path`` was asked for.
         density_error: As in :class:`~sde_models.Solution`.
     """
 
     z: Tensor
-    nfe: int
+    cost: Cost
     accepted: int
     rejected: int | None
     times: Tensor | None = None
     path: Tensor | None = None
-    rows: int = 0
     density_error: Tensor | None = None
 
 
@@ -46,18 +47,23 @@ class Decoding(Solution):
 
 
 def encode(
-    model: Model, x: Tensor, solver: str | Solver = "ode:dopri5", **arguments: Any
+    model: Model,
+    x: Tensor,
+    solver: str | Solver = "rk-batch",
+    *,
+    cond: Mapping[str, Any] | None = None,
+    **options: Unpack[SolveOptions],
 ) -> Encoding:
     """Carry data along the probability flow from ``t_min`` to their latents at ``t_max``.
 
-    Nothing is denoised on the way, so :func:`decode` brings the data back to within the solver's
-    tolerance.
+    Nothing is denoised, so :func:`decode` brings the data back to within the solver's tolerance.
 
     Args:
         model: What gives the score.
         x: Data, shape ``(B, *event)``, floating.
         solver: An ODE solver in :func:`~sde_models.list_solvers`.
-        **arguments: Those of :func:`~sde_models.solve`, and conditioning.
+        cond: Conditions by name, as for :func:`~sde_models.solve`.
+        **options: Those of :func:`~sde_models.solve`.
 
     Raises:
         ValueError, TypeError: What :func:`~sde_models.solve` raises.
@@ -70,14 +76,20 @@ def encode(
         True
     """
     check_model(model)
+    check_options("encode", options)
     span = (model.sde.t_min, model.sde.t_max)
-    solution = solve(ProbabilityFlow(model), x, span, solver, **arguments)
+    solution = solve(ProbabilityFlow(model), x, span, solver, cond=cond, **options)
     fields = dict(vars(solution))
     return Encoding(z=fields.pop("x"), **fields)
 
 
 def decode(
-    model: Model, z: Tensor, solver: str | Solver = "ode:dopri5", **arguments: Any
+    model: Model,
+    z: Tensor,
+    solver: str | Solver = "rk-batch",
+    *,
+    cond: Mapping[str, Any] | None = None,
+    **options: Unpack[SolveOptions],
 ) -> Decoding:
     """Carry latents at ``t_max`` along the probability flow back to data at ``t_min``.
 
@@ -85,19 +97,21 @@ def decode(
         model: What gives the score.
         z: Latents, shape ``(B, *event)``, floating.
         solver: An ODE solver in :func:`~sde_models.list_solvers`.
-        **arguments: Those of :func:`~sde_models.solve`, and conditioning. Where ``z`` requires a
-            gradient, or with ``gradient="direct"`` or ``"adjoint"``, the result carries a graph.
+        cond: Conditions by name, as for :func:`~sde_models.solve`.
+        **options: Those of :func:`~sde_models.solve`. Where ``z`` requires a gradient, or with
+            ``gradient="direct"`` or ``"adjoint"``, the result carries a graph.
 
     Raises:
         ValueError: For a solver that draws noise.
         ValueError, TypeError: What :func:`~sde_models.solve` raises.
     """
     check_model(model)
+    check_options("decode", options)
     flow, method = ProbabilityFlow(model), make_solver(solver)
     if method.draws_noise(flow):
         raise ValueError(
-            f"solver {method.name!r} draws noise here, so that latents would not decode to one "
-            "answer: use it without noise, another such as 'ode:dopri5', or sm.sample"
+            f"solver {method.name!r} draws noise here, so that decoding would not be a function "
+            "of the latents: use it without noise, another such as 'rk-batch', or sm.sample"
         )
     span = (model.sde.t_max, model.sde.t_min)
-    return Decoding(**vars(solve(flow, z, span, method, **arguments)))
+    return Decoding(**vars(solve(flow, z, span, method, cond=cond, **options)))

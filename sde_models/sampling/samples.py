@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
+from sde_models._utils.conditions import as_conditions, copied
 from sde_models._utils.counting import count_evaluations
 from sde_models._utils.errors import NonFiniteError
+from sde_models._utils.integers import check_integers
 from sde_models._utils.shapes import describe_rows, non_finite_rows
 from sde_models._utils.split_batches import draw_rows
 from sde_models._utils.streams import Source, as_source
 from sde_models.likelihood.log_densities import LogProb, decode_with_log_prob
+from sde_models.likelihood.settings import LogProbOptions
 from sde_models.models.base import Model, check_model
 from sde_models.models.systems import ProbabilityFlow, ReverseSDE
 from sde_models.sdes.priors import Prior
 from sde_models.solvers import Solution, Solver, make_solver, solve
+from sde_models.solvers.options import SolveOptions, StepOptions, check_options
 
-SOLVE_ARGUMENTS = frozenset(solve.__kwdefaults__ or {})
-"""What solve takes by keyword; the rest is conditioning."""
+
+class SampleOptions(StepOptions, total=False):
+    """Options of :func:`sample`, which documents them, and of its steps."""
+
+    eta: float | None
+    denoise: bool
+    return_log_prob: bool
+    density: LogProbOptions | None
+    prior: Prior | None
+    dtype: torch.dtype | None
+    device: torch.device | str | None
 
 
 @dataclass(frozen=True)
@@ -42,17 +54,18 @@ class Sample(Solution):
 def sample(
     model: Model,
     shape: Sequence[int],
-    solver: str | Solver = "ode:dopri5",
+    solver: str | Solver = "rk-batch",
     *,
+    cond: Mapping[str, Any] | None = None,
+    generator: Source = None,
     eta: float | None = None,
     denoise: bool = False,
     return_log_prob: bool = False,
-    density: dict[str, Any] | None = None,
+    density: LogProbOptions | None = None,
     prior: Prior | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-    generator: Source = None,
-    **arguments: Any,
+    **options: Unpack[SolveOptions],
 ) -> Sample:
     """Draw samples from a model.
 
@@ -65,22 +78,23 @@ def sample(
         shape: ``(n, *event)``.
         solver: Name in :func:`~sde_models.list_solvers`, or an object of
             :func:`~sde_models.make_solver`.
-        eta: Stochasticity of the reverse SDE; refused for ODE solvers.
+        cond: Conditions by name, as for :func:`~sde_models.solve`.
+        generator: Source of all randomness; torch's global one if None. A sequence with one for
+            each sample, ``[torch.Generator().manual_seed(s) for s in seeds]``, makes a sample the
+            same alone and in every batch: to rounding, or to the tolerance for solvers without
+            noise whose samples share their steps ("ode:", "scipy:" and "picard").
+        eta: Stochasticity of the reverse SDE; ODE solvers raise ValueError for it.
         denoise: Replace the result by the model's estimate of x0 at ``t_min``.
         return_log_prob: Also give the log-densities of the samples under the probability flow,
             integrated along the paths by which they were drawn. For ODE solvers.
-        density: Further arguments of :func:`~sde_models.log_prob` for these, such as
+        density: Options of :func:`~sde_models.log_prob` for these, such as
             ``{"divergence": "auto"}``.
         prior: Distribution at ``t_max``, in place of the SDE's own.
         dtype: Floating dtype of the state, the model's if None. The network is called in its own:
             ``torch.float64`` gives samples of a network in float32 without the solver's rounding.
         device: Device, the model's if None.
-        generator: Source of all randomness; torch's global one if None. A sequence with one for
-            each sample, ``[torch.Generator().manual_seed(s) for s in seeds]``, makes a sample the
-            same alone and in every batch: to rounding, and to their tolerance for solvers without
-            noise whose samples share their steps ("ode:", "scipy:" and "picard").
-        **arguments: ``steps``, ``grid``, ``rtol``, ``atol``, ``path``, ``max_steps``,
-            ``gradient``, ``progress``, ``callback`` of :func:`~sde_models.solve`, and conditioning.
+        **options: ``steps``, ``grid``, ``rtol``, ``atol``, ``path``, ``max_steps``,
+            ``gradient``, ``progress``, ``callback`` of :func:`~sde_models.solve`.
 
     Raises:
         ValueError: If ``shape`` is not ``(n, *event)`` with n of 1 or more or does not fit the
@@ -91,7 +105,7 @@ def sample(
         >>> model = sm.GaussianMixture([[-2.0], [2.0]], 0.1).score_model(sm.VPSDE())
         >>> out = sample(model, (16, 1), solver="euler-maruyama", steps=50)
         >>> out.x.shape, out.nfe
-        (torch.Size([16, 1]), 50)
+        (torch.Size([16, 1]), 50.0)
 
         The samples of seeds 3 and 7, whatever else is drawn with them:
 
@@ -103,6 +117,7 @@ def sample(
     """
     check_model(model)
     method = make_solver(solver)
+    check_options("sample", options, further=SampleOptions.__annotations__)
     event_shape = _check_shape(model, shape)
     source = as_source(generator, shape[0])
     # A network in half precision still has a state in single precision.
@@ -119,10 +134,12 @@ def sample(
         start = draw_rows(partial(_draw_from, prior), like, source)
     if return_log_prob:
         stochastic = eta is not None or method.draws_noise(ProbabilityFlow(model))
-        _check_has_density(method, stochastic, denoise, arguments)
-        own = {"generator": source, "prior": prior, **(density or {}), **arguments}
-        found, solution = decode_with_log_prob(model, start, method, **own)
-        return Sample(**{**vars(solution), "log_prob": found, "nfe": found.nfe, "rows": found.rows})
+        _check_has_density(method, stochastic, denoise, options)
+        own: LogProbOptions = {"prior": prior, **(density or {}), **options}
+        found, solution = decode_with_log_prob(
+            model, start, method, cond=cond, generator=source, **own
+        )
+        return Sample(**{**vars(solution), "log_prob": found, "cost": found.cost})
     if density is not None:
         raise ValueError("density= is for log-densities: give return_log_prob=True with it")
     system: ProbabilityFlow | ReverseSDE
@@ -135,16 +152,15 @@ def sample(
         system = ProbabilityFlow(model)
     else:
         system = ReverseSDE(model, event_shape, 1.0 if eta is None else eta)
-    if method.draws_noise(system):
-        arguments["generator"] = source
-    sde = model.sde
-    solution = solve(system, start, (sde.t_max, sde.t_min), method, **arguments)
+    noise = source if method.draws_noise(system) else None
+    span = (model.sde.t_max, model.sde.t_min)
+    solution = solve(system, start, span, method, cond=cond, generator=noise, **options)
     fields = dict(vars(solution))
     if denoise:
-        with count_evaluations() as cost:
-            fields["x"] = _denoised(model, solution.x, arguments)
-        fields["nfe"] += cost.nfe
-        _check_denoised(model, fields["x"], fields["nfe"])
+        with count_evaluations() as counter:
+            fields["x"] = _denoised(model, solution.x, cond)
+        fields["cost"] += counter.cost(len(solution.x))
+        _check_denoised(model, fields["x"], fields["cost"].nfe)
     return Sample(**fields)
 
 
@@ -155,9 +171,9 @@ def _draw_from(prior: Prior, like: Tensor, generator: torch.Generator | None) ->
 
 
 def _check_has_density(
-    method: Solver, stochastic: bool, denoise: bool, arguments: dict[str, Any]
+    method: Solver, stochastic: bool, denoise: bool, options: SolveOptions
 ) -> None:
-    """Refuse samples whose density the probability flow does not tell.
+    """Refuse samples whose density is not that of the probability flow.
 
     Raises:
         ValueError: With what to do.
@@ -170,19 +186,20 @@ def _check_has_density(
         )
     if denoise:
         raise ValueError(
-            "return_log_prob= cannot go with denoise=: the density of the denoised is not known"
+            "return_log_prob= cannot go with denoise=: the density of denoised samples is not known"
         )
-    if arguments.get("path") is not None:
+    path = options.get("path")
+    if path is not None and path is not False:
         raise ValueError("return_log_prob= cannot go with path=: use sm.decode for the path")
 
 
-def _denoised(model: Model, x: Tensor, arguments: dict[str, Any]) -> Tensor:
-    cond = {key: value for key, value in arguments.items() if key not in SOLVE_ARGUMENTS}
+def _denoised(model: Model, x: Tensor, cond: Mapping[str, Any] | None) -> Tensor:
+    given = copied(as_conditions(cond, len(x), x.device))
     with torch.set_grad_enabled(x.requires_grad):
-        return model.x0(model.sde.t_min, x.clone(), **cond).clone()
+        return model.x0(model.sde.t_min, x.clone(), **given).clone()
 
 
-def _check_denoised(model: Model, clean: Tensor, nfe: int) -> None:
+def _check_denoised(model: Model, clean: Tensor, nfe: float) -> None:
     rows = non_finite_rows(clean)
     if rows:
         raise NonFiniteError(
@@ -193,18 +210,14 @@ def _check_denoised(model: Model, clean: Tensor, nfe: int) -> None:
 
 
 def _check_shape(model: Model, shape: Sequence[int]) -> tuple[int, ...]:
-    try:
-        given = tuple(operator.index(n) for n in shape)
-    except TypeError:
-        given = ()
-    if len(given) < 2 or min(given) < 1:
+    given = check_integers("shape", shape if isinstance(shape, Sequence) else (shape,))
+    if len(given) < 2:
         raise ValueError(
-            f"shape must be (n, *event) with whole numbers of 1 or more, got {shape!r}; for ten "
-            "points in the plane (10, 2)"
+            f"shape must be (n, *event), got {shape!r}; for ten points in the plane (10, 2)"
         )
     if model.event_shape is not None and given[1:] != model.event_shape:
         raise ValueError(
-            f"shape {given} asks for events of shape {given[1:]}, the model gives "
+            f"shape {given} has events of shape {given[1:]}, the model expects "
             f"{model.event_shape}: use {(given[0], *model.event_shape)}"
         )
     return given[1:]

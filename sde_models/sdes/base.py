@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._utils.conditioning import copied
+from sde_models._utils.conditions import copied
 from sde_models._utils.shapes import Time, may_look_at
 from sde_models.sdes.priors import IsotropicGaussian
 from sde_models.sdes.system import System
@@ -45,14 +45,16 @@ class SDE(System):
     stochastic = True
     directions = (1,)
     default_grid = "uniform"
-    """Where fixed-step solvers put their nodes if they are told nothing."""
+    """Where fixed-step solvers put their nodes, where no grid is given."""
+    default_solver = "rk-batch"
+    """Solver of the probability flow for likelihoods, where none is given."""
     gaussian = False
     """Whether there is a Gaussian kernel, with alpha and sigma."""
 
     def __init__(self, *, t_min: float = 0.0, t_max: float = 1.0) -> None:
         super().__init__()
         if not (0 <= t_min < t_max < math.inf):
-            raise ValueError(f"wanted 0 <= t_min < t_max < inf, got t_min={t_min}, t_max={t_max}")
+            raise ValueError(f"expected 0 <= t_min < t_max < inf, got t_min={t_min}, t_max={t_max}")
         self.t_min = float(t_min)
         self.t_max = float(t_max)
 
@@ -69,11 +71,11 @@ class SDE(System):
         raise NotImplementedError(f"{type(self).__name__} must define g(t, x)")
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        """Drift as the solvers ask for it."""
+        """Drift as the solvers call it."""
         return self.f(t, x)
 
     def noise_scale(self, t: Time, x: Tensor) -> Tensor:
-        """Diffusion as the solvers ask for it, broadcastable against ``x``."""
+        """Diffusion as the solvers call it, broadcastable against ``x``."""
         return self.g(t, x)
 
     def reverse_drift(

@@ -19,12 +19,12 @@ from sde_models._utils.streams import Source, independent_parts, of_some_rows
 class FreshBrownian(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde is untyped
     r"""Increments drawn anew at each call, with the law of a Brownian motion.
 
-    A fixed-step forward solve asks for each interval once, so nothing need be remembered, and
-    nothing is: memory does not grow with the number of steps. For an interval of length h,
+    A fixed-step forward solve asks for each interval once, so nothing is stored and memory does not
+    grow with the number of steps. For an interval of length h,
 
     .. math:: W \sim N(0, h), \qquad U = h\,(W/2 + H), \quad H \sim N(0, h/12),
 
-    where U is the integral of the path over the interval, which methods of order 1.5 want.
+    where U is the integral of the path over the interval, which methods of order 1.5 need.
     The Levy area is reported as zero: methods that ask for it multiply it by the derivative of g,
     which is zero where the noise does not depend on the state.
 
@@ -126,7 +126,7 @@ class StackedBrownian(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde 
 def remembering_brownian(
     like: Tensor, clock: Tensor, generator: Source, levy_area: str
 ) -> torchsde.BaseBrownian:
-    """torchsde's BrownianInterval over the whole solve, seeded from the generator.
+    """torchsde's BrownianInterval over the span of the solve, seeded from the generator.
 
     ``torch.manual_seed`` does not reach its default seed, which comes from NumPy. One for each
     sample where each has its generator.

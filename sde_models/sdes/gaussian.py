@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._utils.conditioning import copied
+from sde_models._utils.conditions import copied
 from sde_models._utils.shapes import Time, as_time, check_floating, leaf_copy, per_sample
 from sde_models.sdes.base import SDE
 from sde_models.sdes.priors import IsotropicGaussian
-from sde_models.sdes.system import AtNodes, as_coefficients
+from sde_models.sdes.system import AtNode, AtNodes, as_coefficients
 
 FUNCTIONS_OF_TIME = (
     "alpha", "sigma", "alpha_rate", "sigma_rate", "drift_coefficient", "diffusion", "log_snr",
@@ -41,7 +41,7 @@ class GaussianSDE(SDE):
 
     A subclass defines :meth:`alpha` and :meth:`sigma`, in torch operations; drift, diffusion and
     the inverse of the log-SNR follow by differentiation and bisection. The built-in ones override
-    them by closed forms. What is learned in alpha and sigma must be registered as a parameter.
+    them by closed forms. Learned quantities in alpha and sigma must be registered as parameters.
 
     Args:
         t_min: Time of the data, where the kernel is truncated.
@@ -64,6 +64,7 @@ class GaussianSDE(SDE):
     """
 
     default_grid = "log-snr"
+    default_solver = "adams-batch"
     gaussian = True
 
     def __init__(self, *, t_min: float, t_max: float, data_std: float = 1.0) -> None:
@@ -81,7 +82,7 @@ class GaussianSDE(SDE):
         raise NotImplementedError(f"{type(self).__name__} must define sigma(t)")
 
     def times(self, values: Tensor | Sequence[float]) -> Tensor:
-        """Times in double precision, where there is any, beside what alpha and sigma learn."""
+        """Times in double precision where the device has it, next to the parameters of the SDE."""
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         dtype = torch.float32 if device.type == "mps" else torch.float64
         return torch.as_tensor(values, dtype=dtype, device=device)
@@ -126,7 +127,7 @@ class GaussianSDE(SDE):
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
     def t_from_log_snr(self, log_snr: Time) -> Tensor:
-        """Invert :meth:`log_snr`, by bisection unless a subclass knows better."""
+        """Invert :meth:`log_snr`, by bisection unless a subclass has a closed form."""
         target = as_time(log_snr)
         low = torch.full_like(target, self.t_min)
         high = torch.full_like(target, self.t_max)
@@ -163,7 +164,7 @@ class GaussianSDE(SDE):
         check_floating(x0, "x0")
         if noise.shape != x0.shape:
             raise ValueError(
-                f"noise has shape {tuple(noise.shape)}, wanted that of x0: {tuple(x0.shape)}"
+                f"noise has shape {tuple(noise.shape)}, expected that of x0: {tuple(x0.shape)}"
             )
         t = as_time(t, x0)
         self.check_times(t)
@@ -199,7 +200,17 @@ class GaussianSDE(SDE):
         return self.alpha_rate(t), of_eps
 
     def at_nodes(self, times: Tensor, like: Tensor) -> AtNodes:
-        return _ForwardAtNodes(self, times, like)
+        times = self.times(times)
+
+        def drift() -> AtNode:
+            factors = as_coefficients(self.drift_coefficient(times))
+            return lambda k, x: factors[k] * x
+
+        def noise_scale() -> Callable[[int, Tensor], Any]:
+            scales = as_coefficients(self.diffusion(times))
+            return lambda k, x: scales[k]
+
+        return AtNodes(self, drift, noise_scale)
 
     def check_keeps_times(self) -> None:
         """Refuse functions of time that change the times they are given in place.
@@ -214,12 +225,12 @@ class GaussianSDE(SDE):
                 getattr(self, name)(given)
             if not torch.equal(given, times):
                 raise ValueError(
-                    f"{name} of {type(self).__name__} changes its times in place, which would "
-                    "spoil those of whoever asks: write t * 2 in place of t.mul_(2)"
+                    f"{name} of {type(self).__name__} changes its times in place, and with them "
+                    "those of the caller: write t * 2 in place of t.mul_(2)"
                 )
 
     def check_reversible(self) -> None:
-        """Refuse an alpha and sigma that are no noising process.
+        """Refuse an alpha and sigma that do not describe a noising process.
 
         Raises:
             ValueError: If on ``[t_min, t_max]`` the log-SNR is not finite or does not fall, or
@@ -255,19 +266,3 @@ class GaussianSDE(SDE):
                     f"override both, or derive from GaussianSDE and write {name} in torch "
                     "operations on t, without no_grad or detach"
                 )
-
-
-class _ForwardAtNodes(AtNodes):
-    """The forward SDE with a(t) and g(t) computed once."""
-
-    def __init__(self, sde: GaussianSDE, times: Tensor, like: Tensor) -> None:
-        super().__init__(sde, times, like)
-        times = sde.times(times)
-        self._drift = as_coefficients(sde.drift_coefficient(times))
-        self._noise = as_coefficients(sde.diffusion(times))
-
-    def drift(self, k: int, x: Tensor) -> Tensor:
-        return self._drift[k] * x
-
-    def noise_scale(self, k: int, x: Tensor) -> Any:
-        return self._noise[k]

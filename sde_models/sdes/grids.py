@@ -95,7 +95,8 @@ def time_grid(
     """Lay out the nodes of a fixed-step solve.
 
     Args:
-        sde: Forward SDE whose clock the times are, or None, which leaves "uniform" and times.
+        sde: Forward SDE whose model time is used. With None, ``grid`` is "uniform", "quadratic" or
+            times.
         t_span: First and last time.
         steps: Number of intervals; None with times given.
         grid: Name, function ``(sde, t0, t1, steps)``, or the times themselves.
@@ -104,8 +105,8 @@ def time_grid(
         Times from ``t_span[0]`` to ``t_span[1]``, float64, strictly monotone.
 
     Raises:
-        ValueError: For an unknown name, ``steps`` beside times, or times that are not monotone,
-            repeat, or do not start and end with the span.
+        ValueError: For an unknown name, ``steps`` given together with times, or times that are not
+            monotone, repeat, or do not start and end with the span.
     """
     t0, t1 = t_span
     if isinstance(grid, str):
@@ -114,11 +115,11 @@ def time_grid(
         grid = GRIDS[grid]
     if callable(grid):
         if steps is None:
-            raise ValueError("steps is wanted beside a named grid")
+            raise ValueError("a grid given by name or function needs steps, got None: give steps=")
         if sde is None and grid not in (uniform_grid, quadratic_grid):
             raise ValueError(
-                "this system has no forward SDE, so only grid='uniform' and 'quadratic' have a "
-                "meaning"
+                "this system has no forward SDE: use grid='uniform', grid='quadratic', or give the "
+                "times"
             )
         times = torch.as_tensor(grid(sde, t0, t1, steps), dtype=torch.float64)  # type: ignore[arg-type]
     else:
@@ -138,9 +139,8 @@ def time_grid(
 def rounding_of(end: float, length: float) -> float:
     """How far a time that is meant to be an end of a span may be from it.
 
-    A few roundings to float32 of the end itself, since what happens near it happens on the scale of
-    the end: from 1e-8 to 1e-7 a log-SNR changes as much as from 0.01 to 0.1. An end at 0 has no
-    scale but the length of the span.
+    A few float32 roundings of the end itself, not of the span: from 1e-8 to 1e-7 a log-SNR changes
+    as much as from 0.01 to 0.1. For an end at 0 the scale is the length of the span.
     """
     return 4 * torch.finfo(torch.float32).eps * (abs(end) or length)
 
@@ -163,8 +163,8 @@ def check_monotone(times: Tensor, t0: float, t1: float, name: str = "grid") -> N
     ends = ((values[0], t0), (values[-1], t1))
     if any(abs(given - end) > rounding_of(end, abs(t1 - t0)) for given, end in ends):
         raise ValueError(
-            f"{name} runs from {values[0]:.9g} to {values[-1]:.9g}, the span asked for is "
-            f"{t0:.9g} to {t1:.9g}"
+            f"{name} runs from {values[0]:.9g} to {values[-1]:.9g}, expected {t0:.9g} to "
+            f"{t1:.9g}: let it start and end with the span"
         )
 
 
@@ -196,7 +196,7 @@ def times_of_sigmas(sde: GaussianSDE, sigmas: Tensor | Sequence[float]) -> Tenso
 
     Raises:
         TypeError: If the SDE has no alpha and sigma.
-        ValueError: If a level lies outside what the SDE has between ``t_min`` and ``t_max``.
+        ValueError: If a level lies outside the range of the SDE between ``t_min`` and ``t_max``.
 
     Example:
         >>> sde = sm.VESDE(0.01, 50.0)

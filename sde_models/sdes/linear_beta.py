@@ -21,7 +21,7 @@ class _LinearBeta(GaussianSDE):
         super().__init__(t_min=t_min, t_max=t_max, data_std=data_std)
         if not 0 < beta_min <= beta_max < math.inf:
             raise ValueError(
-                f"wanted 0 < beta_min <= beta_max, got beta_min={beta_min}, beta_max={beta_max}"
+                f"expected 0 < beta_min <= beta_max, got beta_min={beta_min}, beta_max={beta_max}"
             )
         self.beta_min = float(beta_min)
         self.beta_max = float(beta_max)

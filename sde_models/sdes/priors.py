@@ -1,4 +1,4 @@
-"""Distributions at the noise end of a diffusion: the Gaussian, and what any other must have."""
+"""Distributions at the noise end of a diffusion: the Gaussian, and the interface of any other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sde_models._utils.streams import Source, as_source
 
 
 class Prior(Protocol):
-    """What a verb needs of a distribution at ``t_max``."""
+    """The methods that a distribution at ``t_max`` must have."""
 
     def sample(
         self, sample_shape: Sequence[int], *, generator: torch.Generator | None = None
@@ -43,7 +43,7 @@ class IsotropicGaussian(Distribution):
         torch.Size([3, 1, 8, 8])
     """
 
-    arg_constraints = {}  # noqa: RUF012 (torch's own way)
+    arg_constraints = {}  # noqa: RUF012 (as in torch)
     support = constraints.real
     has_rsample = False
 
@@ -81,7 +81,7 @@ class IsotropicGaussian(Distribution):
         """
         if value.shape[value.ndim - len(self.event_shape) :] != self.event_shape:
             raise ValueError(
-                f"value has shape {tuple(value.shape)}, wanted (..., "
+                f"value has shape {tuple(value.shape)}, expected (..., "
                 f"{', '.join(map(str, self.event_shape))}) for events of shape "
                 f"{tuple(self.event_shape)}"
             )

@@ -1,9 +1,10 @@
-"""The face that every differential equation shows to the solvers."""
+"""The interface of every differential equation to the solvers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -16,18 +17,18 @@ class System(nn.Module):
 
     A subclass defines :meth:`drift`, and :meth:`noise_scale` if it is stochastic, both in model
     time and for batches ``(B, *event)``. Run backwards, the same drift is stepped with dt < 0.
-    Solvers hand both of them copies, which they may change in place.
+    Solvers pass copies to both, which may be changed in place.
 
     Attributes:
-        stochastic: Whether there is noise. An SDE solver is then wanted, else an ODE solver.
+        stochastic: Whether there is noise: it needs an SDE solver, otherwise an ODE solver.
         directions: Signs of dt in which the equation may be run.
         state_dependent_noise: Whether the noise scale depends on x.
-        denoises: Whether it is the flow or the reverse SDE of a model that tells x0 and eps.
+        denoises: Whether it is the flow or the reverse SDE of a model that gives x0 and eps.
         eta: Stochasticity, where the system is that of a model.
         event_shape: Shape of one sample, or None for any.
         t_min: Time of the data.
         t_max: Time of the noise.
-        cond: Conditioning by name. Its tensors do not move with the system to another device.
+        cond: Conditions by name. Its tensors do not move with the system to another device.
     """
 
     stochastic: bool
@@ -38,11 +39,11 @@ class System(nn.Module):
     event_shape: Any = None  # tuple[int, ...] or None
     t_min: float
     t_max: float
-    cond: dict[str, Any] = {}  # noqa: RUF012 (never written to)
+    cond: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def sde(self) -> Any:
-        """The forward SDE whose clock this is, for time grids; None if there is none."""
+        """The forward SDE whose model time this system uses, for time grids; None without one."""
         return None
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
@@ -60,12 +61,29 @@ class System(nn.Module):
             times: Model times, float64 on the CPU.
             like: State whose dtype and device the solve has.
         """
-        return AtNodes(self, times, like)
+        t = scalars_like(times, like)
+        return AtNodes(
+            self,
+            drift=lambda: lambda k, x: self.drift(t[k].clone(), x.clone()),
+            noise_scale=lambda: lambda k, x: self.noise_scale(t[k].clone(), x.clone()),
+        )
 
-    def conditioned(self, **cond: Any) -> Self:
-        """The same system with these conditioning arguments added."""
+    def conditioned(self, cond: Mapping[str, Any] | None, x: Tensor) -> Self:
+        """The same system with these conditions added, for a batch.
+
+        Args:
+            cond: Conditions by name.
+            x: The batch.
+
+        Raises:
+            TypeError: If there are any, and no network to take them.
+        """
         if cond:
-            raise TypeError(f"{type(self).__name__} takes no conditioning, got {', '.join(cond)}")
+            raise TypeError(f"{type(self).__name__} takes no conditions, got {', '.join(cond)}")
+        return self
+
+    def of_rows(self, rows: Tensor) -> Self:
+        """The same system for some samples of its batch, by their indices ``(n,)``."""
         return self
 
     def error_norm(self, error: Tensor) -> Tensor:
@@ -81,42 +99,34 @@ AtNode = Callable[[int, Tensor], Tensor]
 
 
 class AtNodes:
-    """An equation at the nodes of a grid; everything that depends on t alone is computed once.
+    """An equation at the nodes of a grid; what depends on t alone is computed once, when needed.
 
     Args:
         system: The equation.
-        times: Model times, float64 on the CPU.
-        like: State whose dtype and device the solve has.
+        drift: Makes :attr:`drift`.
+        noise_scale: Makes :attr:`noise_scale`.
+        model: The model at the nodes, where the system is that of a model that denoises.
     """
 
-    def __init__(self, system: System, times: Tensor, like: Tensor) -> None:
-        self.system = system
-        self._times, self._like = times, like
+    def __init__(
+        self,
+        system: System,
+        drift: Callable[[], AtNode],
+        noise_scale: Callable[[], Callable[[int, Tensor], Any]],
+        model: Any = None,
+    ) -> None:
+        self.system, self.model = system, model
+        self._make_drift, self._make_noise_scale = drift, noise_scale
 
     @cached_property
-    def t(self) -> tuple[Tensor, ...]:
-        """Each node as a scalar tensor like the state."""
-        return scalars_like(self._times, self._like)
+    def drift(self) -> AtNode:
+        """The drift, as a function of a node and a state."""
+        return self._make_drift()
 
-    def drift(self, k: int, x: Tensor) -> Tensor:
-        """The drift at node ``k``."""
-        return self.system.drift(self.t[k].clone(), x.clone())
-
-    def noise_scale(self, k: int, x: Tensor) -> Any:
-        """The noise scale at node ``k``: a number, or broadcastable against ``x``."""
-        return self.system.noise_scale(self.t[k].clone(), x.clone())
-
-    def denoise(self, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The estimates (x0, eps) at node ``k``, where the system is that of a model."""
-        raise NotImplementedError(f"{type(self.system).__name__} has no model that denoises")
-
-    def x0(self, k: int, x: Tensor) -> Tensor:
-        """The estimate of x0 alone."""
-        return self.denoise(k, x)[0]
-
-    def weighted(self, of_x0: Tensor, of_eps: Tensor) -> AtNode:
-        """The function that gives of_x0 x0 + of_eps eps, with a weight for each node."""
-        raise NotImplementedError(f"{type(self.system).__name__} has no model that denoises")
+    @cached_property
+    def noise_scale(self) -> Callable[[int, Tensor], Any]:
+        """The noise scale at a node and a state: a number, or broadcastable against the state."""
+        return self._make_noise_scale()
 
 
 def as_coefficients(values: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""What holds for SDEs that lose all of the data at t = 1."""
+"""The end of time of SDEs that lose all of the data at t = 1."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class VESDE(GaussianSDE):
         super().__init__(t_min=t_min, t_max=t_max, data_std=data_std)
         if not 0 < sigma_min < sigma_max < math.inf:
             raise ValueError(
-                f"wanted 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, "
+                f"expected 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, "
                 f"sigma_max={sigma_max}"
             )
         self.sigma_min = float(sigma_min)

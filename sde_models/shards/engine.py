@@ -1,4 +1,4 @@
-"""Work through many samples: shard by shard, shared among processes, in parts that fit."""
+"""Work on many samples: shard by shard, shared among processes, in parts that fit into memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from sde_models._utils.counting import count_evaluations
+from sde_models._utils.counting import EvaluationCounter, count_evaluations
+from sde_models._utils.integers import check_integer
 from sde_models._utils.progress_bars import open_bar
 from sde_models.models.base import Model, check_model
 from sde_models.shards.fingerprints import describe
@@ -18,24 +20,23 @@ from sde_models.shards.folder import Folder, Shard, in_units
 from sde_models.shards.parts import FittingParts
 from sde_models.shards.processes import Processes
 from sde_models.shards.source import Part
-from sde_models.solvers.arguments import whole_number
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
 LARGE = 10**9
-"""Bytes of results that the progress bar speaks of."""
+"""Bytes of results from which on the progress bar shows their size."""
 
 
 @dataclass(frozen=True)
-class Verb:
-    """What is done to the samples, in words.
+class Task:
+    """Words for what is done to the samples, for messages.
 
     Attributes:
         doing: For the progress bar, such as "sampling".
         done: For errors, such as "drawn".
-        relief: What needs less memory.
+        relief: How to use less memory.
     """
 
     doing: str
@@ -44,27 +45,27 @@ class Verb:
 
 
 class Engine:
-    """What every piece of work on many samples has in common.
+    """The common part of all functions that work on many samples.
 
     Args:
-        verb: What is done, in words.
+        task: Words for what is done.
         model: What gives the score; it is taken out of its wrappers and moved to its device.
         chunk: Samples in a shard, and at most in a batch.
-        seed: What all random numbers follow from.
+        seed: Fixes all random numbers.
         accelerator: As for :func:`~sde_models.evaluate`.
-        arguments: Those of the verb, for all samples.
+        arguments: Those of the function, for all samples.
 
     Attributes:
-        model: The model as it is to be used.
+        model: The model without wrappers, on its device.
 
     Raises:
-        TypeError: For ``generator=``, ``path=`` or what is no seed or model.
-        ValueError: For a chunk below 1.
+        TypeError: For ``generator=``, ``path=`` or what is no model.
+        ValueError: For a chunk below 1 or a seed below 0.
     """
 
     def __init__(
         self,
-        verb: Verb,
+        task: Task,
         model: Model,
         *,
         chunk: int,
@@ -74,16 +75,16 @@ class Engine:
     ) -> None:
         if "generator" in arguments:
             raise TypeError(
-                f"{verb.doing} many samples takes no generator=, which could not be resumed: use "
-                "seed=, a whole number"
+                f"{task.doing} many samples takes no generator=, which could not be resumed: use "
+                "seed=, an integer"
             )
         if "path" in arguments:
-            raise TypeError("shards hold no paths: leave path= out, or use the verb itself")
-        if not isinstance(seed, int):
-            raise TypeError(f"seed must be a whole number, got {seed!r}")
-        self.verb = verb
-        self.chunk = whole_number("chunk", chunk) or 1
-        self.seed = seed
+            raise TypeError(
+                "shards hold no paths: leave path= out, or use the function for a single batch"
+            )
+        self.task = task
+        self.chunk = check_integer("chunk", chunk)
+        self.seed = check_integer("seed", seed, least=0)
         self.arguments = arguments
         self.processes = Processes(accelerator)
         self.model: Model = self.processes.place(model)
@@ -102,15 +103,15 @@ class Engine:
     ) -> tuple[Folder, int]:
         """Make the shards that are missing, and wait for the other processes.
 
-        Nothing that is there is deleted, and no shard is written, before the first one is made: by
-        then all arguments have proved to be of use.
+        Nothing is deleted or written before the results of the first shard are computed, so that a
+        wrong argument does no harm.
 
         Args:
             out: The folder.
-            samples: How many there are.
-            settings: What their numbers depend on, besides the arguments.
+            samples: Number of samples.
+            settings: Everything that the results depend on, besides the arguments.
             prepare: Called with the first sample of a shard and the one after its last; returns
-                what works on any part of these.
+                a function that works on any part of these.
             size: Bytes of the results of a sample.
             progress: Show a progress bar, in the main process.
             overwrite: Whether to replace the shards that are there.
@@ -120,7 +121,7 @@ class Engine:
 
         Raises:
             ValueError: If there are results of other settings.
-            FileExistsError: If the folder is somebody else's.
+            FileExistsError: If the folder holds something else.
             BlockingIOError: If another process is at work in it.
             OSError: If it cannot be written to, or the results do not fit on the disk.
         """
@@ -129,8 +130,8 @@ class Engine:
             processes.first(lambda: held.enter_context(folder.owned))
             if not folder.owned.check():
                 raise FileNotFoundError(
-                    f"process {processes.rank} does not see {folder.path}, which the first has "
-                    "made: give a folder that all processes see"
+                    f"process {processes.rank} does not find {folder.path}, which the first has "
+                    "made: give a folder that all processes can read"
                 )
             if not overwrite:
                 folder.check()
@@ -149,7 +150,7 @@ class Engine:
         self, folder: Folder, prepare: Callable[[int, int], Part], bar: Any, overwrite: bool
     ) -> int:
         resumed, begun = 0, False
-        parts = FittingParts(self.chunk, self.verb.relief)
+        parts = FittingParts(self.chunk, self.task.relief)
 
         def begin() -> None:
             self.processes.first(lambda: folder.begin(overwrite=overwrite))
@@ -158,7 +159,7 @@ class Engine:
             first, last = folder.bounds(index)
             if not overwrite and folder.read(index) is not None:
                 resumed += last - first
-                bar.initial = resumed  # so that its rate is that of what is done now
+                bar.initial = resumed  # so that its rate is that of this run
                 bar.update(last - first)
                 continue
             bar.refresh()
@@ -169,7 +170,7 @@ class Engine:
                 begun = True
                 folder.write(index, shard)
             except Exception as error:
-                error.add_note(f"while samples {first} to {last - 1} were {self.verb.done}")
+                error.add_note(f"while samples {first} to {last - 1} were {self.task.done}")
                 raise
             bar.update(last - first)
             if parts.size < self.chunk:
@@ -188,14 +189,14 @@ class Engine:
         shares = f" (1 of {count} shares)" if count > 1 else ""
         size = f", {in_units(needed)}" if needed >= LARGE else ""
         return open_bar(
-            total=len(own) * folder.chunk - missing, desc=f"{self.verb.doing}{shares}{size}",
+            total=len(own) * folder.chunk - missing, desc=f"{self.task.doing}{shares}{size}",
             unit=" samples", disable=not (progress and rank == 0),
         )  # fmt: skip
 
     def _folder(
         self, out: str | os.PathLike[str], samples: int, settings: Mapping[str, str | int | None]
     ) -> Folder:
-        """The folder of this work, with everything that its numbers depend on written down."""
+        """The folder of this work, with everything that its results depend on as its settings."""
         given = {k: describe(value) for k, value in self.arguments.items() if k != "callback"}
         return Folder(
             out,
@@ -212,7 +213,13 @@ class Engine:
 
 
 def _work(prepare: Callable[[int, int], Part], parts: FittingParts, first: int, last: int) -> Shard:
-    with count_evaluations() as cost:
-        results = parts.run(prepare(first, last), first, last)
+    work = prepare(first, last)
+
+    def counted(start: int, end: int) -> tuple[dict[str, Tensor], EvaluationCounter]:
+        with count_evaluations() as counter:
+            return work(start, end), counter
+
+    # Attempts that ran out of memory are not part of the cost.
+    results, counters = zip(*parts.run(counted, first, last), strict=True)
     joined = {name: torch.cat([result[name] for result in results]) for name in results[0]}
-    return Shard(joined, vars(cost).copy())
+    return Shard(joined, sum(counters, EvaluationCounter()))

@@ -1,40 +1,42 @@
-"""Evaluate the likelihood of every sample of a dataset, and write the results as they come."""
+"""Evaluate the likelihood of every sample of a dataset, with results on disk after each chunk."""
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sde_models._utils.counting import Cost, EvaluationCounter, HasCost
+from sde_models._utils.integers import check_integer
 from sde_models.divergence.hutchinson import standard_error
 from sde_models.models.base import Model
-from sde_models.shards.engine import Engine, Verb
+from sde_models.shards.engine import Engine, Task
 from sde_models.shards.fingerprints import describe, describe_range
 from sde_models.shards.folder import Folder
-from sde_models.shards.likelihood_batches import RESULTS, Batches
-from sde_models.shards.source import Conditioning, Source
+from sde_models.shards.likelihood_batches import RESULTS, Batches, EvaluateOptions
+from sde_models.shards.source import Given, Source
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-EVALUATING = Verb(
+EVALUATING = Task(
     "evaluating",
     "evaluated",
     "a divergence with fewer probes at once, such as sm.Hutchinson(1) or sm.Exact(chunk=1), fewer "
-    "nodes=, or a network of lower precision",
+    "intervals=, or a network of lower precision",
 )
 
 NUMBERS = 4
-"""Bytes of each number that is written, at least."""
+"""Smallest number of bytes of each number that is written."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(HasCost):
     """Likelihoods of a dataset, on the CPU, in the order of its samples.
 
     Attributes:
@@ -43,8 +45,8 @@ class Evaluation:
         solver_error: As in :class:`~sde_models.LogProb`, in the unit of the values.
         quadrature_error: Likewise.
         unit: "nats" or "bits per dimension".
-        rows: Network forward passes of single samples, those of earlier runs included.
-        vjp_rows: Vector-Jacobian products of single samples, likewise.
+        cost: What it cost for each sample, earlier runs included, and the calls of all processes;
+            ``nfe`` and ``vjps`` are shorthands.
         resumed: Samples that were found done.
     """
 
@@ -53,8 +55,7 @@ class Evaluation:
     solver_error: Tensor
     quadrature_error: Tensor
     unit: str
-    rows: int
-    vjp_rows: int
+    cost: Cost
     resumed: int
 
     @property
@@ -68,9 +69,9 @@ class Evaluation:
         return standard_error(self.value.double()[None])[0]
 
     def summary(self) -> dict[str, str | int | float | None]:
-        """The mean with its errors and cost as plain numbers; None for what is not known.
+        """The mean with its errors and cost as plain numbers; None for those that are not known.
 
-        ``sample_error`` is the mean of what :attr:`~sde_models.LogProb.error` says of a sample.
+        ``sample_error`` is the mean over the samples of :attr:`~sde_models.LogProb.error`.
         """
         error = 2 * self.stderr + self.solver_error + self.quadrature_error
         figures = {
@@ -83,8 +84,7 @@ class Evaluation:
             "samples": len(self.value),
             "unit": self.unit,
             **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
-            "rows": self.rows,
-            "vjp_rows": self.vjp_rows,
+            **asdict(self.cost),
         }
 
     def __str__(self) -> str:
@@ -94,7 +94,7 @@ class Evaluation:
         each = "" if error is None else f", each known to within {error:.2g}"
         return (
             f"{known['mean']:.6g}{within} {self.unit} over {len(self.value)} samples{each} "
-            f"({self.rows / len(self.value):g} evaluations for each)"
+            f"({self.cost} for each)"
         )
 
 
@@ -106,11 +106,11 @@ def evaluate(
     levels: int | None = None,
     chunk: int = 256,
     seed: int = 0,
-    cond: Conditioning | None = None,
+    cond: Given | None = None,
     progress: bool = True,
     overwrite: bool = False,
     accelerator: Accelerator | None = None,
-    **arguments: Any,
+    **options: Unpack[EvaluateOptions],
 ) -> Evaluation:
     """Compute the likelihood of every sample of a dataset, chunk by chunk.
 
@@ -122,28 +122,27 @@ def evaluate(
         model: What gives the score.
         dataset: Data, shape ``(B, *event)``, or a map-style dataset of any size, whose items are
             samples, or tuples or lists that begin with one. It is read chunk by chunk.
-        out: Folder for the results, seen by all processes.
-        levels: If None :func:`~sde_models.log_prob` of floating data; a number of levels asks for
-            :func:`~sde_models.bits_per_dim` of integer images.
+        out: Folder for the results, which all processes can read.
+        levels: If None :func:`~sde_models.log_prob` of floating data is computed; with a number of
+            levels :func:`~sde_models.bits_per_dim` of integer images.
         chunk: Samples in one file, and at most in one batch.
-        seed: What all random numbers follow from, together with the index of the first sample of
-            a batch: neither interruptions nor the number of processes change them.
-        cond: Conditioning for the network that differs between samples: tensors by name, each of
-            length B, or a function from the list of the items of a chunk to such tensors.
+        seed: Fixes all random numbers, together with the index of the first sample of a batch:
+            neither interruptions nor the number of processes change them.
+        cond: Conditions by name, as for :func:`~sde_models.solve`, with as many rows as samples
+            or shared; or a function from the list of the items of a chunk to their conditions.
         progress: Show a progress bar, in the main process.
         overwrite: Replace the results that are there, once the first new ones are known.
         accelerator: Of the ``accelerate`` package, to share the chunks among its processes. If
-            None one is made where the environment tells of several processes.
-        **arguments: Those of :func:`~sde_models.log_prob` or :func:`~sde_models.bits_per_dim`,
-            and conditioning that is the same for all samples.
+            None one is made where environment variables show several processes.
+        **options: Those of :func:`~sde_models.log_prob` or :func:`~sde_models.bits_per_dim`.
 
     Raises:
-        ValueError: If the folder holds results of other settings, with what differs, and whatever
-            the verb raises.
+        ValueError: If the folder holds results of other settings, with the differences, and
+            whatever these functions raise.
         TypeError: For a dataset without length, or a ``generator=``.
         FileExistsError: If the folder is not empty, and was not made by an evaluation.
         BlockingIOError: If another process is at work in it.
-        OSError: If a file cannot be written; what was written before is whole.
+        OSError: If a file cannot be written; files written before are complete.
         torch.OutOfMemoryError: If a single sample does not fit into memory.
 
     Example:
@@ -157,16 +156,22 @@ def evaluate(
         (torch.Size([10]), 10, True)
     """
     engine = Engine(
-        EVALUATING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
-    )
+        EVALUATING, model, chunk=chunk, seed=seed, accelerator=accelerator,
+        arguments=dict(options),
+    )  # fmt: skip
     source = Source(dataset, cond)
     source.check_elsewhere(out)
-    settings = {"sample": source.describe_sample(), "levels": levels, "cond": describe(cond)}
+    levels = None if levels is None else check_integer("levels", levels, least=2)
+    settings = {
+        "sample": source.describe_sample(),
+        "levels": levels,
+        "cond": describe(source.given or None),
+    }
     if levels is not None:
         settings |= describe_range(engine.model)
-    verb = Batches(engine.model, levels, seed, arguments)
+    batches = Batches(engine.model, levels, engine.seed, options)
     folder, resumed = engine.run(
-        out, len(source), settings, source.each(verb.run), size=NUMBERS * len(RESULTS),
+        out, len(source), settings, source.each(batches.run), size=NUMBERS * len(RESULTS),
         progress=progress, overwrite=overwrite,
     )  # fmt: skip
     unit = "nats" if levels is None else "bits per dimension"
@@ -174,11 +179,11 @@ def evaluate(
 
 
 def _gather(folder: Folder, unit: str, resumed: int) -> Evaluation:
-    shards = [folder.read_whole(index) for index in range(len(folder))]
+    shards = [folder.read_existing(index) for index in range(len(folder))]
+    counter = sum((shard.counter for shard in shards), EvaluationCounter())
     return Evaluation(
         **{name: torch.cat([shard.tensors[name] for shard in shards]) for name in RESULTS},
         unit=unit,
-        rows=sum(shard.costs["rows"] for shard in shards),
-        vjp_rows=sum(shard.costs["vjp_rows"] for shard in shards),
+        cost=counter.cost(folder.samples),
         resumed=resumed,
     )

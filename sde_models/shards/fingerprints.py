@@ -1,4 +1,4 @@
-"""What results were made with, as short text that can be written down and compared."""
+"""Settings of results as short text that can be stored and compared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def hash_tensors(tensors: Mapping[str, Tensor], text: str = "") -> str:
 
     Args:
         tensors: Tensors by name, of any shape and on any device.
-        text: What else the digest stands for.
+        text: Text that enters the digest too.
 
     Example:
         >>> hash_tensors({"a": torch.zeros(2)}) == hash_tensors({"a": torch.zeros(3)})
@@ -33,11 +33,11 @@ def hash_tensors(tensors: Mapping[str, Tensor], text: str = "") -> str:
 
 
 def describe(value: Any) -> str:
-    """Say what a setting is, alike in every process; tensors and modules by their contents.
+    """Describe a setting, identically in every process; tensors and modules by their contents.
 
     Example:
-        >>> describe({"solver": "adams-batch", "nodes": 32})
-        "{'solver': 'adams-batch', 'nodes': 32}"
+        >>> describe({"solver": "adams-batch", "intervals": 32})
+        "{'solver': 'adams-batch', 'intervals': 32}"
     """
     if isinstance(value, nn.Module):
         tensors = dict(value.named_parameters()) | dict(value.named_buffers())
@@ -52,12 +52,12 @@ def describe(value: Any) -> str:
 
 
 def describe_range(model: Model) -> dict[str, str]:
-    """The range that a model has for data, as a setting of results for levels, if it has one."""
+    """The data range of a model as a setting of results for levels, if it has one."""
     return {} if model.data_range is None else {"data_range": str(model.data_range)}
 
 
 def list_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say which settings differ, with both values.
+    """List the settings that differ, with both values.
 
     Example:
         >>> list_differences({"a": 1, "b": 2}, {"a": 1, "b": 3})

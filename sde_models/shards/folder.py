@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sde_models._utils.atomic_files import write_whole
+from sde_models._utils.atomic_files import atomic_write
+from sde_models._utils.counting import EvaluationCounter
 from sde_models._utils.owned_folders import OwnedFolder
 from sde_models.shards.fingerprints import hash_tensors, list_differences
 
@@ -34,28 +35,28 @@ class Shard:
 
     Attributes:
         tensors: Results by name, each of shape ``(B, ...)``.
-        costs: Evaluations by name.
+        counter: Evaluations that went into them.
     """
 
     tensors: dict[str, Tensor]
-    costs: dict[str, int]
+    counter: EvaluationCounter
 
 
 def own_shards(path: str | os.PathLike[str]) -> OwnedFolder:
-    """The folder of some shards, to be entered, or as it is where it is entered already."""
+    """The folder of some shards, to be entered; one that is given as an object is returned."""
     return path if isinstance(path, OwnedFolder) else OwnedFolder(path, "shards", PATTERN)
 
 
 class Folder:
-    """Results on disk, of one piece of work and no other.
+    """Results on disk, all made with the same settings.
 
     Args:
         path: The folder.
-        settings: What the numbers depend on; among them ``samples``, how many there are, and
-            ``chunk``, how many of them are in a shard.
+        settings: Everything that the results depend on; among them the numbers ``samples``, of all
+            samples, and ``chunk``, of those in a shard.
 
     Attributes:
-        owned: The folder, to be entered by who writes.
+        owned: The folder, to be entered for writing.
         samples: Number of samples.
         chunk: Samples in a shard; the last may be smaller.
     """
@@ -71,7 +72,7 @@ class Folder:
         """Refuse shards of other settings.
 
         Raises:
-            ValueError: With what differs.
+            ValueError: With the differences.
         """
         file = self.path / SETTINGS
         if file.is_file() and any(self.path.glob(SHARDS)):
@@ -96,10 +97,10 @@ class Folder:
         """Bytes that the missing shards take.
 
         Args:
-            size: Bytes of the results of a sample, which are numbers that hardly compress.
+            size: Bytes of the results of a sample.
 
         Raises:
-            OSError: If they are more than are free.
+            OSError: If there is less free space on the disk.
         """
         there = sum(1 for _ in self.path.glob(SHARDS))
         needed = max(0, self.samples - there * self.chunk) * size
@@ -108,13 +109,13 @@ class Folder:
             raise OSError(
                 errno.ENOSPC,
                 f"the results of {self.samples} samples take {in_units(needed)} in {self.path}, "
-                f"where {in_units(disk.free)} are free: ask for fewer samples, or choose a folder "
-                "on a larger disk",
+                f"where {in_units(disk.free)} are free: make fewer samples, or choose a folder on "
+                "a larger disk",
             )
         return needed
 
     def give_up(self) -> None:
-        """Leave no settings behind where there is no shard."""
+        """Remove the settings if there is no shard."""
         if not any(self.path.glob(SHARDS)):
             self.owned.clear()
 
@@ -141,7 +142,7 @@ class Folder:
             )
             return None
 
-    def read_whole(self, index: int) -> Shard:
+    def read_existing(self, index: int) -> Shard:
         """Read a shard that some process has written.
 
         Raises:
@@ -152,11 +153,11 @@ class Folder:
             return self._read(path, *self.bounds(index))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise OSError(
-                f"{path} cannot be read ({error}): all processes must see the same folder; what "
-                "is missing or damaged is done by calling again what wrote the others"
+                f"{path} cannot be read ({error}): give a folder that all processes share; to make "
+                "missing or damaged shards again, repeat the call that wrote the others"
             ) from error
 
-    def read_costs(self, index: int) -> dict[str, int]:
+    def read_counter(self, index: int) -> EvaluationCounter:
         """Evaluations that went into a shard, from the head of its file.
 
         Raises:
@@ -165,7 +166,7 @@ class Folder:
         path = self._file(index)
         try:
             with safe_open(path, framework="pt") as file:
-                return dict(json.loads(file.metadata()[METADATA])["costs"])
+                return _read_counter(json.loads(file.metadata()[METADATA])["costs"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise OSError(f"{path} cannot be read ({error}): make it again") from error
 
@@ -175,7 +176,9 @@ class Folder:
         Raises:
             OSError: If it cannot be written; the others are as they were.
         """
-        described = {"settings": self.digest, "first": index * self.chunk, "costs": shard.costs}
+        described = {
+            "settings": self.digest, "first": index * self.chunk, "costs": vars(shard.counter),
+        }  # fmt: skip
         signed = described | {"sha256": _checksum(shard.tensors, described)}
         # One entry: safetensors puts several in an order that changes from call to call.
         content = save(shard.tensors, {METADATA: json.dumps(signed, sort_keys=True)})
@@ -192,15 +195,15 @@ class Folder:
             raise ValueError("it was written with other settings")
         if any(len(value) != last - first for value in tensors.values()):
             raise ValueError("it has another number of samples")
-        return Shard(tensors, described["costs"])
+        return Shard(tensors, _read_counter(described["costs"]))
 
     def _check(self, settings: Settings, file: Path) -> None:
         try:
             found = dict(json.loads(file.read_text(encoding="utf-8")))
         except ValueError as error:
             raise ValueError(
-                f"{file} is damaged ({error}), so that nobody knows what the results beside it "
-                f"are: choose another folder, or delete {self.path}"
+                f"{file} is damaged ({error}), so that the settings of the results next to it are "
+                f"not known: choose another folder, or delete {self.path}"
             ) from error
         differing = list_differences(found, settings)
         if differing:
@@ -212,13 +215,13 @@ class Folder:
     def _write(self, name: str, content: bytes) -> None:
         path = self.path / name
         try:
-            write_whole(path, content)
+            atomic_write(path, content)
         except OSError as error:
             raise OSError(
                 error.errno,
                 f"cannot write {path} ({error.strerror or error}); the shards written before are "
-                "whole: make room or see to the permissions, and call again with the same folder "
-                "to go on",
+                "complete: make room or change the permissions, and call again with the same "
+                "folder to go on",
             ) from error
 
     def _file(self, index: int) -> Path:
@@ -227,6 +230,13 @@ class Folder:
 
 def _checksum(tensors: Mapping[str, Tensor], described: Mapping[str, object]) -> str:
     return hash_tensors(tensors, json.dumps(described, sort_keys=True))
+
+
+def _read_counter(costs: Mapping[str, int]) -> EvaluationCounter:
+    """The counts in the head of a shard; older ones have calls as ``nfe``, and of two ``vjps``."""
+    if "vjp_rows" in costs:
+        return EvaluationCounter(costs["nfe"], costs["rows"], costs["vjp_rows"])
+    return EvaluationCounter(**costs)
 
 
 def in_units(size: int) -> str:
@@ -245,8 +255,8 @@ def remove_shards(path: str | os.PathLike[str]) -> None:
 
     Raises:
         FileNotFoundError: If there are no settings.
-        FileExistsError: If no marker in it says that it is ours.
-        BlockingIOError: If somebody is at work in it.
+        FileExistsError: If no marker in it says that this library made it.
+        BlockingIOError: If another process is at work in it.
     """
     folder = own_shards(path)
     if not (folder.path / SETTINGS).is_file():

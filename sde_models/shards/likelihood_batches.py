@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.distributions import Transform
 
-from sde_models._utils.randomness import make_generator
+from sde_models._utils.conditions import Conditions
+from sde_models._utils.seeds import generator_at
+from sde_models.data.cell_densities import Dequantization
 from sde_models.likelihood.bits_per_dimension import bits_per_dim
 from sde_models.likelihood.log_densities import log_prob
+from sde_models.likelihood.settings import TraceOptions
 from sde_models.models.base import Model
+from sde_models.solvers import Solver
+from sde_models.solvers.options import StepOptions
 
 RESULTS = ("value", "stderr", "solver_error", "quadrature_error")
-"""Names of what is known of each sample."""
+"""Names of the results of each sample."""
+
+
+class EvaluateOptions(TraceOptions, StepOptions, total=False):
+    """Options of the functions that compute likelihoods, which document them."""
+
+    solver: str | Solver | None
+    dequantization: str | Dequantization
+    importance_samples: int
+    repeats: int
+    transform: Transform | None
+    data_range: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -26,26 +42,27 @@ class Batches:
         model: What gives the score.
         levels: Number of levels, or None for densities.
         seed: Seed of the evaluation.
-        arguments: Those of the verb.
+        options: Those of the function that computes it.
     """
 
     model: Model
     levels: int | None
     seed: int
-    arguments: dict[str, Any]
+    options: EvaluateOptions
 
-    def run(self, first: int, x: Tensor, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def run(self, first: int, x: Tensor, cond: Conditions) -> dict[str, Tensor]:
         """Results by name, each of shape ``(B,)``, of the samples from ``first`` on."""
-        generator = make_generator(self.seed, first)
+        generator = generator_at(self.seed, first)
         device = self.model.device
         x = x.to(device)
-        further: dict[str, Any] = {name: value.to(device) for name, value in cond.items()}
+        cond = cond.mapped(lambda value: value.to(device))
+        options: dict[str, Any] = {**self.options}
         if self.levels is None:
-            density = log_prob(self.model, x, generator=generator, **self.arguments, **further)
+            density = log_prob(self.model, x, cond=cond, generator=generator, **options)
             value, bits = density.value, 1.0
         else:
             images = bits_per_dim(
-                self.model, x, self.levels, generator=generator, **self.arguments, **further
+                self.model, x, self.levels, cond=cond, generator=generator, **options
             )
             value, density = images.per_image, images.log_prob
             bits = 1 / (x[0].numel() * math.log(2))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.lib import format as npy
 
-from sde_models._utils.atomic_files import open_whole
+from sde_models._utils.atomic_files import atomic_writer
 
 
 def write_npz(
@@ -20,7 +20,7 @@ def write_npz(
     The same arrays give the same bytes.
 
     Args:
-        path: The file; one that is there is replaced when the new one is whole.
+        path: The file; one that is there is replaced when the new one is complete.
         arrays: By name the pieces of an array in order, each of shape ``(B, ...)``.
         length: Sum of the B of each array.
 
@@ -34,7 +34,7 @@ def write_npz(
         ...     numpy.load(f"{folder}/a.npz")["x"].sum(axis=1)
         array([0., 0., 3.])
     """
-    with open_whole(path) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+    with atomic_writer(path) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
         for name, pieces in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 for index, piece in enumerate(pieces):

@@ -16,15 +16,15 @@ SHORTAGE = (
     "DefaultCPUAllocator",
     "_STATUS_ALLOC_FAILED",  # CUBLAS, CUDNN and CUSOLVER
 )
-"""What a RuntimeError says where memory ran out: an accelerator's, or torch's on the CPU."""
+"""Text in a RuntimeError when memory runs out, on an accelerator or on the CPU."""
 
 
 class FittingParts:
-    """Stretches of samples, worked on in parts that are halved where memory runs out.
+    """Ranges of samples, worked on in parts that are halved where memory runs out.
 
     Args:
         size: Samples in a part, to begin with.
-        relief: What needs less memory, told where a single sample does not fit.
+        relief: How to use less memory, for the error if a single sample does not fit.
 
     Attributes:
         size: Samples in a part as of now; it never grows.
@@ -77,7 +77,7 @@ class FittingParts:
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an error tells that memory ran out.
+    """Whether an error means that memory ran out.
 
     Example:
         >>> is_shortage(RuntimeError("CUDA error: out of memory"))

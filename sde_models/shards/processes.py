@@ -1,4 +1,4 @@
-"""The processes that share work on many samples; alone unless there are several."""
+"""The processes that share work on many samples, or a single one."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Processes:
     """This process among those that share the work.
 
     Args:
-        accelerator: What was set up by the caller. If None, one is made where the environment
-            tells of several processes, and none otherwise.
+        accelerator: That of the caller. If None, one is made where environment variables show
+            several processes, and none otherwise.
 
     Attributes:
         rank: Index of this process.
@@ -57,11 +57,11 @@ class Processes:
             self.accelerator.wait_for_everyone()
 
     def first(self, act: Callable[[], object]) -> None:
-        """Do something in the first process, while the others wait.
+        """Call a function in the first process, while the others wait.
 
         Raises:
-            Exception: What it raises there.
-            OSError: In the others, if it fails there.
+            Exception: That of the function, in the first process.
+            OSError: In the others, if it fails.
         """
         caught = None
         if self.rank == 0:
@@ -73,7 +73,7 @@ class Processes:
         if caught is not None:
             raise caught
         if failed:
-            raise OSError("the first process failed here: its own error says why")
+            raise OSError("the first process failed here: see its own error for the cause")
 
     def add_up(self, number: int) -> int:
         """Sum of a number over the processes."""
@@ -110,7 +110,7 @@ def unwrap(model: Any) -> Any:
 
 
 def make_accelerator() -> Accelerator:
-    """One that waits as long as the slowest process may take."""
+    """An accelerator that waits as long as the slowest process may take."""
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 

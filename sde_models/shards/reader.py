@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sde_models._utils.counting import Cost, EvaluationCounter
 from sde_models.shards.folder import SETTINGS, Folder
 from sde_models.shards.npz import write_npz
 
@@ -19,12 +20,12 @@ from sde_models.shards.npz import write_npz
 class Shards(Dataset[Tensor]):
     """Samples on disk, one shard in memory at a time.
 
-    A map-style dataset of the main tensor, so that it can be given wherever a dataset is taken.
+    A map-style dataset of the main tensor, which can be used wherever a dataset is expected.
 
     Args:
-        path: Folder that :func:`~sde_models.sample_to_folder` or one of its like has filled.
-        name: Which of its tensors to give as a dataset; the main one if None.
-        dtype: Floating dtype of the samples it gives as a dataset; their own if None.
+        path: Folder of :func:`~sde_models.sample_to_folder` or a similar function.
+        name: Name of the tensor that is the dataset; the main one if None.
+        dtype: Floating dtype of the samples of the dataset; their own if None.
         resumed: Samples that were found done when the folder was filled.
 
     Attributes:
@@ -34,7 +35,7 @@ class Shards(Dataset[Tensor]):
             likelihoods.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or nothing of this kind in it.
+        FileNotFoundError: If there is no such folder, or it holds no shards.
         ValueError: If its settings are damaged, or there is no tensor of that name.
         OSError: If a name is given, and the first shard is missing or damaged.
 
@@ -74,7 +75,7 @@ class Shards(Dataset[Tensor]):
         if name is not None and name not in self.read(0):
             raise ValueError(
                 f"the shards in {self.path} hold {', '.join(sorted(self.read(0)))}, and nothing "
-                f"named {name}"
+                f"named {name}: choose one of these"
             )
 
     def __len__(self) -> int:
@@ -82,7 +83,7 @@ class Shards(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
+            raise IndexError(f"index {index} is out of range for {len(self)} samples")
         shard, row = divmod(index % len(self), self._folder.chunk)
         sample = self.read(shard)[self.name][row]
         return sample if self.dtype is None else sample.to(self.dtype)
@@ -95,7 +96,7 @@ class Shards(Dataset[Tensor]):
         """
         if self._last is None or self._last[0] != shard:
             self._last = None  # so that two are never held
-            self._last = (shard, self._folder.read_whole(shard).tensors)
+            self._last = (shard, self._folder.read_existing(shard).tensors)
         return self._last[1]
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
@@ -107,20 +108,18 @@ class Shards(Dataset[Tensor]):
         for shard in range(len(self._folder)):
             yield self.read(shard)
 
-    def costs(self) -> dict[str, int]:
-        """Evaluations by name over all shards, whoever made them and when.
+    @property
+    def cost(self) -> Cost:
+        """The cost of the samples over all runs, read from the headers of the files.
 
         Raises:
             OSError: If a shard is missing or damaged.
         """
-        total: dict[str, int] = {}
-        for shard in range(len(self._folder)):
-            for name, count in self._folder.read_costs(shard).items():
-                total[name] = total.get(name, 0) + count
-        return total
+        counters = map(self._folder.read_counter, range(len(self._folder)))
+        return sum(counters, EvaluationCounter()).cost(len(self))
 
     def save_npz(self, path: str | os.PathLike[str]) -> None:
-        """Gather all shards into one ``.npz`` file, with one of them in memory at a time.
+        """Write all shards into one ``.npz`` file, with one of them in memory at a time.
 
         Args:
             path: The file; one that is there is replaced.

@@ -1,4 +1,4 @@
-"""A dataset, read in stretches when they are wanted."""
+"""A dataset that is read in ranges of samples when they are needed."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-Conditioning = Mapping[str, Tensor] | Callable[[Sequence[Any]], Mapping[str, Tensor]]
-"""Tensors of one entry for each sample, by name; or a function from the items of a stretch to such
-tensors for these items."""
+from sde_models._utils.conditions import Conditions, as_conditions
+
+Given = Mapping[str, Any] | Callable[[Sequence[Any]], Mapping[str, Any]]
+"""Conditions by name, or a function from the items of a range to their conditions."""
 
 Part = Callable[[int, int], dict[str, Tensor]]
 """Results by name, each of shape ``(B, ...)`` and on the CPU, of the samples from a first one up to
 a last one, that one excluded."""
 
-Work = Callable[[int, Tensor, Mapping[str, Tensor]], dict[str, Tensor]]
-"""The same of some data with their conditioning, given also the index of the first."""
+Work = Callable[[int, Tensor, Conditions], dict[str, Tensor]]
+"""The same of some data with their conditions, given also the index of the first."""
 
 
 class Source:
-    """A dataset and the conditioning of its samples.
+    """A dataset and the conditions of its samples.
 
     Args:
         dataset: Data of shape ``(B, *event)``, or a map-style dataset whose items are tensors of
             the shape of an event, or tuples or lists that begin with one.
-        cond: Conditioning of each sample.
+        cond: Conditions of the samples.
 
     Raises:
         TypeError: If the dataset has no length.
-        ValueError: If it is empty, or conditioning has not one entry for each sample.
+        ValueError: If it is empty, or conditions have another number of rows.
 
     Example:
         >>> source = Source(torch.randn(5, 2))
@@ -43,54 +44,49 @@ class Source:
         (5, torch.Size([2, 2]), {})
     """
 
-    def __init__(self, dataset: Tensor | Dataset[Any], cond: Conditioning | None = None) -> None:
+    def __init__(self, dataset: Tensor | Dataset[Any], cond: Given | None = None) -> None:
         if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
             raise TypeError(
                 "dataset must be a tensor or a map-style torch Dataset, with a length and items "
-                f"by index, got {type(dataset).__name__}: torch.utils.data.TensorDataset makes "
-                "one of tensors"
+                f"by index, got {type(dataset).__name__}: use torch.utils.data.TensorDataset for "
+                "tensors"
             )
         self.dataset: Any = dataset
         self.samples = len(dataset)
-        self.cond = cond
         if self.samples == 0:
-            raise ValueError("the dataset is empty: at least one sample is wanted")
-        if isinstance(cond, Mapping):
-            check_lengths(cond, self.samples)
+            raise ValueError("the dataset is empty: at least one sample is needed")
+        self.given = cond
+        self.cond = cond if callable(cond) else as_conditions(cond, self.samples)
 
     def __len__(self) -> int:
         return self.samples
 
-    def read(self, first: int, last: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Data and conditioning of the samples from ``first`` up to ``last``, that one excluded."""
+    def read(self, first: int, last: int) -> tuple[Tensor, Conditions]:
+        """Data and conditions of the samples from ``first`` up to ``last``, that one excluded."""
         if isinstance(self.dataset, Tensor):
             x = self.dataset[first:last].detach()
             items: Sequence[Any] = list(x.clone())
         else:
             items = [self.dataset[i] for i in range(first, last)]
             x = torch.stack([_data_of(item) for item in items])
-        if self.cond is None:
-            return x, {}
-        if isinstance(self.cond, Mapping):
-            return x, cut(self.cond, first, last)
-        cond = self.cond(items)
-        check_lengths(cond, last - first)
-        return x, cond
+        if isinstance(self.cond, Conditions):
+            return x, self.cond.take(slice(first, last))
+        return x, as_conditions(self.cond(items), last - first)
 
     def each(self, work: Work) -> Callable[[int, int], Part]:
-        """What reads a stretch once, and then works on any part of it.
+        """A function that reads a range once, and returns one that works on any part of it.
 
         Args:
             work: Called with the index of the first sample of the part, its data, and its
-                conditioning; returns results by name.
+                conditions; returns results by name.
         """
 
         def prepare(start: int, end: int) -> Part:
             x, cond = self.read(start, end)
 
             def part(first: int, last: int) -> dict[str, Tensor]:
-                stretch = (first - start, last - start)
-                return work(first, x[slice(*stretch)], cut(cond, *stretch))
+                rows = slice(first - start, last - start)
+                return work(first, x[rows], cond.take(rows))
 
             return part
 
@@ -130,23 +126,3 @@ def _data_of(item: Any) -> Tensor:
             "an item of the dataset must be a tensor, or a tuple or list that begins with one, got "
             f"{type(data).__name__}: turn it into a tensor in the dataset's transform"
         ) from error
-
-
-def cut(cond: Mapping[str, Tensor], first: int, last: int) -> dict[str, Tensor]:
-    """Conditioning of the samples from ``first`` up to ``last``, that one excluded."""
-    return {name: value[first:last] for name, value in cond.items()}
-
-
-def check_lengths(cond: Mapping[str, Tensor], wanted: int) -> None:
-    """Refuse conditioning without one entry for each sample.
-
-    Raises:
-        ValueError: With what was given.
-    """
-    for name, value in cond.items():
-        if not (isinstance(value, Tensor) and value.ndim and len(value) == wanted):
-            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"cond[{name!r}] must be a tensor of one entry for each of {wanted} samples, got "
-                f"{given}; what is the same for all samples is given as {name}= itself"
-            )

@@ -1,34 +1,36 @@
-"""Samples and latents by the million: the verbs, chunk by chunk into a folder of shards."""
+"""Many samples and latents, computed chunk by chunk into a folder of shards."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sde_models._utils.randomness import make_generator
+from sde_models._utils.conditions import Conditions, as_conditions
+from sde_models._utils.integers import check_integer
+from sde_models._utils.seeds import generator_at
 from sde_models.data.dequantization import DATA_RANGE, dequantize
 from sde_models.models.base import Model
 from sde_models.sampling.latents import decode, encode
-from sde_models.sampling.samples import sample
-from sde_models.shards.engine import Engine, Verb
+from sde_models.sampling.samples import SampleOptions, sample
+from sde_models.shards.engine import Engine, Task
 from sde_models.shards.fingerprints import describe, describe_range
 from sde_models.shards.reader import Shards
-from sde_models.shards.source import Conditioning, Source, check_lengths, cut
+from sde_models.shards.source import Given, Source
 from sde_models.solvers import Solver
-from sde_models.solvers.arguments import whole_number
+from sde_models.solvers.options import StepOptions
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-SAMPLING = Verb("sampling", "drawn")
-ENCODING = Verb("encoding", "encoded")
-DECODING = Verb("decoding", "decoded")
+SAMPLING = Task("sampling", "drawn")
+ENCODING = Task("encoding", "encoded")
+DECODING = Task("decoding", "decoded")
 
 
 def sample_to_folder(
@@ -36,15 +38,15 @@ def sample_to_folder(
     n: int,
     out: str | os.PathLike[str],
     *,
-    solver: str | Solver = "ode:dopri5",
+    solver: str | Solver = "rk-batch",
     event_shape: Sequence[int] | None = None,
     chunk: int = 4096,
     seed: int = 0,
-    cond: Mapping[str, Tensor] | None = None,
+    cond: Mapping[str, Any] | None = None,
     progress: bool = True,
     overwrite: bool = False,
     accelerator: Accelerator | None = None,
-    **arguments: Any,
+    **options: Unpack[SampleOptions],
 ) -> Shards:
     """Draw any number of samples, a shard at a time.
 
@@ -54,27 +56,26 @@ def sample_to_folder(
     Args:
         model: What gives the score.
         n: Number of samples.
-        out: Folder for the shards, seen by all processes.
+        out: Folder for the shards, which all processes can read.
         solver: As for :func:`~sde_models.sample`.
         event_shape: Shape of one sample; the model's own if None.
         chunk: Samples in one shard, and at most in one batch.
-        seed: What all random numbers follow from, together with the index of the first sample of
-            a batch: neither interruptions nor the number of processes change them.
-        cond: Conditioning that differs between samples: tensors by name, each of length ``n``.
+        seed: Fixes all random numbers, together with the index of the first sample of a batch:
+            neither interruptions nor the number of processes change them.
+        cond: Conditions by name, as for :func:`~sde_models.solve`, with ``n`` rows or shared.
         progress: Show a progress bar, in the main process.
         overwrite: Replace the shards that are there, once the first new one is made.
         accelerator: Of the ``accelerate`` package, to share the shards among its processes. If
-            None one is made where the environment tells of several processes.
-        **arguments: Those of :func:`~sde_models.sample` but for ``generator`` and ``path``, and
-            conditioning that is the same for all samples.
+            None one is made where environment variables show several processes.
+        **options: Those of :func:`~sde_models.sample`, except ``generator`` and ``path``.
 
     Returns:
         The shards. Each holds ``x``; with ``return_log_prob=True`` also ``log_prob`` and
         ``log_prob_error``, shape ``(B,)``.
 
     Raises:
-        ValueError: If the folder holds results of other settings, with what differs, if the model
-            does not tell the shape of a sample, and whatever :func:`~sde_models.sample` raises.
+        ValueError: If the folder holds results of other settings, with the differences, if the
+            shape of a sample is not known, and whatever :func:`~sde_models.sample` raises.
         TypeError: For a ``generator=`` or ``path=``.
         FileExistsError: If the folder is not empty, and was not made by one of these functions.
         BlockingIOError: If another process is at work in it.
@@ -92,25 +93,26 @@ def sample_to_folder(
         ...     [tuple(shard["x"].shape) for shard in drawn.batches()]
         [(4, 2), (4, 2), (2, 2)]
     """
-    arguments = {"solver": solver, **arguments}
+    arguments: dict[str, Any] = {"solver": solver, **options}
     engine = Engine(
         SAMPLING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
     )
-    samples = whole_number("n", n) or 1
+    samples = check_integer("n", n)
     shape = engine.model.event_shape if event_shape is None else tuple(event_shape)
     if shape is None:
         raise ValueError(
-            "the model does not tell the shape of a sample: give event_shape=, such as (2,) for "
-            "points in the plane"
+            "this model takes any event shape: give event_shape=, such as (2,) for points in the "
+            "plane"
         )
-    check_lengths(cond or {}, samples)
-    settings = {"verb": "sample", "name": "x", "sample": str(shape), "cond": describe(cond)}
+    given = as_conditions(cond, samples)
+    settings = {"verb": "sample", "name": "x", "sample": str(shape), "cond": describe(cond or None)}
 
     def draw(first: int, last: int) -> dict[str, Tensor]:
+        own = _place(given.take(slice(first, last)), engine.model)
+        generator = generator_at(engine.seed, first)
         drawn = sample(
-            engine.model, (last - first, *shape), generator=make_generator(seed, first),
-            **arguments, **_place(cut(cond or {}, first, last), engine.model),
-        )  # fmt: skip
+            engine.model, (last - first, *shape), cond=own, generator=generator, **arguments
+        )
         found = {} if (density := drawn.log_prob) is None else {
             "log_prob": density.value, "log_prob_error": density.error
         }  # fmt: skip
@@ -129,15 +131,15 @@ def encode_to_folder(
     dataset: Tensor | Dataset[Any],
     out: str | os.PathLike[str],
     *,
-    solver: str | Solver = "ode:dopri5",
+    solver: str | Solver = "rk-batch",
     levels: int | None = None,
     chunk: int = 1024,
     seed: int = 0,
-    cond: Conditioning | None = None,
+    cond: Given | None = None,
     progress: bool = True,
     overwrite: bool = False,
     accelerator: Accelerator | None = None,
-    **arguments: Any,
+    **options: Unpack[StepOptions],
 ) -> Shards:
     """Carry every sample of a dataset to its latent, a shard at a time, as :func:`encode` does.
 
@@ -145,18 +147,17 @@ def encode_to_folder(
         model: What gives the score.
         dataset: Data, shape ``(B, *event)``, or a map-style dataset, as for
             :func:`~sde_models.evaluate`; :class:`Shards` are one.
-        out: Folder for the shards, seen by all processes.
+        out: Folder for the shards, which all processes can read.
         solver: An ODE solver in :func:`~sde_models.list_solvers`.
         levels: Number of levels of integer images, which are dequantised to ``model.data_range``
             first, or -1 and 1 if that is None; None for floating data.
         chunk: Samples in one shard, and at most in one batch.
-        seed: What the dequantisation follows from.
-        cond: Conditioning that differs between samples, as for :func:`~sde_models.evaluate`.
+        seed: Fixes the noise of the dequantisation.
+        cond: Conditions of the samples, as for :func:`~sde_models.evaluate`.
         progress: Show a progress bar, in the main process.
         overwrite: As for :func:`sample_to_folder`.
         accelerator: As for :func:`sample_to_folder`.
-        **arguments: Those of :func:`~sde_models.encode` but for ``path``, and conditioning that is
-            the same for all samples.
+        **options: Those of :func:`~sde_models.encode`, except ``path``.
 
     Returns:
         The shards. Each holds ``z``.
@@ -175,20 +176,21 @@ def encode_to_folder(
     """
     source = Source(dataset, cond)
     source.check_elsewhere(out)
-    arguments = {"solver": solver, **arguments}
+    arguments: dict[str, Any] = {"solver": solver, **options}
     engine = Engine(
         ENCODING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
     )
+    levels = None if levels is None else check_integer("levels", levels, least=2)
     dtype = torch.promote_types(engine.model.dtype, torch.float32)
     data_range = engine.model.data_range or DATA_RANGE
 
-    def work(first: int, x: Tensor, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def work(first: int, x: Tensor, cond: Conditions) -> dict[str, Tensor]:
         if levels is not None:
             x = dequantize(
-                x, levels, data_range=data_range, generator=make_generator(seed, first), dtype=dtype
+                x, levels, data_range=data_range, generator=generator_at(seed, first), dtype=dtype
             )
         x = x.to(engine.model.device)
-        return {"z": _keep(encode(engine.model, x, **arguments, **_place(cond, engine.model)).z)}
+        return {"z": _keep(encode(engine.model, x, cond=_place(cond, engine.model), **arguments).z)}
 
     settings = {"verb": "encode", "name": "z", "levels": levels, **_about(source)}
     if levels is not None:
@@ -205,13 +207,13 @@ def decode_to_folder(
     latents: Tensor | Dataset[Any],
     out: str | os.PathLike[str],
     *,
-    solver: str | Solver = "ode:dopri5",
+    solver: str | Solver = "rk-batch",
     chunk: int = 1024,
-    cond: Conditioning | None = None,
+    cond: Given | None = None,
     progress: bool = True,
     overwrite: bool = False,
     accelerator: Accelerator | None = None,
-    **arguments: Any,
+    **options: Unpack[StepOptions],
 ) -> Shards:
     """Carry every latent back to data, a shard at a time, as :func:`decode` does.
 
@@ -219,15 +221,14 @@ def decode_to_folder(
         model: What gives the score.
         latents: Latents, shape ``(B, *event)``, or a map-style dataset of them, such as the
             :class:`Shards` that :func:`encode_to_folder` returns.
-        out: Folder for the shards, seen by all processes.
+        out: Folder for the shards, which all processes can read.
         solver: An ODE solver in :func:`~sde_models.list_solvers`.
         chunk: Samples in one shard, and at most in one batch.
-        cond: Conditioning that differs between samples, as for :func:`~sde_models.evaluate`.
+        cond: Conditions of the samples, as for :func:`~sde_models.evaluate`.
         progress: Show a progress bar, in the main process.
         overwrite: As for :func:`sample_to_folder`.
         accelerator: As for :func:`sample_to_folder`.
-        **arguments: Those of :func:`~sde_models.decode` but for ``path``, and conditioning that is
-            the same for all samples.
+        **options: Those of :func:`~sde_models.decode`, except ``path``.
 
     Returns:
         The shards. Each holds ``x``.
@@ -237,14 +238,14 @@ def decode_to_folder(
     """
     source = Source(latents, cond)
     source.check_elsewhere(out)
-    arguments = {"solver": solver, **arguments}
+    arguments: dict[str, Any] = {"solver": solver, **options}
     engine = Engine(
         DECODING, model, chunk=chunk, seed=0, accelerator=accelerator, arguments=arguments
     )
 
-    def work(first: int, z: Tensor, cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def work(first: int, z: Tensor, cond: Conditions) -> dict[str, Tensor]:
         z = z.to(engine.model.device)
-        return {"x": _keep(decode(engine.model, z, **arguments, **_place(cond, engine.model)).x)}
+        return {"x": _keep(decode(engine.model, z, cond=_place(cond, engine.model), **arguments).x)}
 
     settings = {"verb": "decode", "name": "x", **_about(source)}
     _, resumed = engine.run(
@@ -255,13 +256,13 @@ def decode_to_folder(
 
 
 def _about(source: Source) -> dict[str, str]:
-    return {"sample": source.describe_sample(), "cond": describe(source.cond)}
+    return {"sample": source.describe_sample(), "cond": describe(source.given or None)}
 
 
 def _keep(value: Tensor) -> Tensor:
-    """What is written: contiguous, on the CPU."""
+    """A tensor as it is written: contiguous, on the CPU."""
     return value.detach().cpu().contiguous()
 
 
-def _place(cond: Mapping[str, Tensor], model: Model) -> dict[str, Any]:
-    return {name: value.to(model.device) for name, value in cond.items()}
+def _place(cond: Conditions, model: Model) -> Conditions:
+    return cond.mapped(lambda value: value.to(model.device))

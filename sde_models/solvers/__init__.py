@@ -3,8 +3,8 @@
 from sde_models.solvers.base import Solver
 from sde_models.solvers.problem import Problem
 from sde_models.solvers.recording import Solution, Step
+from sde_models.solvers.registry import SolverTable, list_solvers, make_solver
 from sde_models.solvers.solving import solve
-from sde_models.solvers.table import SolverTable, list_solvers, make_solver
 
 __all__ = [
     "Problem",

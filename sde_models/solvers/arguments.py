@@ -1,15 +1,15 @@
-"""What solve refuses before it starts, each with what was given and what is wanted."""
+"""Checks of the arguments of solve, made before it starts."""
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
 
+from sde_models._utils.conditions import find_tensors
 from sde_models._utils.streams import Source, as_source
 from sde_models.sdes.grids import Grid, check_monotone, rounding_of
 from sde_models.sdes.system import System
@@ -34,15 +34,15 @@ def check_span(system: System, t_span: tuple[float, float], method: Solver) -> t
             )
     direction = 1 if t1 > t0 else -1
     if direction not in system.directions:
-        way = "down, from noise to data" if direction > 0 else "up, from data to noise"
+        runs = "down, from noise to data" if direction > 0 else "up, from data to noise"
         raise ValueError(
-            f"{type(system).__name__} runs {way}, so t_span ({t0:g}, {t1:g}) is the wrong way "
-            f"round: use ({t1:g}, {t0:g}), or ProbabilityFlow, which runs both ways"
+            f"{type(system).__name__} runs {runs}, so t_span ({t0:g}, {t1:g}) has the wrong "
+            f"direction: use ({t1:g}, {t0:g}), or ProbabilityFlow, which runs in both"
         )
     if direction not in method.directions:
         raise ValueError(
-            f"solver {method.name!r} runs down, from noise to data, so t_span ({t0:g}, {t1:g}) is "
-            "the wrong way round for it: use a deterministic one such as 'ode:dopri5'"
+            f"solver {method.name!r} runs down, from noise to data, so t_span ({t0:g}, {t1:g}) has "
+            "the wrong direction for it: use a deterministic one such as 'ode:dopri5'"
         )
     return min(max(t0, low), high), min(max(t1, low), high)
 
@@ -72,7 +72,7 @@ def check_arguments(
 
 
 def check_noise_source(method: Solver, system: System, generator: Source, count: int) -> Source:
-    """Return the source of a solve's noise; refuse one that nothing would be drawn from."""
+    """Return the source of a solve's noise; refuse one that would not be used."""
     if generator is not None and not method.draws_noise(system):
         raise ValueError(
             f"solver {method.name!r} cannot use generator=; it is deterministic here: leave it out"
@@ -88,23 +88,10 @@ def check_callback(callback: Any) -> None:
         )
 
 
-def whole_number(name: str, count: Any) -> int | None:
-    """Return a count of 1 or more as an int, NumPy's included; None stays None."""
-    if count is None:
-        return None
-    try:
-        number = None if isinstance(count, bool) else operator.index(count)
-    except TypeError:
-        number = None
-    if number is None or number < 1:
-        raise ValueError(f"{name} must be a whole number of 1 or more, got {count!r}")
-    return number
-
-
 def check_adjoint(
     method: Solver, gradient: str | None, path: bool | Tensor | Sequence[float], system: System
 ) -> None:
-    """Refuse what the adjoint equation would leave without a gradient, silently."""
+    """Refuse inputs to which the adjoint equation would silently give no gradient."""
     if gradient != "adjoint":
         return
     if path is True or (path is not False and not method.adaptive):
@@ -112,10 +99,10 @@ def check_adjoint(
             "gradient='adjoint' carries no gradient to the states of path=: use "
             "gradient='direct', or path= times with an adaptive solver"
         )
-    for name, value in system.cond.items():
-        if isinstance(value, Tensor) and value.requires_grad:
+    for name, value in find_tensors(system.cond).items():
+        if value.requires_grad:
             raise ValueError(
-                f"gradient='adjoint' carries no gradient to the conditioning {name}=: use "
+                f"gradient='adjoint' carries no gradient to the condition {name!r}: use "
                 f"gradient='direct', or {name}.detach()"
             )
 
@@ -134,13 +121,13 @@ def check_precision(method: Solver, x: Tensor, rtol: float | None) -> None:
 
 
 def check_gradient(method: Solver, gradient: str | None, x: Tensor, system: System) -> bool:
-    """Say whether a graph is wanted; refuse a solver that has none to give."""
+    """Return whether a graph is needed; refuse a solver that cannot give one."""
     if gradient not in (None, "direct", "adjoint"):
         raise ValueError(f"gradient must be None, 'direct' or 'adjoint', got {gradient!r}")
-    inputs = [x, *(v for v in system.cond.values() if isinstance(v, Tensor))]
+    inputs = [x, *find_tensors(system.cond).values()]
     asked = any(v.requires_grad for v in inputs) and torch.is_grad_enabled()
-    wanted = gradient is not None or asked
-    if wanted and not method.differentiable:
+    needed = gradient is not None or asked
+    if needed and not method.differentiable:
         raise ValueError(
             f"solver {method.name!r} cannot be differentiated, since SciPy works outside of "
             "autograd: use an 'ode:' solver, or x.detach()"
@@ -149,7 +136,7 @@ def check_gradient(method: Solver, gradient: str | None, x: Tensor, system: Syst
         raise ValueError(
             f"solver {method.name!r} has no adjoint: use gradient='direct' or an 'ode:' solver"
         )
-    return wanted
+    return needed
 
 
 def save_times(path: bool | Tensor | Sequence[float], span: tuple[float, float]) -> Tensor | None:
@@ -171,7 +158,7 @@ def save_times(path: bool | Tensor | Sequence[float], span: tuple[float, float])
     if len(times) > 1:
         start, end = float(times[0]), float(times[-1])
         if (end - start) * (span[1] - span[0]) <= 0:
-            raise ValueError(f"path must run the way of the span, from {span[0]:g} to {span[1]:g}")
+            raise ValueError(f"path must run as the span does, from {span[0]:g} to {span[1]:g}")
         check_monotone(times, start, end, "path")
     return times
 
@@ -182,7 +169,7 @@ def _means_the_end(times: Tensor, end: float, beyond: Tensor, length: float) -> 
     Args:
         times: Times in float64.
         end: The end.
-        beyond: Which times lie beyond it, where there is nothing else to be meant.
+        beyond: Which times lie beyond it, where only the end can be meant.
         length: Length of the span.
     """
     away = (times - end).abs()

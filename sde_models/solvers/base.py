@@ -1,4 +1,4 @@
-"""Base class of solvers: what a solver says of itself, and what it refuses."""
+"""Base class of solvers: what a solver declares, and which systems it refuses."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 
 from sde_models._utils.errors import nearest_names
+from sde_models._utils.integers import check_integer
 from sde_models.sdes.system import System
+from sde_models.solvers.options import SolveOptions, StepOptions
 from sde_models.solvers.problem import Problem
 
 DEFAULT_TOLERANCE = 1e-5
-"""Relative and absolute tolerance of adaptive solvers that are told none."""
+"""Relative and absolute tolerance of adaptive solvers if none is given."""
 
 
 class Solver(ABC):
-    """A way to integrate a system. Subclasses declare what they are as attributes.
+    """A method that integrates a system. Subclasses declare its properties as attributes.
 
     Attributes:
         name: What users write in ``solver=``.
@@ -35,14 +37,16 @@ class Solver(ABC):
         equal_steps: Whether its formula holds for equal steps in t only.
         state_dependent_noise: Whether it converges to the Ito solution when the noise depends on
             the state.
-        in_noise_units: Whether its errors are kept small in units of the noise, as densities want.
+        in_noise_units: Whether its errors are kept small in units of the noise, which densities
+            need.
         differentiable: Whether gradients flow through it.
-        adjoint: Whether gradients can be had by the adjoint equation.
-        default_steps: Steps that are taken if none are asked for.
-        default_grid: Grid that is used if none is asked for; None for that of the SDE.
-        default_rtol: Relative tolerance of an adaptive solver that is told none.
+        adjoint: Whether it has gradients by the adjoint equation.
+        default_steps: Number of steps if none is given.
+        default_grid: Grid if none is given; None for that of the SDE.
+        default_rtol: Relative tolerance of an adaptive solver if none is given.
         default_atol: Absolute tolerance likewise.
         option_names: Options that :func:`~sde_models.make_solver` takes.
+        integer_options: Those that are integers of 1 or more.
         may_be_zero: Options for which 0 has a meaning.
     """
 
@@ -64,6 +68,7 @@ class Solver(ABC):
     default_rtol: ClassVar[float] = DEFAULT_TOLERANCE
     default_atol: ClassVar[float] = DEFAULT_TOLERANCE
     option_names: ClassVar[tuple[str, ...]] = ()
+    integer_options: ClassVar[tuple[str, ...]] = ()
     may_be_zero: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **options: Any) -> None:
@@ -74,6 +79,9 @@ class Solver(ABC):
                     f"solver {self.name!r} has no option {key!r}; "
                     + (nearest_names(key, known) if known else "it takes none")
                 )
+        for key in self.integer_options:
+            if options.get(key) is not None:
+                options[key] = check_integer(key, options[key])
         for key, value in options.items():
             if isinstance(value, bool) or not isinstance(value, float | int):
                 continue
@@ -98,13 +106,13 @@ class Solver(ABC):
 
     @abstractmethod
     def integrate(self, problem: Problem) -> Tensor:
-        """Carry ``problem.x`` to the last of ``problem.times``, telling the recorder."""
+        """Carry ``problem.x`` to the last of ``problem.times``, and report to the recorder."""
 
     def check_system(self, system: System) -> None:
         """Refuse a system that this solver cannot integrate.
 
         Raises:
-            ValueError: Saying why and what to use instead.
+            ValueError: With the reason and what to use instead.
         """
         kind = type(system).__name__
         if not self.deterministic and not system.stochastic:
@@ -120,9 +128,9 @@ class Solver(ABC):
         if self.diffusion_only and not system.denoises:
             general = "'euler-maruyama'" if system.stochastic else "'ode:dopri5'"
             raise ValueError(
-                f"solver {self.name!r} is made for the ProbabilityFlow or ReverseSDE of a model on "
-                f"a GaussianSDE, whose alpha and sigma it needs, and {kind} is none: use one that "
-                f"takes any equation, such as {general}"
+                f"solver {self.name!r} needs alpha and sigma, and takes the ProbabilityFlow or "
+                f"ReverseSDE of a model on a GaussianSDE; got {kind}: use one that takes any "
+                f"equation, such as {general}"
             )
         if system.state_dependent_noise and not self.state_dependent_noise:
             raise ValueError(
@@ -131,26 +139,19 @@ class Solver(ABC):
                 "'sde:euler', 'sde:milstein' or 'sde:srk'"
             )
 
-    def coarser(
-        self,
-        *,
-        steps: int | None,
-        rtol: float | None,
-        atol: float | None,
-        grid: Any,
-        max_steps: int | None,
-    ) -> dict[str, Any] | None:
-        """Arguments of the same solve at ten times the tolerance, or on every other node.
+    def coarser(self, options: StepOptions) -> SolveOptions | None:
+        """Options of the same solve at ten times the tolerance, or on every other node.
 
-        The difference of the two answers estimates the error of the coarser one. None where
-        there is no coarser solve, since it has a single step.
+        The difference of the two results estimates the error of the coarser one. None for a single
+        step, where there is no coarser solve.
         """
         if self.adaptive:
             return {
-                "rtol": 10 * (rtol or self.default_rtol),
-                "atol": 10 * (atol or self.default_atol),
-                "max_steps": max_steps,
+                "rtol": 10 * (options.get("rtol") or self.default_rtol),
+                "atol": 10 * (options.get("atol") or self.default_atol),
+                "max_steps": options.get("max_steps"),
             }
+        grid, steps = options.get("grid"), options.get("steps")
         if grid is None or isinstance(grid, str) or callable(grid):
             steps = self.default_steps if steps is None else steps
             return {"steps": steps // 2, "grid": grid} if steps > 1 else None

@@ -28,7 +28,7 @@ from sde_models.sdes.system import System
 
 @dataclass(frozen=True)
 class Rates:
-    r"""How model time and scale change with the clock, each in the shape of the times asked for.
+    r"""How model time and scale change with the clock, each in the shape of the times given.
 
     Attributes:
         pace: :math:`dt / d\tau`.
@@ -55,8 +55,8 @@ class Rates:
 class Clock(ABC):
     """A strictly monotone function of model time; all tensors are in double precision.
 
-    It carries no graph, also where alpha and sigma are learned: steps are given, and what is
-    differentiated is the drift.
+    It carries no graph, also where alpha and sigma are learned: only the drift is differentiated,
+    with the steps held fixed.
     """
 
     @abstractmethod
@@ -69,7 +69,7 @@ class Clock(ABC):
 
     @abstractmethod
     def rates(self, t: Tensor) -> Rates:
-        """What the equation is multiplied by at model times ``t``."""
+        """The factors of the equation at model times ``t``."""
 
 
 class ModelTime(Clock):
@@ -87,11 +87,11 @@ class ModelTime(Clock):
 
 
 class GaussianClock(Clock):
-    """A clock read off alpha and sigma.
+    """A clock computed from alpha and sigma.
 
     Args:
-        system: The equation; the state is rescaled where it is that of a model, and left as it is
-            where it may hold more than a noised sample.
+        system: The equation. The state is rescaled only for the system of a model; that of another
+            system may hold more than a noised sample.
     """
 
     def __init__(self, system: System) -> None:
@@ -163,7 +163,7 @@ CLOCKS = (*GAUSSIAN_CLOCKS, "t")
 
 
 def has_gaussian_clock(system: System) -> bool:
-    """Whether alpha and sigma are known to read a clock off."""
+    """Whether alpha and sigma are known, from which a clock is computed."""
     return system.sde is not None and bool(system.sde.gaussian)
 
 

@@ -1,8 +1,8 @@
-"""What a solver is handed: the equation, the nodes, the tolerances, and a recorder."""
+"""The problem that a solver integrates: equation, nodes, tolerances, and a recorder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_models._utils.counting import Evaluations
 from sde_models._utils.errors import NonFiniteError
 from sde_models._utils.randomness import standard_normal_like
-from sde_models._utils.shapes import adds_up, describe_rows, non_finite_rows
+from sde_models._utils.shapes import describe_rows, has_finite_sum, non_finite_rows
 from sde_models._utils.split_batches import draw_rows
 from sde_models._utils.streams import Source
 from sde_models.sdes.system import AtNode, AtNodes, System
@@ -47,7 +46,7 @@ class Problem:
     drift: GuardedDrift = field(init=False)
 
     def __post_init__(self) -> None:
-        self.drift = GuardedDrift(self.system, self.recorder.cost)
+        self.drift = GuardedDrift(self.system, self.recorder)
 
     @property
     def direction(self) -> int:
@@ -57,7 +56,7 @@ class Problem:
     def at_nodes(self, times: Tensor | None = None) -> GuardedNodes:
         """The equation at the nodes of the solve, or at other times known beforehand."""
         times = self.times if times is None else times
-        return GuardedNodes(self.system.at_nodes(times, self.x), times, self.recorder.cost)
+        return GuardedNodes(self.system.at_nodes(times, self.x), times, self.recorder)
 
     def scales(self, times: Tensor | None = None) -> Scales:
         """Alpha, sigma and log-SNR at the nodes of the solve, or at other times."""
@@ -71,7 +70,7 @@ class Problem:
         return draw_rows(standard_normal_like, like, self.generator)
 
     def worst_error(self, error: Tensor) -> Tensor:
-        """The largest of the samples' errors; what step control looks at."""
+        """The largest of the samples' errors, which step control uses."""
         return self.system.error_norm(error.reshape(self.x.shape)).max()
 
     def noise_scale(self, t: Tensor, x: Tensor) -> Tensor:
@@ -94,24 +93,24 @@ class Problem:
         if scale.ndim and not fits:
             raise ValueError(
                 f"the noise scale of {type(self.system).__name__} has shape {tuple(scale.shape)} "
-                f"for a state of shape {tuple(x.shape)}; wanted a number or that many dimensions, "
-                "each of equal size or 1"
+                f"for a state of shape {tuple(x.shape)}; expected a number or that many "
+                "dimensions, each of equal size or 1"
             )
         return scale
 
     def check_finite(self, x: Tensor) -> None:
-        """Refuse an answer that is NaN or infinite though every drift was finite.
+        """Refuse a result that is NaN or infinite though every drift was finite.
 
         Raises:
             NonFiniteError: With the rows.
         """
         rows = non_finite_rows(x)
         if rows:
-            nfe, t = self.recorder.cost.nfe, float(self.times[-1])
+            cost, t = self.recorder.cost, float(self.times[-1])
             raise NonFiniteError(
-                f"the solve ended at t={t:.6g} after {nfe} evaluations with NaN or infinite "
+                f"the solve ended at t={t:.6g} after {cost} with NaN or infinite "
                 f"values in {describe_rows(rows)}: take more steps, or look at the noise scale",
-                t=t, x=x.detach(), nfe=nfe, rows=rows,
+                t=t, x=x.detach(), nfe=cost.nfe, rows=rows,
             )  # fmt: skip
 
     @contextmanager
@@ -119,7 +118,7 @@ class Problem:
         """Keep the first state, and close the progress bar whatever happens."""
         start = float(self.times[0])
         try:
-            if self.recorder.wants(start):
+            if self.recorder.keeps(start):
                 self.recorder.save(start, self.x)
             yield self.recorder
             self.recorder.complete()
@@ -129,17 +128,17 @@ class Problem:
 
 
 class GuardedDrift(nn.Module):
-    """The drift, watched: a NaN ends the solve where it appears, with its time and rows.
+    """The drift with a check: a NaN ends the solve where it appears, with its time and rows.
 
-    A user's system shares no tensor with the solver: what it is given and returns is copied.
+    A user's system shares no tensor with the solver: its inputs and outputs are copied.
 
     A module, so that the adjoint finds the parameters.
     """
 
-    def __init__(self, system: System, cost: Evaluations) -> None:
+    def __init__(self, system: System, recorder: Recorder) -> None:
         super().__init__()
         self.system = system
-        self._cost = cost
+        self._recorder = recorder
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """Evaluate the drift at model time ``t``.
@@ -152,13 +151,12 @@ class GuardedDrift(nn.Module):
         t = t.clamp(self.system.t_min, self.system.t_max)
         drift = self.system.drift(t.clone(), x.clone())
         check_drift(self.system, drift, x)
-        if not adds_up(drift):
-            refuse_non_finite("drift", float(t.detach().reshape(-1)[0]), x, drift, self._cost)
+        if not has_finite_sum(drift):
+            refuse_non_finite("drift", float(t.detach().reshape(-1)[0]), x, drift, self._recorder)
         return drift.clone()
 
     def release(self) -> None:
-        """Let go of the solver's callbacks, which hold the problem, so that nothing waits for
-        the garbage collector."""
+        """Drop the solver's callbacks, which hold the problem, so that memory is freed at once."""
         for name in ("callback_step", "callback_accept_step", "callback_reject_step"):
             self.__dict__.pop(name, None)
 
@@ -167,7 +165,7 @@ class GuardedDrift(nn.Module):
 class Scales:
     """Alpha, sigma and log-SNR at the nodes, in double precision, shape ``(K,)`` each.
 
-    Beside them the standard deviation of a coordinate of the data.
+    ``data_std`` is the standard deviation of a coordinate of the data.
     """
 
     alpha: Tensor
@@ -177,20 +175,24 @@ class Scales:
 
 
 class GuardedNodes:
-    """The equation at the nodes, watched: a NaN ends the solve where it appears.
+    """The equation at the nodes with a check: a NaN ends the solve where it appears.
 
     Args:
         nodes: The equation at the nodes.
         times: Their times.
-        cost: Counter of the solve.
+        recorder: That of the solve, which has its cost.
     """
 
-    def __init__(self, nodes: AtNodes, times: Tensor, cost: Evaluations) -> None:
+    def __init__(self, nodes: AtNodes, times: Tensor, recorder: Recorder) -> None:
         self._nodes = nodes
         self._times = times.tolist()
-        self._cost = cost
+        self._recorder = recorder
         self.steps: list[float] = times.diff().tolist()
-        self.noise_scale = nodes.noise_scale
+
+    @property
+    def noise_scale(self) -> Callable[[int, Tensor], Any]:
+        """The noise scale, as a function of a node and a state."""
+        return self._nodes.noise_scale
 
     def drift(self, k: int, x: Tensor) -> Tensor:
         """The drift at node ``k``.
@@ -201,8 +203,8 @@ class GuardedNodes:
         """
         drift = self._nodes.drift(k, x)
         check_drift(self._nodes.system, drift, x)
-        if not adds_up(drift):
-            refuse_non_finite("drift", self._times[k], x, drift, self._cost)
+        if not has_finite_sum(drift):
+            refuse_non_finite("drift", self._times[k], x, drift, self._recorder)
         return drift.clone()
 
     def denoise(self, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,9 +213,9 @@ class GuardedNodes:
         Raises:
             NonFiniteError: If any entry is NaN or infinite.
         """
-        x0, eps = self._nodes.denoise(k, x)
-        if not adds_up(x0):
-            refuse_non_finite("estimate of x0", self._times[k], x, x0, self._cost)
+        x0, eps = self._nodes.model.denoise(k, x)
+        if not has_finite_sum(x0):
+            refuse_non_finite("estimate of x0", self._times[k], x, x0, self._recorder)
         return x0, eps
 
     def x0(self, k: int, x: Tensor) -> Tensor:
@@ -222,9 +224,9 @@ class GuardedNodes:
         Raises:
             NonFiniteError: If any entry is NaN or infinite.
         """
-        x0 = self._nodes.x0(k, x)
-        if not adds_up(x0):
-            refuse_non_finite("estimate of x0", self._times[k], x, x0, self._cost)
+        x0 = self._nodes.model.x0(k, x)
+        if not has_finite_sum(x0):
+            refuse_non_finite("estimate of x0", self._times[k], x, x0, self._recorder)
         return x0
 
     def weighted(self, of_x0: Tensor, of_eps: Tensor) -> AtNode:
@@ -232,12 +234,12 @@ class GuardedNodes:
 
         It raises :class:`~sde_models.NonFiniteError` if any entry is NaN or infinite.
         """
-        estimate = self._nodes.weighted(of_x0, of_eps)
+        estimate = self._nodes.model.weighted(of_x0, of_eps)
 
         def guarded(k: int, x: Tensor) -> Tensor:
             value = estimate(k, x)
-            if not adds_up(value):
-                refuse_non_finite("estimate", self._times[k], x, value, self._cost)
+            if not has_finite_sum(value):
+                refuse_non_finite("estimate", self._times[k], x, value, self._recorder)
             return value
 
         return guarded
@@ -257,8 +259,8 @@ def check_drift(system: System, drift: Any, x: Tensor) -> None:
         )
 
 
-def refuse_non_finite(what: str, t: float, x: Tensor, values: Tensor, cost: Evaluations) -> None:
-    """End a solve whose network has answered NaN or infinity; a sum that overflowed may pass.
+def refuse_non_finite(what: str, t: float, x: Tensor, values: Tensor, recorder: Recorder) -> None:
+    """End a solve whose network has returned NaN or infinity; a sum that overflowed may pass.
 
     Raises:
         NonFiniteError: With time, evaluations and rows.
@@ -274,7 +276,7 @@ def refuse_non_finite(what: str, t: float, x: Tensor, values: Tensor, cost: Eval
         else "the state there was finite: look at the network, its weights and its input"
     )
     raise NonFiniteError(
-        f"NaN or infinite {what} at t={t:.6g} after {cost.nfe} evaluations, in "
+        f"NaN or infinite {what} at t={t:.6g} after {recorder.cost}, in "
         f"{describe_rows(rows)}; {cause}",
-        t=t, x=x.detach(), nfe=cost.nfe, rows=rows,
+        t=t, x=x.detach(), nfe=recorder.cost.nfe, rows=rows,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""How far a solve has come, as a share of its work."""
+"""The progress bar of a solve."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_models._utils.counting import Cost
 from sde_models._utils.progress_bars import open_bar
 from sde_models.sdes.system import System
 from sde_models.solvers.clocks import has_gaussian_clock
 
 
 class SolveProgress:
-    """A bar that moves as the work does.
+    """A bar that shows the share of the work that is done.
 
     Each fixed step counts the same, whatever the grid. Adaptive steps are spread nearly evenly over
     the log-SNR, which is the measure where there is one; elsewhere it is t.
@@ -37,10 +38,10 @@ class SolveProgress:
             total=100.0, unit="%", bar_format="solve {percentage:3.0f}%|{bar}|{postfix}"
         )
 
-    def reach(self, t: float, nfe: int) -> None:
+    def reach(self, t: float, cost: Cost) -> None:
         """Move to time ``t``, that of the least advanced sample where each has its own."""
         at = self._sign * self._read(torch.tensor([t], dtype=torch.float64).clamp(*self._range))
-        self._bar.set_postfix_str(f"t={t:.3g}, {nfe} evaluations", refresh=False)
+        self._bar.set_postfix_str(f"t={t:.3g}, {cost}", refresh=False)
         share = float(np.interp(at, self._nodes, self._shares)[0])
         self._bar.update(max(0.0, share - self._bar.n))
 

@@ -1,4 +1,4 @@
-"""What is noted while a solve runs, and what it gives back."""
+"""The record of a solve: its steps, its saved states, and the solution."""
 
 from __future__ import annotations
 
@@ -8,55 +8,52 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_models._utils.conditioning import copied
-from sde_models._utils.counting import Evaluations
+from sde_models._utils.conditions import copied
+from sde_models._utils.counting import Cost, EvaluationCounter, HasCost
 from sde_models._utils.errors import StepLimitError
 from sde_models.solvers.progress import SolveProgress
 
 
 @dataclass(frozen=True)
-class Solution:
-    """What a solve gives back. Its tensors are copies, which share no memory with one another.
+class Solution(HasCost):
+    """Result of a solve. Its tensors are copies, which share no memory with one another.
 
     Attributes:
         x: State at the end of the span, shape ``(B, *event)``.
-        nfe: Network forward passes, each on the whole batch. A forward SDE has no network: 0.
-        rows: Network forward passes of single samples. It is less than nfe times the batch where
-            finished samples leave the batch, and more where several times are evaluated at once.
+        cost: What it cost; ``nfe`` and ``vjps`` are shorthands. A forward SDE has no network: 0.
         accepted: Steps taken.
-        rejected: Steps tried and thrown away by an adaptive solver; None where the library that
-            ran it does not tell.
+        rejected: Steps rejected by an adaptive solver; None where the library that ran it does not
+            report them.
         times: Times of the saved states, shape ``(T,)``; None unless ``path`` was asked for.
         path: Saved states, shape ``(T, B, *event)``; None unless ``path`` was asked for.
-        density_error: What the errors of the steps may have moved a log-density along the path by,
-            in nats, shape ``(B,)``; None for solvers that do not tell.
+        density_error: Estimated error in a log-density along the path from the errors of the steps,
+            in nats, shape ``(B,)``; None for solvers that do not report it.
     """
 
     x: Tensor
-    nfe: int
+    cost: Cost
     accepted: int
     rejected: int | None
     times: Tensor | None = None
     path: Tensor | None = None
-    rows: int = 0
     density_error: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a callback is told after each step.
+    """Argument of a callback, which is called after each step.
 
     Attributes:
         index: Steps taken so far, 1 after the first.
         t: Model time reached; shape ``(B,)`` for solvers in which each sample has its own.
-        x: State there, shape ``(B, *event)``. It is a copy, and yours to change.
-        nfe: Network forward passes so far.
+        x: State there, shape ``(B, *event)``; a copy, which may be changed.
+        nfe: Network forward passes so far for each sample, mean over the batch.
     """
 
     index: int
     t: float | Tensor
     x: Tensor
-    nfe: int
+    nfe: float
 
 
 class Recorder:
@@ -69,7 +66,8 @@ class Recorder:
         max_steps: Cap on tried steps, or None.
         progress: The bar to move, if any.
         callback: Called with a :class:`Step` after each step.
-        cost: Counter that the evaluations of this solve go into.
+        counter: Counter that the evaluations of this solve go into.
+        batch: Number of samples.
     """
 
     def __init__(
@@ -81,21 +79,27 @@ class Recorder:
         max_steps: int | None,
         progress: SolveProgress | None,
         callback: Callable[[Step], object] | None,
-        cost: Evaluations,
+        counter: EvaluationCounter,
+        batch: int,
     ) -> None:
         self.accepted = 0
         self.rejected: int | None = 0
         self.save_all = save_all
         self.save_at = save_at
-        self.cost = cost
         self.density_error: Tensor | None = None
+        self._counter, self._batch = counter, batch
         self._max_steps = max_steps
         self._callback = callback
         self._saved: list[tuple[float, Tensor]] = []
         self._start, self._end = float(times[0]), float(times[-1])
         self._progress = progress
 
-    def wants(self, t: float) -> bool:
+    @property
+    def cost(self) -> Cost:
+        """What the solve has cost so far."""
+        return self._counter.cost(self._batch)
+
+    def keeps(self, t: float) -> bool:
         """Whether the state at this node is to be kept."""
         if self.save_all:
             return True
@@ -106,13 +110,13 @@ class Recorder:
         self._saved.append((t, x))
 
     def reach(self, t: float, x: Tensor) -> None:
-        """Note a step that ended at ``t`` in the state ``x``, and keep it if it is wanted."""
+        """Note a step that ended at ``t`` in the state ``x``, and keep the state if asked for."""
         self.accept(t)
-        self.tell(t, x)
-        if self.wants(t):
+        self.notify(t, x)
+        if self.keeps(t):
             self.save(t, x)
 
-    def tell(self, t: float | Tensor, x: Tensor) -> None:
+    def notify(self, t: float | Tensor, x: Tensor) -> None:
         """Call the user's callback."""
         if self._callback is not None:
             self._callback(Step(self.accepted, copied(t), x.clone(), self.cost.nfe))
@@ -121,10 +125,10 @@ class Recorder:
         """Note a step that ended at ``t``."""
         self.accepted += 1
         if self._progress is not None:
-            self._progress.reach(t, self.cost.nfe)
+            self._progress.reach(t, self.cost)
 
     def reject(self) -> None:
-        """Note a step that was thrown away."""
+        """Note a rejected step."""
         self.rejected = (self.rejected or 0) + 1
 
     def check_cap(self, t: float, x: Tensor) -> None:
@@ -136,9 +140,9 @@ class Recorder:
         tried = self.accepted + (self.rejected or 0)
         if self._max_steps is not None and tried >= self._max_steps:
             raise StepLimitError(
-                f"{tried} steps tried and t={t:.6g} reached on the way from {self._start:g} to "
-                f"{self._end:g} ({self.cost.nfe} evaluations): raise max_steps or loosen rtol and "
-                "atol; the error carries the state as .x and the time as .t",
+                f"{tried} steps tried and t={t:.6g} reached, from {self._start:g} to "
+                f"{self._end:g} ({self.cost}): raise max_steps or loosen rtol and "
+                "atol; the error has the state as .x and the time as .t",
                 t=t, x=x.detach(), nfe=self.cost.nfe,
             )  # fmt: skip
 
@@ -158,14 +162,6 @@ class Recorder:
         if self.save_all or self.save_at is not None:
             times = torch.tensor([t for t, _ in self._saved], dtype=torch.float64)
             path = torch.stack([state for _, state in self._saved])
-        cost = self.cost
         return Solution(
-            x.clone(),
-            cost.nfe,
-            self.accepted,
-            self.rejected,
-            times,
-            path,
-            cost.rows,
-            self.density_error,
+            x.clone(), self.cost, self.accepted, self.rejected, times, path, self.density_error
         )

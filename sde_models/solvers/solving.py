@@ -1,15 +1,16 @@
-"""The verb: integrate a system from one time to another with any solver."""
+"""Integrate a system from one time to another with any solver."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from sde_models._utils.counting import count_evaluations
+from sde_models._utils.integers import check_integer
 from sde_models._utils.model_modes import check_is_function
 from sde_models._utils.shapes import check_batch
 from sde_models._utils.streams import Source
@@ -24,13 +25,13 @@ from sde_models.solvers.arguments import (
     check_precision,
     check_span,
     save_times,
-    whole_number,
 )
 from sde_models.solvers.base import Solver
+from sde_models.solvers.options import SolveOptions, check_options
 from sde_models.solvers.problem import Problem
 from sde_models.solvers.progress import SolveProgress
-from sde_models.solvers.recording import Recorder, Solution, Step
-from sde_models.solvers.table import make_solver
+from sde_models.solvers.recording import Recorder, Solution
+from sde_models.solvers.registry import make_solver
 
 DEFAULT_MAX_STEPS = 10_000
 
@@ -41,17 +42,9 @@ def solve(
     t_span: tuple[float, float],
     solver: str | Solver = "ode:dopri5",
     *,
-    steps: int | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    grid: Grid | None = None,
-    path: bool | Tensor | Sequence[float] = False,
-    max_steps: int | None = None,
+    cond: Mapping[str, Any] | None = None,
     generator: Source = None,
-    gradient: str | None = None,
-    progress: bool = False,
-    callback: Callable[[Step], object] | None = None,
-    **cond: Any,
+    **options: Unpack[SolveOptions],
 ) -> Solution:
     r"""Integrate a system from ``t_span[0]`` to ``t_span[1]``.
 
@@ -61,40 +54,44 @@ def solve(
             :class:`~sde_models.System`.
         x: State at ``t_span[0]``, shape ``(B, *event)``, floating.
         t_span: First and last model time. A forward SDE runs up, a reverse SDE down, the
-            probability flow either way.
+            probability flow in either direction.
         solver: Name in :func:`~sde_models.list_solvers`, or an object of
             :func:`~sde_models.make_solver`.
-        steps: Number of steps of a fixed-step solver; if None 200, or what is usual for a solver
-            made for diffusion.
+        cond: Conditions by name, given to the network. A tensor, array or list has a row for each
+            sample, or a first dimension of 1; numbers, strings, None and tensors without
+            dimensions are shared by all samples. ``model.bind(name=...)`` shares anything else.
+        generator: Source of the noise of an SDE solver; torch's global one if None. A sequence
+            with one for each sample makes the noise of a sample the same in every batch.
+        steps: Number of steps of a fixed-step solver; if None 200, or fewer for most solvers made
+            for diffusion: their ``default_steps``.
         rtol: Relative tolerance of an adaptive solver, 1e-5 if None (0.2 for "adaptive-sde").
             The error of a step is judged by the root mean square over the worst sample.
         atol: Absolute tolerance of an adaptive solver in units of x, 1e-5 if None (0.1 likewise).
         grid: Nodes of a fixed-step solver: "log-snr", "uniform", "quadratic", "karras", a
             function ``(sde, t0, t1, steps)`` such as :func:`~sde_models.adapt_grid` makes, or the
             times themselves. If None that of the solver, else "log-snr" where there is a log-SNR
-            and "uniform" where there is none or the solver wants equal steps.
+            and "uniform" where there is none or the solver needs equal steps.
+        max_steps: Cap on the steps tried by an adaptive solver, 10,000 if None.
         path: True to keep the state at every step, or times at which to keep it: a fixed-step
             solver then steps onto them, an adaptive one interpolates.
-        max_steps: Cap on the steps tried by an adaptive solver, 10,000 if None.
-        generator: Source of the noise of an SDE solver; torch's global one if None. A sequence
-            with one for each sample makes the noise of a sample the same in every batch.
         gradient: "direct" to differentiate through the solver, "adjoint" for the adjoint
-            equation. If None: direct where x or conditioning requires a gradient, else no graph
+            equation. If None: direct where x or a condition requires a gradient, else no graph
             is kept, also not for the parameters.
         progress: Show a progress bar; about ten lines where standard error is no terminal.
         callback: Called with a :class:`~sde_models.Step` (index, t, x, nfe) after each step;
-            what it returns is ignored, and what it raises ends the solve.
-        **cond: Conditioning, handed to the network.
+            its result is ignored, and an exception ends the solve.
 
     Returns:
         The :class:`~sde_models.Solution`.
 
     Raises:
-        TypeError: If ``x`` is not a floating tensor or ``system`` is not a system.
+        TypeError: If ``x`` is not a floating tensor, ``system`` is not a system, for an unknown
+            option, or for conditions of a system without a network.
         ValueError: For a wrong shape, NaN in ``x``, times out of range or in a direction in which
             the system cannot run, a solver that cannot integrate the system, an argument that
-            the solver cannot use, tolerances and steps that are not positive, or a network in
-            training mode whose answers are then random or depend on the batch.
+            the solver cannot use, tolerances and steps that are not positive, a condition with
+            another number of rows, or a network in training mode whose output is then random or
+            depends on the batch.
         NonFiniteError: If the network returns NaN or infinity: with time, evaluations and rows.
         StepLimitError: If an adaptive solver reaches its cap: with the state reached.
         StepSizeError: If an adaptive solver needs steps below the precision of the state.
@@ -104,23 +101,30 @@ def solve(
         >>> x = torch.randn(8, 1)
         >>> solution = solve(sm.ProbabilityFlow(model), x, (1.0, 1e-5), "ode:rk4", steps=50)
         >>> solution.nfe
-        200
+        200.0
     """
     method = make_solver(solver)
+    check_options("solve", options)
+    rtol, atol, grid = options.get("rtol"), options.get("atol"), options.get("grid")
+    path, gradient = options.get("path"), options.get("gradient")
+    path = False if path is None else path
+    callback = options.get("callback")
     if not isinstance(system, System):
         raise TypeError(
-            f"{type(system).__name__} is no system: wrap a model in sm.ProbabilityFlow or "
-            "sm.ReverseSDE, or subclass sm.SDE or sm.System"
+            f"system must be an sm.System, got {type(system).__name__}: wrap a model in "
+            "sm.ProbabilityFlow or sm.ReverseSDE, or subclass sm.SDE or sm.System"
         )
     method.check_system(system)
     check_batch(x, system.event_shape)
     span = check_span(system, t_span, method)
-    steps, max_steps = whole_number("steps", steps), whole_number("max_steps", max_steps)
+    steps, max_steps = options.get("steps"), options.get("max_steps")
+    steps = None if steps is None else check_integer("steps", steps)
+    max_steps = None if max_steps is None else check_integer("max_steps", max_steps)
     check_arguments(method, steps, rtol, atol, grid, max_steps)
     source = check_noise_source(method, system, generator, len(x))
     check_callback(callback)
     check_precision(method, x, rtol)
-    system = system.conditioned(**cond)
+    system = system.conditioned(cond, x)
     check_is_function(system)
     differentiate = check_gradient(method, gradient, x, system)
     save_at = save_times(path, span)
@@ -129,7 +133,7 @@ def solve(
     if not method.adaptive:
         times = _nodes(method, system, span, steps, grid, save_at)
     with contextlib.ExitStack() as stack:
-        cost = stack.enter_context(count_evaluations())
+        counter = stack.enter_context(count_evaluations())
         # Scores and traces that are derivatives cannot be taken in inference mode.
         stack.enter_context(torch.inference_mode(False))
         if not differentiate:
@@ -139,9 +143,10 @@ def solve(
             save_all=path is True,
             save_at=save_at,
             max_steps=(max_steps or DEFAULT_MAX_STEPS) if method.adaptive else None,
-            progress=SolveProgress(system, times) if progress else None,
+            progress=SolveProgress(system, times) if options.get("progress") else None,
             callback=callback,
-            cost=cost,
+            counter=counter,
+            batch=len(x),
         )
         problem = Problem(
             system,
@@ -190,7 +195,7 @@ def _nodes(
 
 
 def _with_nodes(nodes: Tensor, save_at: Tensor) -> Tensor:
-    """Add times to step onto; a node that is one of them but for rounding gives way."""
+    """Add times to step onto; a node that differs from one of them by rounding is dropped."""
     gaps = nodes.diff().abs()
     near = 1e-3 * torch.minimum(torch.cat([gaps[:1], gaps]), torch.cat([gaps, gaps[-1:]])).clamp(
         max=1e-3 * float(gaps.sum())

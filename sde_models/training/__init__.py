@@ -1,6 +1,6 @@
 """Training: one call on a laptop, on many GPUs, and over a week with interruptions."""
 
-from sde_models._utils.split_batches import PartGenerator, draw_rows
+from sde_models._utils.split_batches import RowGenerator, draw_rows
 from sde_models.training.callbacks import BitsPerDimCurve, SampleImages
 from sde_models.training.fitting import fit
 from sde_models.training.objective import Loss
@@ -14,8 +14,8 @@ __all__ = [
     "Callback",
     "Fit",
     "Loss",
-    "PartGenerator",
     "Progress",
+    "RowGenerator",
     "SampleImages",
     "draw_rows",
     "fit",

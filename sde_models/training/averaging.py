@@ -27,18 +27,18 @@ WIDER = {
     torch.bfloat16: torch.float32,
     torch.complex32: torch.complex64,
 }
-"""Dtypes in which an average would stand still, since its steps round to nothing."""
+"""Dtypes in which an average would not move, since its steps round to zero."""
 
 
 class MovingAverage(Generic[AnyModel]):
-    """A model of its own that holds averaged weights from the first step on, and never raw ones.
+    """A separate model that holds averaged weights from the first step on.
 
     The average of weights in half precision is kept in single precision, and rounded into the
     averaged model. Frozen parameters and buffers of the averaged model are those of the raw one.
 
     Args:
         model: The model whose weights are averaged.
-        decay: What is kept at each step, d.
+        decay: Factor of the average at each step, d.
 
     Attributes:
         model: The averaged model, in evaluation mode.

@@ -1,17 +1,21 @@
-"""Callbacks made ready: what the averaged model is worth, while it is being trained."""
+"""Callbacks that evaluate the averaged model during training."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
+from sde_models._utils.integers import check_integer, check_integers
 from sde_models.data.dequantization import DATA_RANGE, check_data_range
 from sde_models.likelihood.bits_per_dimension import bits_per_dim
-from sde_models.sampling.samples import sample
+from sde_models.likelihood.settings import LogProbOptions
+from sde_models.sampling.samples import SampleOptions, sample
+from sde_models.solvers import Solver, make_solver
 from sde_models.training.progress import Progress
 
 
@@ -26,7 +30,10 @@ class SampleImages:
         count: Images in a grid.
         data_range: Values that are shown as black and white; those of the model if None.
         seed: Fixes the noise.
-        **arguments: Handed to :func:`~sde_models.sample`.
+        cond: Conditions by name, with ``count`` rows or shared.
+        solver: As for :func:`~sde_models.sample`.
+        **options: Given to :func:`~sde_models.sample`. A fixed-step solver takes 20 steps, unless
+            ``steps`` is given.
 
     Raises:
         ValueError: If samples of that shape are no images.
@@ -47,18 +54,23 @@ class SampleImages:
         count: int = 64,
         data_range: tuple[float, float] | None = None,
         seed: int = 0,
-        **arguments: Any,
+        cond: Mapping[str, Any] | None = None,
+        solver: str | Solver = "dpmpp-2m",
+        **options: Unpack[SampleOptions],
     ) -> None:
-        _check_every(every)
-        if len(event_shape) != 3 or event_shape[0] not in (1, 3):
+        self.every, self.count = check_integer("every", every), check_integer("count", count)
+        self.event_shape = check_integers("event_shape", event_shape)
+        if len(self.event_shape) != 3 or event_shape[0] not in (1, 3):
             raise ValueError(
-                f"images have shape (1, H, W) or (3, H, W), and these samples {event_shape}"
+                f"event_shape must be (1, H, W) or (3, H, W), got {event_shape}: give the shape of "
+                "an image"
             )
-        self.every, self.event_shape, self.count, self.seed = every, event_shape, count, seed
+        self.seed, self.cond = check_integer("seed", seed, least=0), cond
         self.folder = None if folder is None else Path(folder)
         self.data_range = None if data_range is None else check_data_range(data_range)
-        usual = {"solver": "dpmpp-2m", "steps": 20, "progress": False}
-        self.arguments: dict[str, Any] = {**usual, **arguments}
+        self.solver = make_solver(solver)
+        usual: SampleOptions = {} if self.solver.adaptive else {"steps": 20}
+        self.options: SampleOptions = {**usual, **options}
 
     def __call__(self, progress: Progress) -> None:
         """Draw, in the first process."""
@@ -69,7 +81,14 @@ class SampleImages:
         shape = (self.count, *self.event_shape)
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
-            drawn = sample(progress.averaged, shape, generator=generator, **self.arguments).x
+            drawn = sample(
+                progress.averaged,
+                shape,
+                self.solver,
+                cond=self.cond,
+                generator=generator,
+                **self.options,
+            ).x
         low, high = self.data_range or progress.averaged.data_range or DATA_RANGE
         images = ((drawn - low) / (high - low)).clamp(0, 1).cpu()
         progress.log.images("samples", images, progress.step)
@@ -87,7 +106,8 @@ class BitsPerDimCurve:
         images: Levels 0 to ``levels - 1``, shape ``(B, *event)``.
         levels: Number of levels.
         seed: Fixes the noise of the dequantisation.
-        **arguments: Handed to :func:`~sde_models.bits_per_dim`.
+        cond: Conditions by name, with a row for each image or shared.
+        **options: Given to :func:`~sde_models.bits_per_dim`.
 
     Attributes:
         curve: Bits per dimension by step, in the first process.
@@ -103,11 +123,18 @@ class BitsPerDimCurve:
     """
 
     def __init__(
-        self, every: int, images: Tensor, levels: int = 256, *, seed: int = 0, **arguments: Any
+        self,
+        every: int,
+        images: Tensor,
+        levels: int = 256,
+        *,
+        seed: int = 0,
+        cond: Mapping[str, Any] | None = None,
+        **options: Unpack[LogProbOptions],
     ) -> None:
-        _check_every(every)
-        self.every, self.images, self.levels, self.seed = every, images, levels, seed
-        self.arguments = arguments
+        self.every, self.seed = check_integer("every", every), check_integer("seed", seed, least=0)
+        self.images, self.levels = images, check_integer("levels", levels, least=2)
+        self.cond, self.options = cond, options
         self.curve: dict[int, float] = {}
 
     def __call__(self, progress: Progress) -> None:
@@ -118,12 +145,12 @@ class BitsPerDimCurve:
         images = self.images.to(progress.averaged.device)
         with torch.no_grad():
             bits = bits_per_dim(
-                progress.averaged, images, self.levels, generator=generator, **self.arguments
+                progress.averaged,
+                images,
+                self.levels,
+                cond=self.cond,
+                generator=generator,
+                **self.options,
             )
         self.curve[progress.step] = float(bits.value)
         progress.log.scalar("bits per dimension", float(bits.value), progress.step)
-
-
-def _check_every(every: int) -> None:
-    if every < 1:
-        raise ValueError(f"every must be 1 step or more, got {every}")

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: folders that are there whole or not at all, with checksums.
+"""Checkpoints of a run: folders that are written completely or not at all, with checksums.
 
 Each holds the weights and the averaged weights in safetensors, the settings in JSON, and the rest
 in a file for ``torch.load(weights_only=True)``. Nothing is ever unpickled. ``SHA256SUMS`` covers
-every byte, and ``sha256sum -c SHA256SUMS`` checks it by hand.
+every byte, so that ``sha256sum -c SHA256SUMS`` checks a folder.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from torch import Tensor
 
+from sde_models._utils.atomic_files import sync_folder, temporary_path, write_synced
 from sde_models._utils.owned_folders import OwnedFolder
 from sde_models._utils.tensor_files import DamagedError, TensorFile, unpack
 
@@ -37,9 +37,9 @@ class Checkpoint:
     Attributes:
         weights: Raw weights by name.
         averaged: Averaged weights by name.
-        settings: What the run was made with, as text and numbers.
+        settings: Settings of the run, as text and numbers.
         state: The rest, made of numbers, tensors, lists and dictionaries.
-        metadata: Text written beside the weights.
+        metadata: Text written with the weights.
     """
 
     weights: dict[str, Tensor]
@@ -54,7 +54,7 @@ class CheckpointFolder:
 
     Args:
         path: The folder, made when the first is written.
-        keep: How many are kept.
+        keep: Number of checkpoints that are kept.
 
     Example:
         >>> import tempfile
@@ -72,7 +72,7 @@ class CheckpointFolder:
 
     @property
     def owned(self) -> OwnedFolder:
-        """The folder, to be entered by who writes."""
+        """The folder, to be entered for writing."""
         return OwnedFolder(self.path, "checkpoints")
 
     def steps(self) -> list[int]:
@@ -150,15 +150,15 @@ class CheckpointFolder:
             STATE: buffer.getvalue(),
         }
         self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self._temporary(step)
+        temporary = temporary_path(self.folder(step))
         temporary.mkdir()
         try:
             for name, raw in (content | {SUMS: _checksums(content)}).items():
-                _write_through(temporary / name, raw)
-            _sync_folder(temporary)
+                write_synced(temporary / name, raw)
+            sync_folder(temporary)
             self._remove(step)  # of the same step is here only one that could not be read
             os.replace(temporary, self.folder(step))
-            _sync_folder(self.path)
+            sync_folder(self.path)
         finally:
             _delete(temporary)
         for old in self.steps()[: -self.keep]:
@@ -182,18 +182,15 @@ class CheckpointFolder:
         self.owned.remove()
 
     def _remove(self, step: int) -> None:
-        # Renamed first, or there would be a moment with half a checkpoint of that name.
+        # Renamed first, so that there is never an incomplete checkpoint of that name.
         if self.folder(step).exists():
-            temporary = self._temporary(step)
+            temporary = temporary_path(self.folder(step))
             os.replace(self.folder(step), temporary)
             _delete(temporary)
 
-    def _temporary(self, step: int) -> Path:
-        return self.path / f".step-{step:08d}.{uuid4().hex}.tmp"
-
 
 def _delete(folder: Path) -> None:
-    """Delete a checkpoint, file by file; what else is in it is kept under another name."""
+    """Delete a checkpoint, file by file; other files in it are kept under another name."""
     if not os.path.lexists(folder):
         return
     if not folder.is_symlink():
@@ -208,18 +205,3 @@ def _delete(folder: Path) -> None:
 def _checksums(content: dict[str, bytes]) -> bytes:
     lines = (f"{sha256(content[name]).hexdigest()}  {name}\n" for name in sorted(content))
     return "".join(lines).encode()
-
-
-def _write_through(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,7 @@
 """Training a score model: from one call on a laptop to a week on many GPUs.
 
-The optimiser moves the weights of the model it is given. Their exponential moving average lives in
-a model of its own from the first step to the last, so the two are never mixed up.
+The optimiser changes the weights of the given model. Their exponential moving average is kept in a
+separate model from the first step to the last.
 
 Reference:
     Song et al. 2021, arXiv:2011.13456, and Karras et al. 2022, arXiv:2206.00364, on
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import check_generator, entropy_from
 from sde_models._utils.tensor_files import DamagedError
 from sde_models.losses import denoising_score_matching
@@ -57,15 +58,15 @@ def fit(
     batch_size: int = 256,
     learning_rate: float = 2e-3,
     weight_decay: float = 0.0,
-    averaging: float = 0.995,
+    ema_decay: float = 0.995,
     warmup: int = 100,
     clip_norm: float = 1.0,
     loss: Loss = denoising_score_matching,
     seed: int | None = None,
     generator: torch.Generator | None = None,
     mixed_precision: str | None = None,
-    accumulate: int = 1,
-    workers: int = 0,
+    gradient_accumulation_steps: int = 1,
+    num_workers: int = 0,
     accelerator: Accelerator | None = None,
     out: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1000,
@@ -76,44 +77,45 @@ def fit(
     log_dir: str | os.PathLike[str] | None = None,
     callback: Callback | Sequence[Callback] | None = None,
 ) -> Fit[AnyModel]:
-    r"""Train a model with AdamW, and average its weights on the way.
+    r"""Train a model with AdamW, and keep a moving average of its weights.
 
     The learning rate rises linearly over ``warmup`` steps and falls to zero along a cosine. The
     averaged weights follow :math:`\bar\theta \leftarrow d \bar\theta + (1 - d) \theta`.
 
-    The batch of a step, its times and its noise follow from the seed and the step, and so does what
-    the network draws from global generators, such as dropout, with other numbers in each process.
-    With ``out`` a run that was killed goes on from its last checkpoint to the same weights, bit for
-    bit, when ``fit`` is called again. Under ``accelerate launch`` each process takes its part of
-    every batch.
+    The batch of a step, its times and its noise follow from the seed and the step. So do the
+    numbers that the network draws from global generators, for dropout for example; they differ
+    between processes. With ``out``, calling ``fit`` again resumes a killed run from its last
+    checkpoint and gives the same weights, bit for bit. Under ``accelerate launch`` each process
+    takes its part of every batch.
 
     Args:
         model: What is trained, in place: it ends with the raw weights.
         data: All data, shape ``(N, *event)``, or a map-style dataset with items ``x0`` or
-            ``(x0, cond)``, both drawn from with replacement; or a function
-            ``(batch_size, generator)`` that draws a batch ``x0``, or ``x0`` and a dictionary of
-            conditioning keywords, and is called alike in every process.
+            ``(x0, cond)``, sampled with replacement; or a function ``(batch_size, generator)``
+            that draws a batch ``x0``, or ``x0`` and a dictionary of conditions, and is called with
+            the same arguments in every process. Conditions have a row for each sample, or are
+            shared, as for :func:`~sde_models.solve`.
         steps: Number of steps. Then the result depends on the seed alone.
         seconds: Time to train for, in place of ``steps``.
         batch_size: Samples in each step, over all processes.
         learning_rate: Highest learning rate.
         weight_decay: Decoupled weight decay.
-        averaging: Decay d of the moving average, for each step.
+        ema_decay: Decay d of the moving average, for each step.
         warmup: Steps until the highest learning rate.
-        clip_norm: Largest norm of the gradient; a longer one is shortened to it.
-        loss: What is minimised, called as ``loss(model, x0, generator=generator, **cond)``; see
-            :class:`~sde_models.training.Loss`.
-        seed: What data order, times and noise follow from; drawn from ``generator`` if None, or
-            that of the run that is resumed.
-        generator: Where the seed is drawn from; torch's global one if None.
+        clip_norm: Largest norm of the gradient; a longer one is scaled down to it.
+        loss: What is minimised, called as ``loss(model, x0, generator=generator)``, and with
+            ``cond=`` if the data have conditions; see :class:`~sde_models.training.Loss`.
+        seed: Fixes data order, times and noise; drawn from ``generator`` if None, or that of the
+            run that is resumed.
+        generator: Source of the seed; torch's global one if None.
         mixed_precision: "bf16" or "fp16" for the network, whose weights stay as they are; that of
             the accelerator if None.
-        accumulate: Parts that each process cuts its batch into, to save memory.
-        workers: Processes that read a dataset.
+        gradient_accumulation_steps: Parts that each process cuts its batch into, to save memory.
+        num_workers: Processes that read a dataset.
         accelerator: Set up by the caller; made here under ``accelerate launch`` if None.
         out: Folder of the checkpoints; nothing is written if None.
         checkpoint_every: Steps between checkpoints.
-        keep: How many checkpoints are kept.
+        keep: Number of checkpoints that are kept.
         resume: Go on where the run in ``out`` stopped; False refuses a folder that holds one.
         overwrite: Remove the run in ``out``, once model, data and settings have been checked, and
             begin anew.
@@ -146,20 +148,24 @@ def fit(
     group = Group(accelerator)
     settings = Settings(
         steps=steps, seconds=seconds, batch_size=batch_size, learning_rate=learning_rate,
-        weight_decay=weight_decay, averaging=averaging, warmup=warmup, clip_norm=clip_norm,
-        mixed_precision=mixed_precision or group.mixed_precision, accumulate=accumulate,
+        weight_decay=weight_decay, ema_decay=ema_decay, warmup=warmup, clip_norm=clip_norm,
+        mixed_precision=mixed_precision or group.mixed_precision,
+        gradient_accumulation_steps=gradient_accumulation_steps,
         checkpoint_every=checkpoint_every, keep=keep,
     )  # fmt: skip
     _check_split(settings, group)
-    folder = None if out is None else CheckpointFolder(out, keep)
+    folder = None if out is None else CheckpointFolder(out, settings.keep)
     with ExitStack() as held:
         if folder is not None:
             group.first(partial(held.enter_context, folder.owned))
         found = None if folder is None or overwrite else _find_run(folder, group, resume)
         order = Order(
-            _choose_seed(seed, generator, found, group), batch_size, group.rank, group.count
+            _choose_seed(seed, generator, found, group),
+            settings.batch_size,
+            group.rank,
+            group.count,
         )
-        source = make_source(data, order, model, workers)
+        source = make_source(data, order, model, check_integer("num_workers", num_workers, least=0))
         description = (
             {} if folder is None else describe_run(settings, order.seed, model, data, loss)
         )
@@ -191,14 +197,15 @@ def fit(
 def _check_split(settings: Settings, group: Group) -> None:
     if settings.seconds is not None and group.count > 1:
         raise ValueError(
-            f"{group.count} processes would not agree on when {settings.seconds:g} seconds are "
-            "over: give steps="
+            f"seconds={settings.seconds:g} cannot be used with {group.count} processes, whose "
+            "clocks differ: give steps="
         )
-    parts = group.count * settings.accumulate
+    parts = group.count * settings.gradient_accumulation_steps
     if settings.batch_size < parts:
         raise ValueError(
             f"batch_size={settings.batch_size} cannot be split into {parts} parts, for "
-            f"{group.count} processes with accumulate={settings.accumulate}: raise batch_size"
+            f"{group.count} processes with gradient_accumulation_steps="
+            f"{settings.gradient_accumulation_steps}: raise batch_size"
         )
 
 
@@ -231,7 +238,7 @@ def _choose_seed(
     seed: int | None, generator: torch.Generator | None, found: Checkpoint | None, group: Group
 ) -> int:
     if seed is not None:
-        return seed
+        return check_integer("seed", seed, least=0)
     if generator is None and found is not None:
         return int(found.settings["seed"])
     return group.agree(entropy_from(generator))

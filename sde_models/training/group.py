@@ -1,4 +1,4 @@
-"""The processes that train one model together; a single one takes part in nothing."""
+"""The processes that train one model together, or a single one."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Group(Processes):
     """Processes with a copy of the model each, and a part of every batch.
 
     Args:
-        accelerator: What was set up by the caller. If None, one is made where the environment
-            tells of several processes or of ``accelerate launch``, and none otherwise.
+        accelerator: That of the caller. If None, one is made where environment variables show
+            several processes or ``accelerate launch``, and none otherwise.
 
     Raises:
         ValueError: If the accelerator splits the model itself.
@@ -37,7 +37,7 @@ class Group(Processes):
         kind = "NO" if self.accelerator is None else self.accelerator.distributed_type.value
         if kind not in DATA_PARALLEL:
             raise ValueError(
-                f"fit gives every process the whole model and a part of each batch, and the "
+                f"fit gives every process the full model and a part of each batch, and the "
                 f"accelerator is set up for {kind}: use one without plugins, Accelerator()"
             )
 
@@ -48,7 +48,7 @@ class Group(Processes):
 
     @property
     def mixed_precision(self) -> str | None:
-        """What the accelerator was made or launched with."""
+        """The precision that the accelerator was made or launched with."""
         chosen = None if self.accelerator is None else self.accelerator.mixed_precision
         return None if chosen == "no" else chosen
 
@@ -70,7 +70,7 @@ class Group(Processes):
             return
         from accelerate.utils import broadcast
 
-        # As bytes, so that one exchange does for all dtypes.
+        # As bytes, so that one exchange suffices for all dtypes.
         own = [tensor.detach().reshape(-1).view(torch.uint8) for tensor in tensors]
         first = broadcast(torch.cat(own)).split([len(part) for part in own])
         with torch.no_grad():

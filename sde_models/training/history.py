@@ -12,17 +12,17 @@ MOST_SKIPPED = 50
 
 
 class History:
-    """Losses so far, and those that still wait on the device.
+    """Losses so far, and those that are still on the device.
 
     Args:
         losses: Those of the earlier part of a resumed run.
-        learning_rate: Named in the error.
+        learning_rate: For the error message.
         scaled: Whether gradients are scaled, and steps with infinite ones left out.
 
     Attributes:
-        losses: What has been read.
+        losses: Losses that have been read.
         norm: Norm of the gradient of the last step that was read.
-        stop: Whether a process has been told to stop.
+        stop: Whether a process has received a signal to stop.
     """
 
     def __init__(self, losses: list[float], learning_rate: float, scaled: bool) -> None:
@@ -40,11 +40,11 @@ class History:
         return len(self.losses) + len(self._waiting)
 
     def add(self, watched: Tensor) -> None:
-        """Take in loss, norm of the gradient and processes that want to stop, shape ``(3,)``."""
+        """Add the loss, the norm of the gradient and the number of processes to stop, ``(3,)``."""
         self._waiting.append(watched)
 
     def read(self) -> None:
-        """Wait for the device, and look at what it found.
+        """Wait for the device, and read the losses.
 
         Raises:
             FloatingPointError: If a loss or gradient is not finite, naming the step.

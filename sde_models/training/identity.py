@@ -1,4 +1,4 @@
-"""What a run is made of, as text and numbers, so that it is never resumed as another."""
+"""A description of a run in text and numbers, so that it is never resumed as another."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from sde_models.models.model_files import SETTINGS_KEY, describe_model
 from sde_models.shards.fingerprints import describe, list_differences
 from sde_models.training.settings import Settings
 
-FREE = ("accumulate", "checkpoint_every", "keep", "data_range")
+FREE = ("gradient_accumulation_steps", "checkpoint_every", "keep", "data_range")
 """Settings that may change when a run is resumed, since its result does not depend on them."""
 
 
 FILE = "model.format"
-"""The format of model files says nothing about a run, and older runs have an older one."""
+"""The format of model files does not affect a run, and older runs have an older one."""
 
 
 def describe_run(
     settings: Settings, seed: int, model: Model, data: Any, loss: Any
 ) -> dict[str, Any]:
-    """Say what the result of a run depends on.
+    """Describe everything that the result of a run depends on.
 
     Args:
         settings: Those of the run.
         seed: Seed of the run.
         model: What is trained.
-        data: As given to :func:`~sde_models.fit`. A tensor is told by its contents, a dataclass
-            by its fields, another dataset by class and length, a function by its name.
+        data: As given to :func:`~sde_models.fit`. A tensor is described by its contents, a
+            dataclass by its fields, another dataset by class and length, a function by its name.
         loss: What is minimised.
 
     Returns:
@@ -51,7 +51,7 @@ def describe_run(
 
 
 def metadata_of(model: Model) -> dict[str, str]:
-    """What lets :func:`~sde_models.load_model` rebuild the model, if it can be rebuilt."""
+    """Settings from which :func:`~sde_models.load_model` rebuilds the model, if it can."""
     try:
         return {SETTINGS_KEY: json.dumps(describe_model(model))}  # type: ignore[arg-type]
     except TypeError:
@@ -62,10 +62,10 @@ def check_same_run(there: dict[str, Any], now: dict[str, Any], folder: Any) -> N
     """Refuse to resume a run as another.
 
     Raises:
-        ValueError: Listing each setting that differs, as it was and as it is.
+        ValueError: With each setting that differs, as it was and as it is.
     """
-    # JSON knows no tuples: what was written is compared to what would be. An earlier version knew
-    # fewer settings, which are None where they change nothing.
+    # JSON has no tuples: the old text is compared with the one that would be written. An earlier
+    # version had fewer settings; the new ones are None where they change nothing.
     runs = (there, json.loads(json.dumps(now)))
     chosen = ({k: v for k, v in run.items() if k != FILE and v is not None} for run in runs)
     differing = list_differences(*chosen)

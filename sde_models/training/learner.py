@@ -1,4 +1,4 @@
-"""One step of training: gradients of the whole batch, clipping, AdamW, the moving average."""
+"""One step of training: gradients of the full batch, clipping, AdamW, the moving average."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from sde_models._utils.buffers import find_buffers, find_transient
-from sde_models._utils.conditioning import usable
+from sde_models._utils.conditions import leave_inference_mode
+from sde_models._utils.seeds import global_seed, seed_at
 from sde_models._utils.shapes import without_waiting
-from sde_models._utils.split_batches import PartGenerator
+from sde_models._utils.split_batches import RowGenerator
 from sde_models.training.averaging import MovingAverage
 from sde_models.training.group import Group
 from sde_models.training.module_state import load_tensors
 from sde_models.training.objective import Loss, find_states
 from sde_models.training.progress import AnyModel
-from sde_models.training.seeds import global_seed, seed_at
 from sde_models.training.settings import PRECISIONS, Settings
 from sde_models.training.sources import Order, Rows
 
@@ -64,9 +64,9 @@ class Learner(Generic[AnyModel]):
         self.states = find_states(loss)
         self.model = model
         self.module = group.wrap(LossOfModel(model, loss))
-        self.average = MovingAverage(model, settings.averaging)
+        self.average = MovingAverage(model, settings.ema_decay)
         self.device = model.device
-        self.generator = PartGenerator(self.device)
+        self.generator = RowGenerator(self.device)
         self.parameters = [p for p in model.parameters() if p.is_floating_point() or p.is_complex()]
         real = all(parameter.is_floating_point() for parameter in self.parameters)
         self.optimiser = torch.optim.AdamW(
@@ -81,40 +81,39 @@ class Learner(Generic[AnyModel]):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
 
     def compute_gradients(self, rows: Rows, step: int) -> Tensor:
-        """Fill in the gradients of the mean loss over the whole batch.
+        """Compute the gradients of the mean loss over the full batch.
 
         Args:
-            rows: This process's rows of the batch and of its conditioning.
+            rows: This process's rows of the batch, with their conditions.
             step: Steps done before.
 
         Returns:
             This process's share of the loss, and the norm of the gradient before clipping,
             shape ``(2,)``.
         """
-        x0 = _to_device({"x0": rows.x0}, self.device)["x0"]
+        x0 = _to_device(rows.x0, self.device)
         size, first = self.order.batch_size, self.order.own.start
-        per_sample = _to_device(rows.cond, self.device)
-        shared = _to_device(rows.shared, self.device)
+        cond = rows.cond.mapped(lambda value: _to_device(value, self.device))
         total = torch.zeros((), device=self.device)
         self.optimiser.zero_grad()
-        for part in range(parts := self.settings.accumulate):
+        for part in range(parts := self.settings.gradient_accumulation_steps):
             begin, end = (len(x0) * k // parts for k in (part, part + 1))
             self.generator.begin(
                 slice(first + begin, first + end), size,
                 seed=seed_at(self.order.seed, "loss", step),
                 seed_of_part=seed_at(self.order.seed, "part", step, first + begin),
             )  # fmt: skip
-            own = {name: value[begin:end] for name, value in per_sample.items()}
+            own = {"cond": cond.take(slice(begin, end))} if cond else {}
             exchange = self.group.no_sync(self.module) if part < parts - 1 else nullcontext()
-            # What the network draws, dropout above all, differs by part and so by process.
+            # Numbers that the network draws, for dropout for example, differ between parts.
             chance = global_seed(
                 seed_at(self.order.seed, "network", step, first + begin), self.device
             )
             with exchange, chance:
                 with self._autocast(), without_waiting():
-                    value = self.module(x0[begin:end], generator=self.generator, **own, **shared)
+                    value = self.module(x0[begin:end], generator=self.generator, **own)
                 value = value * ((end - begin) / size)
-                # Gradients are averaged over the processes, and wanted is their sum.
+                # Gradients are averaged over the processes, and their sum is needed.
                 self.scaler.scale(value * self.group.count).backward()
             total = total + value.detach()
         self.generator.finish(self.group.sum)
@@ -133,7 +132,7 @@ class Learner(Generic[AnyModel]):
         self.average.update(first)
 
     def state(self) -> dict[str, Any]:
-        """What has to be kept, beside the weights, to go on as if nothing had happened."""
+        """Everything besides the weights that is needed to resume exactly."""
         return {
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -160,11 +159,7 @@ class Learner(Generic[AnyModel]):
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
 
-def _to_device(cond: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Data on the device, as constants of which autograd takes no notice."""
-    return {
-        name: usable(value.detach().to(device, non_blocking=True))
-        if isinstance(value, Tensor)
-        else value
-        for name, value in cond.items()
-    }
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Data on the device, as constants for autograd."""
+    found: Tensor = leave_inference_mode(values.detach().to(device, non_blocking=True))
+    return found

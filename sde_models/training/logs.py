@@ -1,4 +1,4 @@
-"""Numbers and images of a run in TensorBoard, where it is installed and asked for."""
+"""Numbers and images of a run in TensorBoard."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class TensorBoardLog:
 
     Args:
         folder: Where to.
-        step: First step of this part of the run; what a killed run wrote after it is hidden.
+        step: First step of this part of the run; later entries of a killed run are hidden.
 
     Raises:
-        ImportError: If TensorBoard is not installed, saying how to.
+        ImportError: If TensorBoard is not installed; with the command that installs it.
     """
 
     def __init__(self, folder: str | os.PathLike[str], step: int) -> None:
@@ -51,7 +51,7 @@ class TensorBoardLog:
         self.writer.add_images(name, images.detach().cpu(), step)
 
     def close(self) -> None:
-        """Write what is still held back."""
+        """Flush and close the file."""
         self.writer.close()
 
 

@@ -1,4 +1,4 @@
-"""The loop: step after step, with checkpoints, callbacks and a way to leave in good order."""
+"""The loop of a training run, with checkpoints, callbacks and a clean stop after a signal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sde_models.training.signals import PutOffSignals
 from sde_models.training.sources import Source
 
 READ_EVERY = 10
-"""Steps between looks at the losses on an accelerator, each of which waits for it."""
+"""Steps between reads of the losses on an accelerator, each of which waits for it."""
 
 READ_AT_ONCE = ("cpu",)
 
@@ -39,19 +39,19 @@ class Loop(Generic[AnyModel]):
 
     Attributes:
         settings: Those of the run.
-        description: What the result depends on, written into each checkpoint.
-        learner: What each step changes.
-        source: Where the batches come from.
+        description: Everything that the result depends on, written into each checkpoint.
+        learner: The weights, their average and the optimiser.
+        source: Source of the batches.
         group: The processes that train together.
-        folder: Where checkpoints go, if anywhere.
+        folder: Folder of the checkpoints, or None.
         callbacks: Called after each step, in every process.
-        log: Where numbers are written.
+        log: Log of numbers and images.
         show: Whether to show a progress bar.
         history: The losses.
         seconds: Time that earlier parts of the run took.
         first: Steps that they took.
-        written: Step of the last checkpoint that is on the disk.
-        tried: Step of the last that was to be written.
+        written: Step of the last checkpoint that was written.
+        tried: Step of the last checkpoint that the run tried to write.
     """
 
     settings: Settings
@@ -108,14 +108,14 @@ class Loop(Generic[AnyModel]):
         self.learner.average.finish()
 
     def write_checkpoint(self) -> None:
-        """Write where the run is, if it has a folder; a full disk is only warned of."""
+        """Write a checkpoint, if the run has a folder; a full disk gives a warning only."""
         self.history.read()
         step = self.history.step
         if self.folder is None or step == self.tried:
             return
         self.tried = step
         metadata = metadata_of(self.learner.model)
-        # A model file holds all buffers; networks of others are read by their state dictionary.
+        # A model file holds all buffers; other networks are read by their state dictionary.
         held = find_tensors if metadata else nn.Module.state_dict
         checkpoint = Checkpoint(
             weights=held(self.learner.model),
@@ -134,7 +134,7 @@ class Loop(Generic[AnyModel]):
         try:
             self.folder.write(step, checkpoint)
         except OSError as error:
-            if self.written < 0:  # nothing protects the run
+            if self.written < 0:  # there is no checkpoint yet
                 raise
             warnings.warn(
                 f"the checkpoint of step {step} could not be written ({error}): the run goes on; "
@@ -146,7 +146,7 @@ class Loop(Generic[AnyModel]):
             self.written = step
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Put everything back as a checkpoint has it."""
+        """Restore the state that a checkpoint holds."""
         state = checkpoint.state
         self.learner.load(checkpoint.weights, checkpoint.averaged, state["learner"])
         self.history.losses = state["losses"].tolist()

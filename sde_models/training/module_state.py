@@ -1,4 +1,4 @@
-"""What a network holds besides the parameters that learn, and training must not lose."""
+"""State of a network that averaging and checkpoints must keep, besides its parameters."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def check_trainable(model: nn.Module) -> None:
     """Refuse a model whose state could not be averaged and kept.
 
     Raises:
-        ValueError: Naming a parameter or buffer without a shape or made in inference mode, or a
-            module with a state that is no tensor; or if no parameter needs a gradient.
+        ValueError: For a parameter or buffer without a shape or made in inference mode, and for a
+            module with an extra state, by name; or if no parameter needs a gradient.
     """
     for name, value in chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(value):
@@ -31,13 +31,13 @@ def check_trainable(model: nn.Module) -> None:
             )
         if value.is_inference():
             raise ValueError(
-                f"{name} was made in torch.inference_mode, and can never learn: make the model "
-                "outside of it"
+                f"{name} was made in torch.inference_mode and cannot have a gradient: make the "
+                "model outside of it"
             )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
-            "no parameter of the model needs a gradient, so there is nothing to train: call "
-            "model.requires_grad_(), or that of its parts that are to learn"
+            "no parameter of the model requires a gradient, so there is nothing to train: call "
+            "model.requires_grad_(), or that of the parts to be trained"
         )
     for name, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
@@ -58,18 +58,18 @@ def find_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_same_parameters(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:
-    """Refuse a model that does not have the parameters that it had.
+    """Refuse a model whose parameters are not those it had before.
 
     Raises:
-        ValueError: Naming the first that is new, missing or another tensor.
+        ValueError: With the name of the first that is new, missing or another tensor.
     """
     for name in [*before, *(now.keys() - before.keys())]:
         if before.get(name) is not now.get(name):
             what = "made" if name not in before else "replaced" if name in now else "removed"
             raise ValueError(
-                f"the network {what} its parameter {name} in training, and the optimiser has only "
-                "those of the start: make all parameters in the constructor, and change them in "
-                "place"
+                f"the network {what} its parameter {name} in training, and the optimiser has the "
+                "parameters of the start: make all parameters in the constructor, and change them "
+                "in place"
             )
 
 
@@ -124,7 +124,7 @@ def warn_of_attributes(before: Mapping[str, Mark], model: nn.Module) -> None:
 
 
 def copy_model(model: AnyModel) -> AnyModel:
-    """A copy with memory of its own; what hooks compute from weights is cut from the graph.
+    """A copy with its own memory; tensors that hooks compute from weights are detached.
 
     Raises:
         TypeError: If a part of the model cannot be copied.
@@ -151,7 +151,7 @@ def load_tensors(
     Args:
         model: The model.
         tensors: Those of its state dictionary.
-        transient: The buffers that this leaves out.
+        transient: The buffers that are not in the state dictionary.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     state = {name: value for name, value in tensors.items() if name not in transient}

@@ -1,8 +1,8 @@
-"""What is minimised, and what it keeps from step to step."""
+"""The loss of a training run, and its state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,43 +13,49 @@ from torch import Tensor
 class Loss(Protocol):
     """A scalar to be minimised, such as :func:`~sde_models.losses.denoising_score_matching`.
 
-    The generator is a :class:`~sde_models.training.PartGenerator`. All losses of the library draw
+    The generator is a :class:`~sde_models.training.RowGenerator`. All losses of the library draw
     from it by :func:`~sde_models.training.draw_rows`, for the whole batch, and so may sums of them
     and losses of a user's own. What is drawn from it directly is drawn for each part of the batch
     anew.
     """
 
     def __call__(
-        self, model: Any, x0: Tensor, *, generator: torch.Generator | None, **cond: Any
+        self,
+        model: Any,
+        x0: Tensor,
+        *,
+        generator: torch.Generator | None,
+        cond: Mapping[str, Any] | None = None,
     ) -> Tensor:
-        """Mean loss over the samples of a batch."""
+        """Mean loss over the samples of a batch, with ``cond`` if the data have conditions."""
 
 
 class Stateful(Protocol):
     """Something that learns as it is used, such as :class:`~sde_models.losses.LearnedTimes`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What it knows, made of numbers, tensors, lists and dictionaries."""
+        """Its state, made of numbers, tensors, lists and dictionaries."""
 
     def load_state_dict(self, state: dict[str, Any], /) -> Any:
-        """Put that back."""
+        """Restore such a state."""
 
 
 def check_loss(loss: Any) -> None:
     """Refuse what cannot be called.
 
     Raises:
-        TypeError: Saying what is wanted.
+        TypeError: If it cannot be called.
     """
     if not callable(loss):
         raise TypeError(
-            f"loss is {loss!r}; wanted a function called as loss(model, x0, generator=generator, "
-            "**cond), such as sm.losses.sliced_score_matching, or functools.partial of one"
+            f"loss is {loss!r}; expected a function called as loss(model, x0, "
+            "generator=generator, cond=cond), such as sm.losses.sliced_score_matching, or "
+            "functools.partial of one"
         )
 
 
 def find_states(loss: Any) -> list[Stateful]:
-    """What of a loss has a state: the loss itself, or what ``functools.partial`` gave it.
+    """Parts of a loss that have a state: the loss itself, or arguments of ``functools.partial``.
 
     Example:
         >>> times = sm.losses.LearnedTimes()

@@ -1,4 +1,4 @@
-"""What a training run shows while it goes on, and what it returns."""
+"""The progress of a training run for callbacks, and its result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AnyModel = TypeVar("AnyModel", bound=Model)
 
 
 class Log(Protocol):
-    """Where numbers and images of a run are written to, such as TensorBoard."""
+    """A log for numbers and images of a run, such as TensorBoard."""
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """Write a number."""
@@ -25,7 +25,7 @@ class Log(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training run is, as a callback sees it.
+    """State of a training run, the argument of a callback.
 
     Attributes:
         step: Steps done.
@@ -33,7 +33,7 @@ class Progress:
         seconds: Time since the start, earlier parts of a resumed run included.
         model: The model being trained, with raw weights.
         averaged: The model with averaged weights, in evaluation mode.
-        log: Where to write; it drops everything if the run has no ``log_dir``.
+        log: The log; it drops everything if the run has no ``log_dir``.
         main: Whether this is the first of the processes, the one that writes.
     """
 
@@ -47,7 +47,7 @@ class Progress:
 
     @property
     def loss(self) -> float:
-        """Loss of the last step. On an accelerator, asking for it waits for the device."""
+        """Loss of the last step. On an accelerator, reading it waits for the device."""
         return float(self.value)
 
 
@@ -56,10 +56,10 @@ Callback = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Fit(Generic[AnyModel]):
-    """A trained model and how it got there.
+    """A trained model, with the losses of its run.
 
     Attributes:
-        model: A model of its own with the averaged weights, in evaluation mode.
+        model: A separate model with the averaged weights, in evaluation mode.
         losses: Loss at each step, shape ``(steps,)``, float64.
         seconds: Time that training took.
     """

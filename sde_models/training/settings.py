@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from sde_models._utils.integers import check_integer
+
 PRECISIONS: dict[str | None, torch.dtype | None] = {
     None: None,
     "bf16": torch.bfloat16,
@@ -16,7 +18,7 @@ PRECISIONS: dict[str | None, torch.dtype | None] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What is chosen for a run, beside model, data and loss; as in :func:`~sde_models.fit`.
+    """Settings of a run other than model, data and loss; see :func:`~sde_models.fit`.
 
     Raises:
         ValueError: If a number is out of range, or not exactly one of ``steps`` and ``seconds``
@@ -28,18 +30,22 @@ class Settings:
     batch_size: int
     learning_rate: float
     weight_decay: float
-    averaging: float
+    ema_decay: float
     warmup: int
     clip_norm: float
     mixed_precision: str | None
-    accumulate: int
+    gradient_accumulation_steps: int
     checkpoint_every: int
     keep: int
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep"):
-            self._check_whole(name, least=1)
-        self._check_whole("warmup", least=0)
+        least = dict.fromkeys(
+            ("steps", "batch_size", "gradient_accumulation_steps", "checkpoint_every", "keep"), 1
+        )
+        for name, bound in {**least, "warmup": 0}.items():
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, check_integer(name, value, bound))
         for name in ("seconds", "learning_rate", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -51,8 +57,8 @@ class Settings:
             )
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
-        if not 0 <= self.averaging < 1:
-            raise ValueError(f"averaging must lie in [0, 1), got {self.averaging}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         if self.mixed_precision not in PRECISIONS:
             raise ValueError(
                 f"mixed_precision must be 'bf16', 'fp16' or None, got {self.mixed_precision!r}"
@@ -69,8 +75,3 @@ class Settings:
         """Learning rate of a step: a linear rise, then a cosine to zero at the end."""
         rise = min(1.0, (step + 1) / max(1, self.warmup))
         return self.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-
-    def _check_whole(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")

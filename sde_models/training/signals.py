@@ -11,7 +11,7 @@ PUT_OFF = (signal.SIGINT, signal.SIGTERM)
 
 
 class PutOffSignals:
-    """While it is entered, the first signal is only noted; a second one acts as it always does.
+    """Inside the block the first signal is only noted; a second one acts as usual.
 
     Python lets only the main thread take signals; in others nothing is changed.
 
@@ -39,10 +39,10 @@ class PutOffSignals:
         self._restore()
 
     def leave(self, message: str) -> None:
-        """Raise what the signal asks for.
+        """Raise the exception of the signal.
 
         Raises:
-            KeyboardInterrupt: After Ctrl-C, or where another process was told to stop.
+            KeyboardInterrupt: After Ctrl-C, or where another process has received a signal.
             SystemExit: After SIGTERM, with the usual status 143.
         """
         if self.received is signal.SIGTERM:

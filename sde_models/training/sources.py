@@ -1,4 +1,4 @@
-"""Where batches come from: a tensor, a dataset or a function, in an order that the seed fixes.
+"""Sources of batches: a tensor, a dataset or a function, in an order that the seed fixes.
 
 The batch of a step follows from the seed and the step alone. Each process takes its own rows of it.
 """
@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sde_models._utils.conditioning import of_each_sample
+from sde_models._utils.conditions import Conditions, as_conditions
+from sde_models._utils.seeds import generator_at, global_seed, seed_at
 from sde_models._utils.shapes import check_batch, check_floating
 from sde_models.models.base import Model
-from sde_models.training.seeds import generator_at, global_seed, seed_at
 
 Batch = Tensor | tuple[Tensor, dict[str, Any]]
-"""Data, shape ``(B, *event)``, alone or with conditioning keywords for the network."""
+"""Data, shape ``(B, *event)``, alone or with conditions for the network."""
 
 
 CPU = torch.device("cpu")
 
 MOST_STDS = 100.0
-"""Data may be so many standard deviations from zero. Bytes as floats are far beyond."""
+"""Largest distance of data from zero in standard deviations. Bytes as floats are far beyond."""
 
 
 class BatchSource(Protocol):
@@ -41,18 +41,16 @@ class Rows:
 
     Attributes:
         x0: Data, shape ``(B, *event)``.
-        cond: Conditioning with one row for each sample, by name.
-        shared: Conditioning that is the same for all samples.
+        cond: Their conditions.
     """
 
     x0: Tensor
-    cond: dict[str, Any]
-    shared: dict[str, Any]
+    cond: Conditions
 
 
 @dataclass(frozen=True)
 class Order:
-    """Which rows are whose.
+    """The rows of each process.
 
     Args:
         seed: Seed of the run.
@@ -79,7 +77,7 @@ class Order:
 
 
 class Source(Protocol):
-    """Own rows of each step, from a step on without end."""
+    """Own rows of each step, from a given step on without end."""
 
     def stream(self, step: int) -> Iterator[Rows]:
         """Rows of this step, the next, and so on."""
@@ -95,13 +93,14 @@ class TensorSource:
     def stream(self, step: int) -> Iterator[Rows]:
         while True:
             rows = self.order.indices(len(self.data), step)
-            yield Rows(self.data[rows.to(self.data.device)], {}, {})
+            x0 = self.data[rows.to(self.data.device)]
+            yield Rows(x0, as_conditions(None, len(x0)))
             step += 1
 
 
 @dataclass(frozen=True)
 class FunctionSource:
-    """A function that draws the whole batch, called alike in every process."""
+    """A function that draws the full batch, called with the same arguments in every process."""
 
     draw: BatchSource
     order: Order
@@ -110,22 +109,20 @@ class FunctionSource:
     def stream(self, step: int) -> Iterator[Rows]:
         size = self.order.batch_size
         while True:
-            # What it draws from a global generator follows from the place, too.
+            # Numbers from a global generator follow from the step, too.
             with global_seed(seed_at(self.order.seed, "draw", step), self.model.device):
                 batch = self.draw(size, generator_at(self.order.seed, "order", step))
             x0, cond = batch if isinstance(batch, tuple) else (batch, {})
-            # Looking at numbers on an accelerator means waiting for it.
+            # Reading numbers on an accelerator means waiting for it.
             if isinstance(x0, Tensor) and x0.device.type == "cpu":
                 check_data(x0, self.model, f"the batch of step {step + 1}")
             if len(x0) != size:
                 raise ValueError(
-                    f"the batch of step {step + 1} has {len(x0)} samples, {size} were asked for: "
+                    f"the batch of step {step + 1} has {len(x0)} samples, expected {size}: "
                     "draw(batch_size, generator) must return batch_size of them"
                 )
             own = self.order.own
-            per_sample = {k: v[own] for k, v in of_each_sample(cond, size).items()}
-            shared = {k: v for k, v in cond.items() if k not in per_sample}
-            yield Rows(x0[own], per_sample, shared)
+            yield Rows(x0[own], as_conditions(cond, size).take(own))
             step += 1
 
 
@@ -148,7 +145,7 @@ class DatasetSource:
         )
         for batch in loader:
             x0, cond = batch if isinstance(batch, list | tuple) else (batch, {})
-            yield Rows(x0, cond, {})
+            yield Rows(x0, as_conditions(cond, len(x0)))
 
 
 @dataclass(frozen=True)
@@ -184,8 +181,8 @@ class SeededItems(Dataset[Any]):
         x0, cond = item if isinstance(item, tuple | list) and len(item) == 2 else (item, {})
         if not isinstance(x0, Tensor) or not isinstance(cond, dict):
             raise TypeError(
-                f"item {index} of the dataset is {_kind(item)}; wanted x0, or (x0, cond) with "
-                'cond a dictionary of conditioning such as {"label": 3}'
+                f"item {index} of the dataset is {_kind(item)}; expected x0, or (x0, cond) with "
+                'cond a dictionary of conditions such as {"label": 3}'
             )
         check_data(x0[None], self.model, f"item {index} of the dataset")
         return item
@@ -196,8 +193,8 @@ def make_source(data: Any, order: Order, model: Model, workers: int = 0) -> Sour
 
     Args:
         data: A tensor ``(N, *event)``, a map-style dataset, or a :class:`BatchSource`.
-        order: Which rows are whose.
-        model: What is trained; it tells the event shape and the range of data.
+        order: The rows of each process.
+        model: What is trained; it has the event shape and the standard deviation of the data.
         workers: Worker processes for a dataset.
 
     Raises:
@@ -209,18 +206,18 @@ def make_source(data: Any, order: Order, model: Model, workers: int = 0) -> Sour
         return TensorSource(data, order)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         if len(data) == 0:
-            raise ValueError("the dataset is empty: at least one item is wanted")
+            raise ValueError("the dataset is empty: at least one item is needed")
         return DatasetSource(data, order, model, workers)
     if callable(data):
         return FunctionSource(data, order, model)
     raise TypeError(
-        f"data is {_kind(data)}; wanted a tensor (N, *event), a dataset with __len__ and "
+        f"data is {_kind(data)}; expected a tensor (N, *event), a dataset with __len__ and "
         "__getitem__, or a function draw(batch_size, generator)"
     )
 
 
 def check_data(x: Tensor, model: Model, name: str) -> None:
-    """Refuse data that the model cannot have been meant for; errors as in :func:`make_source`."""
+    """Refuse data that do not fit the model; errors as in :func:`make_source`."""
     check_floating(x, name)
     check_batch(x, model.event_shape, name)
     std = getattr(model.sde, "data_std", None)
@@ -231,7 +228,7 @@ def check_data(x: Tensor, model: Model, name: str) -> None:
     if max(-low, high) > limit:
         row = int(x.abs().flatten(1).amax(1).argmax())
         raise ValueError(
-            f"{name} runs from {low:g} to {high:g} (row {row}), but the SDE is for data of "
+            f"{name} runs from {low:g} to {high:g} (row {row}), and the SDE is for data of "
             f"standard deviation data_std={float(std):g}: scale the data, as in x / 127.5 - 1 for "
             f"bytes, or give the SDE the data_std of the data"
         )

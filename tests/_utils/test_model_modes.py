@@ -91,9 +91,9 @@ FUNCTIONS: dict[str, Any] = {
     "decode": lambda model: sm.decode(model, X, "ddim", steps=2),
     "solve": lambda model: sm.solve(sm.ProbabilityFlow(model), X, (1.0, 0.5), "ode:rk4", steps=2),
     "reverse": lambda model: sm.sample(model, (2, 4), "euler-maruyama", steps=2),
-    "log_prob": lambda model: sm.log_prob(model, X, rtol=0.5, atol=0.5, nodes=12),
-    "augmented": lambda model: sm.log_prob(model, X, "ode:rk4", method="augmented", steps=2),
-    "bits": lambda model: sm.bits_per_dim(model, X.long(), 4, rtol=0.5, atol=0.5, nodes=12),
+    "log_prob": lambda model: sm.log_prob(model, X, rtol=0.5, atol=0.5, intervals=12),
+    "augmented": lambda model: sm.log_prob(model, X, "ode:rk4", trace="augmented", steps=2),
+    "bits": lambda model: sm.bits_per_dim(model, X.long(), 4, rtol=0.5, atol=0.5, intervals=12),
     "grid": lambda model: sm.adapt_grid(model, (4,), samples=2, tol=0.1),
     "distribution": lambda model: sm.ScoreDistribution(model, (4,)).log_prob(X),
 }

@@ -81,7 +81,7 @@ def commands(inputs: Path) -> dict[str, tuple[object, ...]]:
         "sample": ("sample", model, *QUICK),
         "encode": ("encode", model, data, *steps),
         "decode": ("decode", model, data, *steps),
-        "log-prob": ("log-prob", model, data, *steps, "--nodes", 12),
+        "log-prob": ("log-prob", model, data, *steps, "--intervals", 12),
         "train": ("train", inputs / "images.npz", *TRAIN, "--samples-every", 2),
         "demo": ("demo", "--quick"),
     }
@@ -221,8 +221,9 @@ def mistakes(command: object) -> list[tuple[object, ...]]:
     """Options and inputs that will not do, each found at another place."""
     if command == "train":
         return [
-            ("--averaging", 2), ("--objective", "no"), ("--array", "no"), ("--device", "no"),
-            ("--network", "mixin"), ("--batch-size", 1, "--accumulate", 2), ("--labels",),
+            ("--ema-decay", 2), ("--objective", "no"), ("--array", "no"), ("--device", "no"),
+            ("--network", "mixin"), ("--labels",),
+            ("--batch-size", 1, "--gradient-accumulation-steps", 2),
         ]  # fmt: skip
     here: list[tuple[object, ...]] = [
         ("--solver", "dmi"), ("--solver", "dopri5", "--steps", 3), ("--device", "no"),
@@ -270,7 +271,7 @@ def test_what_is_read_is_not_written_over(command: str, inputs: Path, tmp_path: 
         here = (tmp_path / "." / out, "--out", tmp_path / out, "--overwrite")
         result = invoke(command, model, here[0], *options, *here[1:])
         assert (result.exit_code, hashes(tmp_path)) == (2, before)
-        assert "is what is read" in result.stderr
+        assert "is the data that are read" in result.stderr
     shards = sm.Shards(tmp_path / "shards")
     for call in (sm.encode_to_folder, sm.decode_to_folder, sm.evaluate):
         with pytest.raises(ValueError, match="the shards that are read"):

@@ -20,6 +20,7 @@ from sde_models._utils.randomness import (
     standard_normal_like,
     uniform_like,
 )
+from sde_models._utils.seeds import generator_at, seed_at
 
 LIKE = [standard_normal_like, uniform_like, rademacher_like]
 Draw = Callable[[Tensor, torch.Generator | None], Tensor]
@@ -111,3 +112,12 @@ def test_entropy_has_all_its_bits() -> None:
 
 def test_a_shape_may_be_any_sequence() -> None:
     assert standard_normal([2, 3]).shape == standard_normal(torch.Size([2, 3])).shape == (2, 3)
+
+
+def test_seeds_of_places_are_those_of_the_runs_that_are_stored() -> None:
+    """Results on disk are resumed with these: the mixing of a seed and a place never changes."""
+    assert seed_at(0, 256) == 6351481472441470260  # of a batch, by its first sample
+    assert seed_at(3, "order", 12) == 211907658726421483  # of a step of training
+    assert generator_at(0, 256).initial_seed() == seed_at(0, 256)
+    drawn = torch.randint(1000, (3,), generator=generator_at(0, 256))
+    assert drawn.tolist() == [382, 367, 941]

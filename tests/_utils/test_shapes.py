@@ -83,12 +83,12 @@ def test_a_good_batch_passes(shape: tuple[int, ...]) -> None:
     [
         ([[1.0]], TypeError, "z must be a torch.Tensor, got list"),
         (torch.zeros(2, 2, dtype=torch.uint8), TypeError, r"z has dtype torch.uint8.*z\.float\(\)"),
-        (torch.zeros(2, 2, dtype=torch.bool), TypeError, "floating dtype is wanted"),
-        (torch.zeros(2, 2, dtype=torch.complex64), TypeError, "floating dtype is wanted"),
+        (torch.zeros(2, 2, dtype=torch.bool), TypeError, "expected a floating dtype"),
+        (torch.zeros(2, 2, dtype=torch.complex64), TypeError, "expected a floating dtype"),
         (torch.zeros(0, 2), ValueError, "at least one sample"),
-        (torch.zeros(2), ValueError, r"wanted \(B, \*event\).*z\.reshape\(-1, 1\)"),
-        (torch.tensor(1.0), ValueError, r"wanted \(B, \*event\)"),
-        (torch.zeros(2, 3), ValueError, r"event shape \(3,\).*wants \(2,\).*\(B, 2\)"),
+        (torch.zeros(2), ValueError, r"expected \(B, \*event\).*z\.reshape\(-1, 1\)"),
+        (torch.tensor(1.0), ValueError, r"expected \(B, \*event\)"),
+        (torch.zeros(2, 3), ValueError, r"event shape \(3,\).*expects \(2,\).*\(B, 2\)"),
         (torch.zeros(2, 2, 1), ValueError, r"event shape \(2, 1\)"),
     ],
 )

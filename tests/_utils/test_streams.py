@@ -101,12 +101,12 @@ def test_a_sample_is_the_same_alone_and_in_every_batch(make: Any) -> None:
 def test_rows_and_conditions_stay_with_their_generators(make: Any) -> None:
     """A network of all pixels, in which samples of an adaptive solver leave at different times."""
     label = torch.linspace(-1, 1, 5, dtype=torch.float64)
-    batch = draw(NETWORK, make, own(SEEDS), 5, label=label)
+    batch = draw(NETWORK, make, own(SEEDS), 5, cond={"label": label})
     for i, seed in enumerate(SEEDS):
-        alone = draw(NETWORK, make, own([seed]), 1, label=label[i : i + 1])
+        alone = draw(NETWORK, make, own([seed]), 1, cond={"label": label[i : i + 1]})
         torch.testing.assert_close(alone[0], batch[i], **ROUNDING)
     order = [4, 0, 2]
-    part = draw(NETWORK, make, own([SEEDS[i] for i in order]), 3, label=label[order])
+    part = draw(NETWORK, make, own([SEEDS[i] for i in order]), 3, cond={"label": label[order]})
     torch.testing.assert_close(part, batch[order], **ROUNDING)
 
 
@@ -181,9 +181,9 @@ def test_stacked_paths_are_independent_brownian_motions() -> None:
 
 
 DENSITIES: dict[str, dict[str, Any]] = {
-    "fixed nodes": {"divergence": "hutchinson", "nodes": 24},
-    "with the path": {"divergence": "hutchinson", "solver": "rk-batch", "method": "augmented"},
-    "directions": {"divergence": "xtrace", "nodes": 24},
+    "fixed nodes": {"divergence": "hutchinson", "intervals": 24},
+    "with the path": {"divergence": "hutchinson", "solver": "rk-batch", "trace": "augmented"},
+    "directions": {"divergence": "xtrace", "intervals": 24},
     "as many as needed": {"divergence": "auto"},
     "to a tolerance": {"tol": 0.05},
     "exact": {},
@@ -226,7 +226,7 @@ def test_each_sample_tries_an_alternative_by_itself() -> None:
         asked = dict.fromkeys(samples, 0)
 
         def estimate(estimator: sm.Divergence, pairs: Any) -> Traces:
-            products = torch.full((len(pairs[0]),), float(estimator.products_for(1000)))
+            products = torch.full((len(pairs[0]),), float(estimator.count_products(1000)))
             unit = torch.ones(len(products))
             if isinstance(estimator, sm.XTrace):
                 for place, number in enumerate(pairs[1].tolist()):
@@ -253,7 +253,7 @@ def test_bits_samples_and_their_densities_are_the_same_alone() -> None:
         sm.VPSDE(t_min=1e-2), EVENT
     )
     images = torch.randint(0, 8, (3, *EVENT), generator=one(0))
-    few = {"divergence": "hutchinson", "nodes": 12}
+    few = {"divergence": "hutchinson", "intervals": 12}
     loose = {"rtol": 1e-3, "atol": 1e-3, **few}
 
     def bits(kind: str, rows: list[int]) -> Tensor:
@@ -368,9 +368,9 @@ def test_what_is_not_one_for_each_sample_is_refused(
         lambda: MIXTURE.sample(3, generator=wrong),
         lambda: sm.data.dequantize(x.long(), 2, generator=wrong),
     ):
-        with sm.count_evaluations() as cost, pytest.raises(error, match=message):
+        with sm.count_evaluations() as counter, pytest.raises(error, match=message):
             work()
-        assert cost.nfe == 0
+        assert counter.calls == 0
 
 
 def test_what_draws_for_a_batch_as_one_takes_a_single_generator(tmp_path: Any) -> None:

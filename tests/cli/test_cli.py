@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ import sde_models
 from sde_models import cli, demo
 from sde_models._utils.errors import SolveError
 from sde_models.cli import names
+from sde_models.cli.training_options import Fitting
 from sde_models.data import DATA
 from sde_models.demo import DemoSettings
 from sde_models.losses import WEIGHTINGS
-from sde_models.losses.table import OBJECTIVES
+from sde_models.losses.registry import OBJECTIVES
 from sde_models.losses.times import TIME_SAMPLERS
 from sde_models.models.predictions import PREDICTIONS
 from sde_models.nn import NETWORKS
@@ -123,6 +126,12 @@ def test_the_names_in_the_help_are_those_of_the_tables() -> None:
     assert tuple(TIME_SAMPLERS) == names.TIME_SAMPLERS
 
 
+def test_training_has_the_defaults_of_fit() -> None:
+    known = inspect.signature(sde_models.fit).parameters
+    for field in fields(Fitting):
+        assert field.default == known[field.name].default, field.name
+
+
 def python(source: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a program with this checkout."""
     root = str(Path(__file__).parents[2])
@@ -180,9 +189,9 @@ def test_the_package_is_as_if_it_were_loaded_at_once() -> None:
     done = python("""
         import sys
         import sde_models as sm
-        import sde_models.solvers.table
+        import sde_models.solvers.registry
         from sde_models import VPSDE, data, list_solvers, solvers
-        assert list_solvers is solvers.list_solvers is sm.solvers.table.list_solvers
+        assert list_solvers is solvers.list_solvers is sm.solvers.registry.list_solvers
         assert sys.modules["sde_models.solvers"].solve is sm.solve
         assert sm.training.fit is sm.fit and sm.models.load_model is sm.load_model
         assert VPSDE is sm.sdes.VPSDE and data is sys.modules["sde_models.data"]

@@ -70,7 +70,7 @@ def test_train_sample_and_score_a_gaussian(tmp_path: Path) -> None:
     train = save(tmp_path / "train.npz", x=std * draw(size=(4096, 2)))
     test = save(tmp_path / "test.npz", x=std * draw(size=(64, 2)))
     out = tmp_path / "run"
-    words = ("--width", 32, "--depth", 1, "--steps", 600, "--averaging", 0.98)
+    words = ("--width", 32, "--depth", 1, "--steps", 600, "--ema-decay", 0.98)
     said = run("train", train, *words, "--out", out)
     model = out / "model.safetensors"
     assert said.startswith(f"{model}: 600 steps in ")
@@ -127,7 +127,7 @@ def test_the_command_is_the_call(points: Path, tmp_path: Path) -> None:
     model = sm.ScoreModel(network, sm.CosineSDE(data_std=std), "v", event_shape=(2,))
     loss = partial(sm.losses.denoising_score_matching, weighting="simple", times="log-snr")
     wanted = sm.fit(
-        model, x, steps=12, batch_size=8, learning_rate=3e-3, weight_decay=0.01, loss=loss, seed=5,
+        model, x, steps=12, batch_size=8, loss=loss, seed=5,
         progress=False,
     )  # fmt: skip
     same = torch.cat([parameter.flatten() for parameter in wanted.model.parameters()])
@@ -202,7 +202,7 @@ def test_labels(tmp_path: Path) -> None:
     assert "from 0 to 2, got 3" in fail(*words, "--label", 3)
     run(*words, "--label", 2)
     wanted = sm.sample_to_folder(
-        sm.load_model(model), 2, tmp_path / "shards", solver="ddim", steps=2, label=2,
+        sm.load_model(model), 2, tmp_path / "shards", solver="ddim", steps=2, cond={"label": 2},
         progress=False,
     )  # fmt: skip
     assert torch.equal(read_array(tmp_path / "s.npz"), torch.stack(list(wanted)))
@@ -237,8 +237,8 @@ def test_other_data(points: Path, tmp_path: Path) -> None:
         ("digits --root /tmp", "--root is for mnist, fashion-mnist, cifar10, got digits"),
         ("digits --levels 8", "from 0 to 7 for levels=8"),
         ("two-moons --labels", "no labels to train with"),
-        ("two-moons --bits-every 3", "--bits-every: the data have no levels"),
-        ("two-moons --samples-every 3", "images have shape (1, H, W) or (3, H, W)"),
+        ("two-moons --bits-every 3", "--bits-every: bits per dimension need data with levels"),
+        ("two-moons --samples-every 3", "event_shape must be (1, H, W) or (3, H, W)"),
         ("digits --sde vpe", "unknown SDE 'vpe'; did you mean 'vp'"),
         ("digits --network mixin", "unknown network 'mixin'; did you mean 'mixing'"),
         ("two-moons --network mixing", "for vectors use sm.nn.ResidualNetwork"),
@@ -248,11 +248,11 @@ def test_other_data(points: Path, tmp_path: Path) -> None:
         ("digits --prediction noise", "unknown prediction 'noise'"),
         ("digits --objective sliced --weighting output", "is for the objective 'denoising'"),
         ("digits --steps 3 --seconds 2", "give exactly one of steps and seconds"),
-        ("digits --averaging 2", "averaging must lie in [0, 1)"),
+        ("digits --ema-decay 2", "ema_decay must lie in [0, 1)"),
         ("digits --device abacus", "device 'abacus' cannot be used"),
     ],
 )
-def test_mistakes_are_told_in_one_line_and_leave_nothing(
+def test_mistakes_are_reported_in_one_line_and_leave_nothing(
     words: str, message: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -272,7 +272,7 @@ def test_mistakes_in_files_and_folders(points: Path, tmp_path: Path) -> None:
     assert "give --levels, 256 for bytes" in fail("train", whole, *QUICK, *out)
     said = fail("train", points, "--labels", *QUICK, *out)
     assert "--labels: " in said
-    assert "holds the arrays x, and none named label or labels" in said
+    assert "holds the arrays x, expected label or labels" in said
     short = save(tmp_path / "short.npz", x=x, label=np.zeros(3, dtype=int))
     assert "an array 'label' of as many" in fail("train", short, "--labels", *QUICK, *out)
     assert not (tmp_path / "run").exists()

@@ -169,7 +169,7 @@ def test_neighbouring_levels_of_16_bits_stay_apart(dtype: torch.dtype) -> None:
         ([[1, 2]], TypeError, "list"),
         (torch.tensor([[True]]), TypeError, "torch.bool"),
         (torch.tensor([[1j]]), TypeError, "complex"),
-        (torch.tensor([[0.5]]), ValueError, r"0\.5.*whole number.*\(images \* 16\)\.round\(\)"),
+        (torch.tensor([[0.5]]), ValueError, r"0\.5.*integer.*\(images \* 16\)\.round\(\)"),
         (torch.tensor([[1.0, math.nan]]), ValueError, "NaN"),
         (torch.tensor([[math.inf]]), ValueError, "infinite"),
         (torch.tensor([[-1, 3]]), ValueError, "from -1 to 3.*from 0 to 16"),
@@ -184,7 +184,9 @@ def test_what_is_no_level_is_refused(images: Tensor, error: type[Exception], mes
             call(images, 17)
 
 
-@pytest.mark.parametrize(("levels", "error"), [(1, ValueError), (-3, ValueError), (2.0, TypeError)])
+@pytest.mark.parametrize(
+    ("levels", "error"), [(1, ValueError), (-3, ValueError), (2.0, ValueError)]
+)
 def test_level_counts_out_of_range_are_refused(levels: int, error: type[Exception]) -> None:
     with pytest.raises(error, match="levels"):
         check_levels(torch.zeros(1, 1, dtype=torch.uint8), levels)

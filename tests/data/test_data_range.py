@@ -15,6 +15,7 @@ from torch.distributions import AffineTransform
 from typer.testing import CliRunner
 
 import sde_models as sm
+from sde_models._utils.seeds import generator_at
 from sde_models.cli import app
 from sde_models.data import TrainingData, dequantize, read_array
 from sde_models.data.pictures import draw
@@ -150,7 +151,7 @@ def test_latents_of_levels_are_those_of_numbers_in_the_range(tmp_path: Path) -> 
     levels = torch.randint(0, 16, (3, *SHAPE))
     arguments: dict[str, Any] = {"solver": "ddim", "steps": 2, "progress": False}
     found = sm.encode_to_folder(model, levels, tmp_path / "z", levels=16, **arguments)
-    generator = sm.randomness.make_generator(0, 0)
+    generator = generator_at(0, 0)
     x = dequantize(levels, 16, data_range=(0.0, 1.0), generator=generator)
     assert 0 <= x.min() <= x.max() <= 1
     assert torch.equal(torch.stack(list(found)), sm.encode(model, x, **arguments).z)

@@ -58,7 +58,7 @@ def test_the_checkerboard_has_its_squares() -> None:
 def test_unknown_toys_are_refused() -> None:
     with pytest.raises(ValueError, match="did you mean 'two-moons'"):
         toy("two_moons", 10)
-    with pytest.raises(ValueError, match="n=0"):
+    with pytest.raises(ValueError, match="n must be an integer of 1 or more, got 0"):
         toy("rings", 0)
     with pytest.raises(ValueError, match=r"no Gaussian mixture; known: eight-gaussians"):
         toy_mixture("rings")

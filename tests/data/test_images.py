@@ -143,12 +143,12 @@ def test_folders_of_images_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
-def test_missing_files_are_told_how_to_get(name: str, tmp_path: Path) -> None:
+def test_missing_files_raise_with_how_to_get_them(name: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=rf"sm\.data\.{name}\(root, download=True\)"):
         getattr(sm.data, name)(tmp_path)
 
 
-def test_missing_folders_are_told_how_to_fill(tmp_path: Path) -> None:
+def test_missing_folders_raise_with_how_to_fill_them(tmp_path: Path) -> None:
     for root in (tmp_path, tmp_path / "none"):
         with pytest.raises(FileNotFoundError, match="one folder for each class"):
             sm.data.image_folder(root)

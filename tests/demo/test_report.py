@@ -115,7 +115,7 @@ def test_write_replaces_the_file_and_leaves_no_other(page: Page, tmp_path: Path)
 
 
 def test_rows_of_another_length_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 cells, wanted 2"):
+    with pytest.raises(ValueError, match="3 cells, expected 2"):
         Page("x").table(["a", "b"], [["1", "2", "3"]], "")
 
 

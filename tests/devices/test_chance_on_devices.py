@@ -46,7 +46,7 @@ def test_what_a_network_draws_follows_from_the_seed_on_every_device(device: str)
 
     whole = draw(0)
     assert torch.equal(draw(1), whole)
-    drawn = torch.cat([whole, draw(0, accumulate=2), draw(0, seed=4)])
+    drawn = torch.cat([whole, draw(0, gradient_accumulation_steps=2), draw(0, seed=4)])
     # The first part of two begins where the whole begins, and so draws the same: four of them.
     assert len(drawn) == 4 + 8 + 4
     for rows in drawn.unbind(1):
@@ -60,7 +60,7 @@ def test_all_that_a_network_holds_is_resumed_on_an_accelerator(tmp_path: Path, n
         torch.manual_seed(0)
         model = sm.ScoreModel(NETWORKS[name](), sm.VPSDE()).to("cuda")
         result = sm.fit(
-            model, DATA, steps=6, batch_size=8, seed=3, averaging=0.7, checkpoint_every=2,
+            model, DATA, steps=6, batch_size=8, seed=3, ema_decay=0.7, checkpoint_every=2,
             progress=False, out=out, callback=callback,
         )  # fmt: skip
         return model, result

@@ -89,7 +89,7 @@ def test_the_likelihood_of_a_compiled_network(device: str, divergence: sm.Diverg
             sm.ScoreModel(network, SDE),
             x,
             divergence=divergence,
-            nodes=12,
+            intervals=12,
             rtol=1e-3,
             atol=1e-3,
             generator=torch.Generator().manual_seed(1),

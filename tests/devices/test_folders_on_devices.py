@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sde_models as sm
-from sde_models._utils.randomness import make_generator
+from sde_models._utils.seeds import generator_at
 
 MEBIBYTE = 2**20
 ROOM, OF_A_SAMPLE = 320 * MEBIBYTE, 40 * MEBIBYTE
@@ -87,7 +87,7 @@ def test_samples_are_drawn_in_smaller_parts(device: str, tmp_path: Path) -> None
     got = torch.stack([drawn[i] for i in range(20)])
     for first in range(0, 20, part):
         alone = sm.sample(
-            make_model("cpu")[1], (part, 2), "dpmpp-2m", steps=4, generator=make_generator(0, first)
+            make_model("cpu")[1], (part, 2), "dpmpp-2m", steps=4, generator=generator_at(0, first)
         )
         torch.testing.assert_close(got[first : first + part], alone.x, rtol=0, atol=1e-4)
 

@@ -86,10 +86,10 @@ def test_double_precision(device: str, name: str) -> None:
 
 
 METHODS = {
-    "quadrature": {"solver": "adams-batch", "method": "quadrature"},
+    "quadrature": {"solver": "adams-batch", "trace": "quadrature"},
     "augmented": {"solver": "rk-batch"},
     "augmented by torchdiffeq": {"solver": "ode:dopri5"},
-    "quadrature on fixed steps": {"solver": "dpmpp-3m", "steps": 40, "method": "quadrature"},
+    "quadrature on fixed steps": {"solver": "dpmpp-3m", "steps": 40, "trace": "quadrature"},
 }
 
 
@@ -146,7 +146,7 @@ def test_no_more_images_are_differentiated_at_once_than_memory_has(device: str) 
     network = Watched().to(device)
     model = sm.ScoreModel(network, sm.VPSDE(t_min=1e-3))
     x = torch.randn(40, 3, 32, 32, generator=generator()).to(device)
-    sm.log_prob(model, x, divergence="hutchinson", nodes=12, rtol=0.05, atol=0.05)
+    sm.log_prob(model, x, divergence="hutchinson", intervals=12, rtol=0.05, atol=0.05)
     assert network.rows == 85
 
 

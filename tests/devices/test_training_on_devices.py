@@ -105,7 +105,7 @@ def test_a_dataset_read_by_workers(device: str) -> None:
             5,
             data=data,
             batch_size=16,
-            workers=workers,
+            num_workers=workers,
             model=make_model(device, partial(small_network, classes=2)),
         ).losses
         for workers in (0, 1)
@@ -145,7 +145,7 @@ def test_learned_times_and_maximum_likelihood(device: str) -> None:
     assert float(fit.losses[-5:].mean()) < float(fit.losses[:5].mean())
     tuned = train(
         device, 2, model=fit.model, batch_size=8,
-        loss=partial(sm.maximum_likelihood_loss, rtol=1e-2, atol=1e-2, nodes=12),
+        loss=partial(sm.maximum_likelihood_loss, rtol=1e-2, atol=1e-2, intervals=12),
     )  # fmt: skip
     assert bool(torch.isfinite(tuned.losses).all())
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sde_models.models.model_files import NETWORKS
+
 ROOT = Path(__file__).parents[2]
 PAGES = [
     "README.md",
@@ -43,3 +45,10 @@ model = sm.GaussianMixture(torch.zeros(2, 2), 1.0).score_model(sm.VPSDE())
 x = x0 = data = torch.randn(4, 2)
 images = test_set = torch.randint(0, 256, (4, 2))
 """
+
+
+def test_every_network_is_in_the_table_of_the_page() -> None:
+    page = (ROOT / "docs" / "data-and-networks.md").read_text()
+    for name in NETWORKS:
+        assert f"| `sm.nn.{name}(" in page
+    assert f"There are {('two', 'three', 'four')[len(NETWORKS) - 2]} here." in page

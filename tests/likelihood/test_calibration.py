@@ -49,7 +49,9 @@ def test_steps(tolerance: float) -> None:
         for dim in (2, 64):
             case = Case(dim, sde, 30)
             half = 0.5 * tolerance
-            lp = case.log_prob(rtol=half, atol=half, nodes=96)  # so many that only the steps err
+            lp = case.log_prob(
+                rtol=half, atol=half, intervals=96
+            )  # so many that only the steps err
             off.append(lp.value - case.truth)
             told.append(lp.solver_error)
     assert within(off, told) >= 0.93
@@ -62,13 +64,13 @@ def test_quadrature(nodes: int) -> None:
     for sde in SDES:
         for dim in (2, 64):
             case = Case(dim, sde, 30)
-            lp = case.log_prob(nodes=nodes, **FINE)
+            lp = case.log_prob(intervals=nodes, **FINE)
             off.append(lp.value - case.truth)
             told.append(lp.quadrature_error)
     assert within(off, told) >= 0.93
 
 
-PROBED = {"nodes": 40, "rtol": 1e-4, "atol": 1e-4}
+PROBED = {"intervals": 40, "rtol": 1e-4, "atol": 1e-4}
 
 
 @pytest.fixture(scope="module")

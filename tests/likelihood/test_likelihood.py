@@ -104,7 +104,7 @@ def test_with_the_true_prior_the_density_is_the_data_density() -> None:
     exact = ProductMixture(sde, (2,))
     x = exact.sample(10, 0.0, generator())
     true_prior = exact.mixture.diffuse(sde, 1.0)
-    lp = sm.log_prob(exact.model, x, prior=true_prior, rtol=1e-8, atol=1e-8, nodes=96)
+    lp = sm.log_prob(exact.model, x, prior=true_prior, rtol=1e-8, atol=1e-8, intervals=96)
     truth = exact.mixture.diffuse(sde, 0.0).log_prob(x)
     assert (lp.value - truth).abs().max() < 1e-6
 
@@ -152,7 +152,7 @@ def test_probes_come_from_the_generator_alone() -> None:
     assert not torch.equal(run(1), run(2))
 
 
-def test_one_probe_tells_its_error_where_it_is_fresh_at_each_node() -> None:
+def test_one_probe_reports_its_error_where_it_is_fresh_at_each_node() -> None:
     """One that is fixed for the path cannot; 300 answers at 95%: fewer than 270 at 1e-4."""
     factor = torch.randn(8, 8, generator=generator(), dtype=torch.float64) / 3
     covariance = factor @ factor.mT + 0.1 * torch.eye(8, dtype=torch.float64)
@@ -179,7 +179,7 @@ def test_energy_models_have_likelihoods() -> None:
     model = sm.EnergyModel(Standard(), sm.VPSDE())
     x = torch.randn(3, 2, generator=generator(), dtype=torch.float64)
     truth = -0.5 * x.square().sum(1) - math.log(2 * math.pi)
-    lp = sm.log_prob(model, x, rtol=1e-8, atol=1e-8, nodes=96)
+    lp = sm.log_prob(model, x, rtol=1e-8, atol=1e-8, intervals=96)
     torch.testing.assert_close(lp.value, truth, rtol=0, atol=1e-6)
 
 
@@ -191,7 +191,7 @@ def test_log_prob_is_differentiable(way: str, solver: str) -> None:
     exact = ProductMixture(sm.VPSDE(), (2,))
     x = exact.sample(3, exact.sde.t_min, generator()).requires_grad_()
     prior = exact.mixture.diffuse(exact.sde, exact.sde.t_max)
-    nodes = {"nodes": 96} if solver == "adams-batch" else {}
+    nodes = {"intervals": 96} if solver == "adams-batch" else {}
     lp = sm.log_prob(
         exact.model, x, solver, rtol=1e-8, atol=1e-8, gradient=way, prior=prior, **nodes
     )  # fmt: skip
@@ -209,10 +209,10 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"x": torch.zeros(2, 3)}, ValueError, r"event shape \(3,\)"),
     ({"x": torch.zeros(2, 2, dtype=torch.int32)}, TypeError, "sm.bits_per_dim"),
     ({"steps": 5}, ValueError, "cannot use steps="),
-    ({"method": "quadrature", "nodes": 34}, ValueError, "that 4 divides, 12 or more, got 34"),
-    ({"method": "quadratur"}, ValueError, "did you mean 'quadrature'"),
-    ({"solver": "ode:rk4", "nodes": 32}, ValueError, "no meaning for method='augmented'"),
-    ({"solver": "rk-batch", "nodes": 32}, ValueError, "no meaning for method='augmented'"),
+    ({"trace": "quadrature", "intervals": 34}, ValueError, "multiple of 4, 12 or more, got 34"),
+    ({"trace": "quadratur"}, ValueError, "did you mean 'quadrature'"),
+    ({"solver": "ode:rk4", "intervals": 32}, ValueError, "no meaning for trace='augmented'"),
+    ({"solver": "rk-batch", "intervals": 32}, ValueError, "no meaning for trace='augmented'"),
     ({"tol": -1.0}, ValueError, "tol must be a positive number of nats, got -1"),
     ({"tol": 0.0}, ValueError, "tol must be a positive number of nats, got 0"),
     ({"tol": 0.1, "rtol": 1e-3}, ValueError, "tol= chooses rtol by itself"),
@@ -248,14 +248,14 @@ def test_models_whose_answers_are_no_functions_are_refused(
             return self.layer(x)
 
     model, x = sm.ScoreModel(Network(), sm.VPSDE(), prediction="eps").train(), torch.ones(2, 2)
-    for verb in (sm.log_prob, sm.encode, sm.decode):
+    for function in (sm.log_prob, sm.encode, sm.decode):
         with pytest.raises(ValueError, match=message + r".*call model\.eval\(\) first"):
-            verb(model, x)
-    sm.log_prob(model.eval(), x, rtol=0.1, atol=0.1, nodes=12)
+            function(model, x)
+    sm.log_prob(model.eval(), x, rtol=0.1, atol=0.1, intervals=12)
     layer.train(False)
     model.train()
     layer.eval()
-    sm.log_prob(model, x, rtol=0.1, atol=0.1, nodes=12)  # the rest may train
+    sm.log_prob(model, x, rtol=0.1, atol=0.1, intervals=12)  # the rest may train
 
 
 def test_inference_mode_gives_the_same_numbers() -> None:

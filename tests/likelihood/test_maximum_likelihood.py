@@ -8,7 +8,7 @@ from support.gaussian_score import GaussianScore
 
 import sde_models as sm
 
-FINE = {"rtol": 1e-7, "atol": 1e-7, "nodes": 96}
+FINE = {"rtol": 1e-7, "atol": 1e-7, "intervals": 96}
 
 
 def test_loss_and_gradient_of_a_gaussian_in_closed_form() -> None:
@@ -48,7 +48,7 @@ def test_training_improves_the_likelihood_of_data() -> None:
     optimiser = torch.optim.Adam(model.parameters(), lr=0.1)
     for _ in range(60):
         optimiser.zero_grad()
-        loss = sm.maximum_likelihood_loss(model, x0, rtol=1e-3, atol=1e-3, nodes=16)
+        loss = sm.maximum_likelihood_loss(model, x0, rtol=1e-3, atol=1e-3, intervals=16)
         loss.backward()
         optimiser.step()
     assert float(model.mean.detach()) == pytest.approx(float(x0.mean()), rel=0.03)
@@ -58,7 +58,7 @@ def test_training_improves_the_likelihood_of_data() -> None:
 def test_it_goes_into_fit() -> None:
     def loss(model: sm.Model, x0: torch.Tensor, **arguments: object) -> torch.Tensor:
         return sm.maximum_likelihood_loss(
-            model, x0, rtol=1e-2, atol=1e-2, nodes=12, divergence="hutchinson", **arguments
+            model, x0, rtol=1e-2, atol=1e-2, intervals=12, divergence="hutchinson", **arguments
         )
 
     model = sm.ScoreModel(sm.nn.ResidualNetwork((2,), width=8, depth=1), sm.VPSDE())

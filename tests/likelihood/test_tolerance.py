@@ -81,7 +81,7 @@ def test_error_bar_of_fresh_probes_covers_and_is_far_below_that_of_fixed_ones() 
 def test_more_is_spent_only_where_it_is_needed() -> None:
     model, x, truth, prior = case(64, sm.VPSDE(), 32)
     loose, tight = (sm.log_prob(model, x, tol=tol, prior=prior) for tol in (1.0, 1e-3))
-    assert loose.rows < 0.5 * tight.rows
+    assert loose.nfe < 0.5 * tight.nfe
     assert (tight.value - truth).abs().max() < 1e-3
     # A sample's own answer does not depend on what its batch-mates need.
     alone = sm.log_prob(model, x[:1], tol=1e-3, prior=prior)
@@ -93,7 +93,7 @@ def test_tolerance_is_reached_on_a_network_with_noisy_traces() -> None:
     network = sm.nn.ResidualNetwork((12,), width=32, depth=1).double().eval()
     model = sm.ScoreModel(network, sm.VPSDE(t_min=1e-4), event_shape=(12,))
     x = 0.5 * torch.randn(6, 12, generator=generator(), dtype=torch.float64)
-    truth = sm.log_prob(model, x, rtol=1e-7, atol=1e-7, nodes=384).value
+    truth = sm.log_prob(model, x, rtol=1e-7, atol=1e-7, intervals=384).value
     for divergence in (sm.Hutchinson(2), sm.Hutchinson(1), "exact"):
         lp = sm.log_prob(model, x, tol=0.3, divergence=divergence, generator=generator(1))
         assert lp.error.max() <= 0.3
@@ -152,7 +152,8 @@ def test_maximum_likelihood_fine_tunes_a_model() -> None:
     for step in range(25):
         divergence = sm.Exact() if step % 2 else sm.XTrace(2)
         lp = sm.log_prob(
-            model, data, divergence=divergence, gradient="direct", rtol=1e-2, atol=1e-2, nodes=20
+            model, data, divergence=divergence, gradient="direct",
+            rtol=1e-2, atol=1e-2, intervals=20,
         )  # fmt: skip
         optimizer.zero_grad()
         (-lp.value.mean()).backward()

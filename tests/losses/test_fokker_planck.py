@@ -132,7 +132,7 @@ def trained(weight: float) -> sm.Model:
     model = sm.ScoreModel(sm.nn.ResidualNetwork((2,), width=32, depth=1), sm.VPSDE(t_min=1e-2))
     data = mixture().sample(5000).float()
     return sm.fit(
-        model, data, steps=150, batch_size=128, loss=loss, seed=0, averaging=0.95, warmup=10,
+        model, data, steps=150, batch_size=128, loss=loss, seed=0, ema_decay=0.95, warmup=10,
         learning_rate=5e-3, progress=False,
     ).model  # fmt: skip
 
@@ -155,7 +155,7 @@ def test_the_regulariser_lowers_the_residual_of_a_trained_network() -> None:
     assert sum(errors) / 3 < 1
 
 
-def test_no_graph_is_kept_where_none_is_wanted() -> None:
+def test_no_graph_is_kept_where_none_is_needed() -> None:
     model = mixture().score_model(sm.VPSDE())
     x = torch.randn(4, 2, dtype=torch.float64)
     with torch.no_grad():
@@ -201,6 +201,21 @@ def test_asymmetry_of_known_matrices() -> None:
     expected = (matrix - matrix.T).norm() / matrix.norm()
     found = asymmetry(linear_model(matrix), 0.5, torch.randn(3, 6, dtype=torch.float64))
     assert torch.allclose(found, expected)
+
+
+def test_products_are_counted_for_each_sample() -> None:
+    """The gradient and the time derivative next to the trace; J and its transpose, from one."""
+    model = linear_model(torch.randn(6, 6, dtype=torch.float64))
+    x = torch.randn(3, 6, dtype=torch.float64)
+    for products, work in (
+        (6 + 2, lambda: fokker_planck_residual(model, 0.5, x)),
+        (4 + 2, lambda: fokker_planck_residual(model, 0.5, x, divergence=sm.Hutchinson(4))),
+        (2 * 6 + 1, lambda: asymmetry(model, 0.5, x)),
+        (2 * 5 + 1, lambda: asymmetry(model, 0.5, x, probes=5)),
+    ):
+        with sm.count_evaluations() as counter:
+            work()
+        assert counter.cost(3) == sm.Cost(nfe=1.0, vjps=products, calls=1)
 
 
 def test_asymmetry_estimated_in_many_dimensions() -> None:

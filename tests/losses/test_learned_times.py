@@ -125,7 +125,7 @@ def test_what_was_learned_can_be_kept() -> None:
     other.load_state_dict(kept)
     assert torch.equal(other.density, density)
     assert not torch.equal(times.density, density)
-    with pytest.raises(ValueError, match="has 8 bins, these times have 4"):
+    with pytest.raises(ValueError, match="has 8 bins, expected 4"):
         LearnedTimes(bins=4).load_state_dict(kept)
 
 

@@ -427,7 +427,7 @@ def test_conditioning_reaches_the_network() -> None:
     model, x0 = ScoreModel(network, VPSDE()), torch.zeros(4, 2)
     arguments = {"t": 0.5, "noise": torch.ones(4, 2)}
     found = [
-        float(denoising_score_matching(model, x0, label=label, **arguments).detach())
+        float(denoising_score_matching(model, x0, cond={"label": label}, **arguments).detach())
         for label in (0, 1)
     ]
     assert found[0] != found[1]

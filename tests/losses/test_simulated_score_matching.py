@@ -98,7 +98,7 @@ def test_a_network_learns_the_score_of_the_process(reduced: bool) -> None:
 
     trained = sm.fit(
         model, data(20_000, generator).float(), steps=300, batch_size=512, loss=loss,
-        generator=generator, progress=False, averaging=0.98, learning_rate=5e-3,
+        generator=generator, progress=False, ema_decay=0.98, learning_rate=5e-3,
     )  # fmt: skip
     t = torch.linspace(0.05, 1, 2000)
     mean, variance = (m[:, None] for m in moments(t))

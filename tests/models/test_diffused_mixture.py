@@ -174,9 +174,9 @@ def test_what_a_mixture_cannot_do_is_refused() -> None:
     mixture = _mixture(_reference(3, 2, True), True)
     model = mixture.score_model(VPSDE())
     x: Tensor = torch.zeros(1, 2, dtype=F64)
-    with pytest.raises(TypeError, match="no conditioning, got label, scale"):
+    with pytest.raises(TypeError, match="no conditions, got label, scale"):
         model.score(0.5, x, label=1, scale=2)
-    with pytest.raises(ValueError, match=r"event shape \(1, 2\).*wants \(2,\)"):
+    with pytest.raises(ValueError, match=r"event shape \(1, 2\).*expects \(2,\)"):
         model.score(0.5, x[None])
     with pytest.raises(TypeError, match="SDE has no alpha and sigma"):
         mixture.score_model(SDE())  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 from support.closed_forms import F64, Reference, every_sde
 from torch import Tensor, nn
 
-from sde_models._utils.counting import Evaluations, count_evaluations
+from sde_models._utils.counting import Cost, count_evaluations
 from sde_models.models.energy_model import EnergyModel
 from sde_models.sdes import VPSDE
 from sde_models.sdes.gaussian import GaussianSDE
@@ -120,9 +120,9 @@ def test_the_score_is_differentiable_in_the_parameters(state_has_history: bool) 
 
 def test_cost_and_conditioning() -> None:
     model, x = EnergyModel(Ripples(), VPSDE()), torch.randn(3, 2, dtype=F64)
-    with count_evaluations() as cost:
+    with count_evaluations() as counter:
         shifted = model.score(0.3, x, shift=0.2)
-    assert cost == Evaluations(nfe=1, rows=len(x), vjps=1)
+    assert counter.cost(len(x)) == Cost(nfe=1.0, vjps=1.0, calls=1)
     torch.testing.assert_close(shifted + x**3, model.score(0.5, x) + x**3)
 
 
@@ -141,5 +141,5 @@ class Constantly(nn.Module):
 def test_other_than_one_energy_for_each_sample_is_refused(shape: tuple[int, ...]) -> None:
     model = EnergyModel(Constantly(*shape), VPSDE())
     for method in (model.score, model.energy):
-        with pytest.raises(ValueError, match=r"wanted one energy for each sample, \(3,\)"):
+        with pytest.raises(ValueError, match=r"expected one energy for each sample, \(3,\)"):
             method(0.5, torch.zeros(3, 2))

@@ -214,7 +214,7 @@ def test_settings_that_are_no_settings_are_refused(tmp_path: Path, settings: str
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("format", 3, "format 3 is not known here, only those up to 2: update"),
+        ("format", 3, "format 3 is not known, expected 2 or lower: update"),
         ("format", "2", "format '2' is not known"),
         ("sde", "VPSDE", "do not fit"),
         ("sde__class", "XPSDE", "unknown class 'XPSDE'"),
@@ -236,8 +236,8 @@ def test_settings_that_are_no_settings_are_refused(tmp_path: Path, settings: str
         ("network__arguments__event_shape", "2", "do not fit"),
         ("prediction", 3, "do not fit"),
         ("preconditioning", {}, "do not fit"),
-        ("event_shape", "ab", "event_shape must hold positive integers, got 'ab'"),
-        ("event_shape", [-2], "event_shape must hold positive integers"),
+        ("event_shape", "ab", "event_shape must hold integers of 1 or more, got 'ab'"),
+        ("event_shape", [-2], "event_shape must hold integers of 1 or more"),
         ("later", 1, "later is 1 in the settings and 'not known' in the model"),
     ],
 )

@@ -178,9 +178,9 @@ def _score_model(sde: SDE, **kwargs: Any) -> Model:
     ("t", "x", "error", "message"),
     [
         (0.5, torch.zeros(3, 2, dtype=torch.int64), TypeError, r"int64.*x\.float\(\)"),
-        (0.5, torch.zeros(3, 3), ValueError, r"event shape \(3,\).*wants \(2,\)"),
+        (0.5, torch.zeros(3, 3), ValueError, r"event shape \(3,\).*expects \(2,\)"),
         (0.5, torch.zeros(3, 1, 2), ValueError, r"event shape \(1, 2\)"),
-        (0.5, torch.zeros(3), ValueError, r"wanted \(B, \*event\)"),
+        (0.5, torch.zeros(3), ValueError, r"expected \(B, \*event\)"),
         (1.5, torch.zeros(3, 2), ValueError, r"t=1.5 outside \[t_min, t_max\] = \[1e-05, 1\]"),
         (0.0, torch.zeros(3, 2), ValueError, "t=0 outside"),
         (float("nan"), torch.zeros(3, 2), ValueError, "nan.*outside"),

@@ -217,7 +217,7 @@ def test_edm_by_name(beside: str | None) -> None:
         ("scores", None, "did you mean 'score'"),
         ("Q", None, "unknown prediction 'Q'; known: eps, x0, v, score"),
         (None, "edn", "unknown preconditioning 'edn'.*'edm'"),
-        ("eps", "edm", "prediction='eps' has no meaning beside it: leave prediction out"),
+        ("eps", "edm", "prediction='eps' has no meaning with it: leave prediction out"),
         ("score", "edm", "prediction='score' has no meaning"),
     ],
 )

@@ -162,7 +162,9 @@ def test_an_sde_without_a_kernel_reverses_like_the_one_with_it(
     gaussian = VPSDE(2.0, 2.0)
     plain = OrnsteinUhlenbeck(t_min=gaussian.t_min, t_max=gaussian.t_max)
     one, other = (
-        ReverseSDE(ScoreModel(Ring(), sde, prediction="score"), event_shape, eta, shift=0.3)
+        ReverseSDE(
+            ScoreModel(Ring(), sde, prediction="score"), event_shape, eta, cond={"shift": 0.3}
+        )
         for sde in (plain, gaussian)
     )
     y = torch.randn(17, 4, dtype=F64)
@@ -171,7 +173,7 @@ def test_an_sde_without_a_kernel_reverses_like_the_one_with_it(
         torch.testing.assert_close(one.g(-t, y), other.g(-t, y))
     if eta == 0:
         x, t = y.reshape(-1, *event_shape), some_times(gaussian)
-        flows = [ProbabilityFlow(rev.model, shift=0.3)(t, x) for rev in (one, other)]
+        flows = [ProbabilityFlow(rev.model, cond={"shift": 0.3})(t, x) for rev in (one, other)]
         torch.testing.assert_close(*flows, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(flows[0].reshape(-1, 4)[3:4], -one.f(-t[3], y[3:4]))
 
@@ -182,26 +184,29 @@ SYSTEMS: list[Any] = [ProbabilityFlow, lambda model, **c: ReverseSDE(model, (4,)
 @pytest.mark.parametrize("make", SYSTEMS, ids=["flow", "reverse"])
 def test_conditioned_adds_to_what_is_there(make: Any) -> None:
     model = ScoreModel(Ring(), VPSDE(), prediction="score")
-    system = make(model, shift=1.0)
+    system = make(model, cond={"shift": 1.0})
     x = torch.randn(3, 4)
     before = system.drift(0.5, x)
-    both, replaced = system.conditioned(scale=2.0), system.conditioned(shift=3.0)
+    both = system.conditioned({"scale": 2.0}, x)
+    replaced = system.conditioned({"shift": 3.0}, x)
     assert type(both) is type(system)
     assert both.model is model
     assert both.cond == {"shift": 1.0, "scale": 2.0}
-    assert torch.equal(both.drift(0.5, x), make(model, shift=1.0, scale=2.0).drift(0.5, x))
-    assert torch.equal(replaced.drift(0.5, x), make(model, shift=3.0).drift(0.5, x))
+    assert torch.equal(
+        both.drift(0.5, x), make(model, cond={"shift": 1.0, "scale": 2.0}).drift(0.5, x)
+    )
+    assert torch.equal(replaced.drift(0.5, x), make(model, cond={"shift": 3.0}).drift(0.5, x))
     assert not torch.equal(both.drift(0.5, x), before)
     assert system.cond == {"shift": 1.0}
     assert torch.equal(system.drift(0.5, x), before)
-    assert system.conditioned() is system
 
 
-def test_systems_without_a_model_take_no_conditioning() -> None:
+def test_systems_without_a_model_take_no_conditions() -> None:
     sde = VPSDE()
-    assert sde.conditioned() is sde
-    with pytest.raises(TypeError, match="VPSDE takes no conditioning, got label"):
-        sde.conditioned(label=1)
+    x = torch.zeros(2, 1)
+    assert sde.conditioned(None, x) is sde
+    with pytest.raises(TypeError, match="VPSDE takes no conditions, got label"):
+        sde.conditioned({"label": 1}, x)
 
 
 @pytest.mark.parametrize("make", SYSTEMS, ids=["flow", "reverse"])
@@ -251,7 +256,7 @@ def test_arguments_without_a_meaning_are_refused() -> None:
     for y in (torch.zeros(3, 5), torch.zeros(3, 1, 2, 2), torch.zeros(4)):
         for call in (rev.f, rev.g):
             with pytest.raises(
-                ValueError, match=r"wanted \(B, 4\) for events of shape \(1, 2, 2\)"
+                ValueError, match=r"expected \(B, 4\) for events of shape \(1, 2, 2\)"
             ):
                 call(-0.5, y)
 

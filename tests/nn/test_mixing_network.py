@@ -71,7 +71,7 @@ def test_labels_and_model_files(tmp_path: Path) -> None:
 def test_bad_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(channels, height, width\), got \(4,\).*ResidualNet"):
         sm.nn.MixingNetwork((4,))
-    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="depth must be an integer of 1 or more, got 0"):
         sm.nn.MixingNetwork((1, 4, 4), depth=0)
     with pytest.raises(ValueError, match=r"events of shape \(1, 4, 4\)"):
         sm.nn.MixingNetwork((1, 4, 4))(torch.rand(2), torch.zeros(2, 1, 4, 5))

@@ -192,7 +192,7 @@ def test_label_is_a_conditioning_keyword_of_the_model() -> None:
         tiny("ddpm++")(torch.rand(4), x, label=0)
 
 
-def test_the_main_verbs_run() -> None:
+def test_the_main_functions_run() -> None:
     model = sm.ScoreModel(tiny("ddpm++"), sm.VPSDE(), preconditioning="edm")
     x = sm.sample(model, (2, 1, 4, 4), solver="dpmpp-2m", steps=4).x
     result = sm.log_prob(model, x, rtol=1e-2, atol=1e-2, divergence=sm.Hutchinson(2))
@@ -211,13 +211,13 @@ def test_it_trains() -> None:
     [
         ({"image_shape": (1, 28, 28)}, r"28x28 cannot be halved 3 times.*multiples of 8"),
         ({"image_shape": (8, 8)}, r"image_shape must be \(channels, height, width\)"),
-        ({"image_shape": (0, 8, 8)}, "image_shape must be whole and at least 1"),
+        ({"image_shape": (0, 8, 8)}, "image_shape must hold integers of 1 or more"),
         ({"layout": "ddpm"}, r"unknown layout 'ddpm'; did you mean 'ddpm\+\+'"),
         ({"channels": 6}, "multiple of 4"),
         ({"layout": "ncsn++", "channels": 16}, "multiple of 32"),
-        ({"blocks": 0}, "blocks must be whole"),
-        ({"classes": 0}, "classes must be whole"),
-        ({"multipliers": (1, 0.5)}, "multipliers must be whole"),
+        ({"blocks": 0}, "blocks must be an integer"),
+        ({"classes": 0}, "classes must be an integer"),
+        ({"multipliers": (1, 0.5)}, "multipliers must hold integers of 1 or more"),
         ({"multipliers": ()}, "multipliers must hold"),
         ({"dropout": 1.0}, "dropout"),
         ({"attention_resolutions": [7, 8]}, r"names \[7\].*\[32, 16, 8, 4\]"),

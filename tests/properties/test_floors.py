@@ -68,7 +68,7 @@ def find_modules(root: Path) -> dict[str, Path]:
 
 
 def room_of(module: str) -> str:
-    """``sde_models.solvers.table`` is in the room ``solvers``; the roof is in no room."""
+    """``sde_models.solvers.registry`` is in the room ``solvers``; the roof is in no room."""
     return module.split(".")[1]
 
 
@@ -226,19 +226,19 @@ def test_checker_catches_an_import_on_the_same_floor(tmp_path: Path) -> None:
     "source",
     [
         "import sde_models.solvers",
-        "import sde_models.solvers.table as table",
+        "import sde_models.solvers.registry as table",
         "from sde_models import solvers",
         "from sde_models.solvers import solve",
-        "from sde_models.solvers.table import TABLE",
+        "from sde_models.solvers.registry import TABLE",
         "from . import solvers",
-        "from .solvers.table import TABLE",
+        "from .solvers.registry import TABLE",
         "def late():\n    from sde_models.solvers import solve",
         "if TYPE_CHECKING:\n    from sde_models.solvers import solve",
         "try:\n    import torch\nexcept ImportError:\n    from sde_models.solvers import solve",
     ],
 )
 def test_checker_catches_an_import_that_points_up(tmp_path: Path, source: str) -> None:
-    files = {"sdes.py": source, "solvers/__init__.py": "", "solvers/table.py": ""}
+    files = {"sdes.py": source, "solvers/__init__.py": "", "solvers/registry.py": ""}
     (complaint,) = imports_pointing_up(find_imports(write_tree(tmp_path, files)))
     assert "sdes.py" in complaint
     assert "from floor 1 to floor 2" in complaint
@@ -246,7 +246,7 @@ def test_checker_catches_an_import_that_points_up(tmp_path: Path, source: str) -
 
 @pytest.mark.parametrize("source", ["from ..cli import app", "from .. import cli"])
 def test_checker_catches_a_relative_import_out_of_a_package(tmp_path: Path, source: str) -> None:
-    files = {"cli.py": "", "solvers/__init__.py": "", "solvers/table.py": source}
+    files = {"cli.py": "", "solvers/__init__.py": "", "solvers/registry.py": source}
     (complaint,) = imports_pointing_up(find_imports(write_tree(tmp_path, files)))
     assert "from floor 2 to floor 8" in complaint
 
@@ -263,8 +263,8 @@ def test_checker_catches_an_import_of_the_roof(tmp_path: Path, source: str) -> N
 def test_checker_lets_imports_point_down_or_stay_in_a_room(tmp_path: Path) -> None:
     files = {
         "cli.py": "import torch\nfrom sde_models import solvers\nfrom .sdes import VPSDE",
-        "solvers/__init__.py": "from .table import TABLE\nfrom sde_models import sdes",
-        "solvers/table.py": "from ..sdes import VPSDE",
+        "solvers/__init__.py": "from .registry import TABLE\nfrom sde_models import sdes",
+        "solvers/registry.py": "from ..sdes import VPSDE",
         "sdes.py": "from sde_models._utils import Grid",
         "_utils.py": "",
     }
@@ -278,9 +278,9 @@ def test_checker_lets_imports_point_down_or_stay_in_a_room(tmp_path: Path) -> No
         ("sde_models", "sde_models.cli"),
         ("sde_models.cli", "sde_models.solvers"),
         ("sde_models.cli", "sde_models.sdes"),
-        ("sde_models.solvers", "sde_models.solvers.table"),
+        ("sde_models.solvers", "sde_models.solvers.registry"),
         ("sde_models.solvers", "sde_models.sdes"),
-        ("sde_models.solvers.table", "sde_models.sdes"),
+        ("sde_models.solvers.registry", "sde_models.sdes"),
         ("sde_models.sdes", "sde_models._utils"),
     }
 

@@ -187,7 +187,7 @@ def test_every_solver_runs_where_there_is_no_double_precision(name: str, kind: s
     with NarrowDevice():
         put(there)
         if TABLE[name].library == "torchdiffeq" and TABLE[name].equal_steps:
-            with pytest.raises(ValueError, match="float64, which is not there"):
+            with pytest.raises(ValueError, match="float64, which this device lacks"):
                 draw(there, name)
             return
         got = draw(there, name)
@@ -224,7 +224,7 @@ def test_probes_of_a_generator_are_the_same_on_every_device(divergence: str) -> 
 
     def density(model: sm.ScoreModel, data: Tensor) -> Tensor:
         return sm.log_prob(
-            model, data, "dpmpp-2m", steps=8, nodes=12, divergence=divergence,
+            model, data, "dpmpp-2m", steps=8, intervals=12, divergence=divergence,
             generator=generator(2), estimate_solver_error=False,
         ).value  # fmt: skip
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import sde_models as sm
-from sde_models._utils.conditioning import copied
+from sde_models._utils.conditions import copied
+from sde_models._utils.counting import record_call
 
 TABLE = sm.list_solvers()
 SDE = sm.VPSDE(t_min=1e-3)
@@ -84,7 +85,8 @@ def run(network: nn.Module, name: str, callback: Any, kind: dict[str, Any]) -> A
     path = not (solver.adaptive and name in ("rk-batch", "adams-batch", "adaptive-sde"))
     return sm.sample(
         sm.ScoreModel(network, SDE, **kind).eval(), (3, 4), name, generator=generator(),
-        label=LABEL.clone(), more=[torch.ones(1)], callback=callback, path=path, **effort,
+        cond={"label": LABEL.clone(), "more": [torch.ones(1)]}, callback=callback, path=path,
+        **effort,
     )  # fmt: skip
 
 
@@ -95,7 +97,7 @@ def test_every_solver_shares_nothing(name: str, kind: dict[str, Any]) -> None:
     with torch.inference_mode(kind == {}):
         got = run(Vandal(), name, vandal_callback, kind)
     assert torch.equal(got.x, wanted.x)
-    assert got.nfe == wanted.nfe
+    assert got.cost == wanted.cost
     if got.path is not None:
         assert torch.equal(got.path, wanted.path)
         spoil(got.path)
@@ -111,7 +113,7 @@ class Users(sm.Model):
         self.kept = torch.empty(2, 3, 4)
 
     def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        sm.counting.record(nfe=1, rows=len(x))
+        record_call(len(x))
         shape = (-1, *(1,) * (x.ndim - 1)) if t.ndim else ()
         alpha, sigma = (scale(t).reshape(shape) for scale in (self.sde.alpha, self.sde.sigma))
         x0, eps = alpha * x, sigma * x.clone()
@@ -193,23 +195,23 @@ class UsersDivergence(sm.Hutchinson):
         return found
 
 
-@pytest.mark.parametrize("method", ["quadrature", "augmented"])
+@pytest.mark.parametrize("trace", ["quadrature", "augmented"])
 @pytest.mark.parametrize("name", ["adams-batch", "ode:dopri5", "rk-batch", "ode:rk4"])
-def test_likelihoods_share_nothing(name: str, method: str) -> None:
+def test_likelihoods_share_nothing(name: str, trace: str) -> None:
     solver = TABLE[name]
-    if method == "augmented" and solver.diffusion_only:
+    if trace == "augmented" and solver.diffusion_only:
         return
     effort: dict[str, Any] = {"rtol": 0.1, "atol": 0.1} if solver.adaptive else {"steps": 8}
-    if method == "quadrature":
-        effort["nodes"] = 12
+    if trace == "quadrature":
+        effort["intervals"] = 12
     x = torch.randn(3, 4, generator=generator(1))
 
     def value(network: nn.Module, divergence: Any, prior: Any, callback: Any) -> Tensor:
         given, label = x.clone(), LABEL.clone()
         found = sm.log_prob(
-            sm.ScoreModel(network, SDE).eval(), given, name, method=method, prior=prior,
-            divergence=divergence, generator=generator(), callback=callback, label=label,
-            more=[torch.ones(1)], **effort,
+            sm.ScoreModel(network, SDE).eval(), given, name, trace=trace, prior=prior,
+            divergence=divergence, generator=generator(), callback=callback,
+            cond={"label": label, "more": [torch.ones(1)]}, **effort,
         )  # fmt: skip
         assert torch.equal(given, x)
         assert torch.equal(label, LABEL)
@@ -231,14 +233,15 @@ def test_what_comes_back_shares_no_memory() -> None:
     cond: dict[str, Any] = {"label": LABEL, "more": [torch.ones(1)]}
     z = prior.z.clone()
     for name in ("ode:dopri5", "ddim", "adams-batch"):
-        out = sm.sample(model, (3, 4), name, prior=prior, return_log_prob=True, **cond)
+        out = sm.sample(model, (3, 4), name, prior=prior, return_log_prob=True, cond=cond)
         assert out.log_prob is not None
         memory = {v.untyped_storage().data_ptr() for v in (out.x, out.log_prob.z, prior.z)}
         assert len(memory) == 3
         spoil(out.log_prob.z)
         assert torch.equal(prior.z, z)
     x = torch.randn(3, 4, requires_grad=True)
-    sol = sm.solve(sm.ProbabilityFlow(model, **cond), x, (1.0, 0.5), "ode:rk4", steps=3, path=True)
+    flow = sm.ProbabilityFlow(model, cond=cond)
+    sol = sm.solve(flow, x, (1.0, 0.5), "ode:rk4", steps=3, path=True)
     assert sol.path is not None
     before = sol.x.detach().clone()
     spoil(sol.path)
@@ -281,7 +284,9 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "finite differences": sm.losses.finite_difference_sliced,
     "simulated": lambda *a, **k: sm.losses.simulated_score_matching(*a, steps=4, **k),
     "penalty": sm.losses.fokker_planck_penalty,
-    "likelihood": lambda *a, **k: sm.maximum_likelihood_loss(*a, nodes=12, rtol=0.1, atol=0.1, **k),
+    "likelihood": lambda *a, **k: sm.maximum_likelihood_loss(
+        *a, intervals=12, rtol=0.1, atol=0.1, **k
+    ),
 }
 
 
@@ -293,7 +298,10 @@ def test_losses_share_nothing(name: str) -> None:
     def loss(network: nn.Module) -> list[Tensor]:
         given, model = x0.clone(), sm.ScoreModel(network, SDE, "x0")
         value = LOSSES[name](
-            model, given, generator=generator(), label=LABEL.clone(), more=[torch.ones(1)]
+            model,
+            given,
+            generator=generator(),
+            cond={"label": LABEL.clone(), "more": [torch.ones(1)]},
         )
         value.backward()
         assert torch.equal(given, x0)
@@ -319,7 +327,7 @@ def test_weightings_times_and_energies_share_nothing() -> None:
     cond: dict[str, Any] = {"label": LABEL, "more": [torch.ones(1)]}
     plain, spoilt = (
         sm.losses.denoising_score_matching(
-            model, x, t, weighting=weight(vandal), generator=generator(), **cond
+            model, x, t, weighting=weight(vandal), generator=generator(), cond=cond
         )
         for vandal in (False, True)
     )
@@ -408,7 +416,7 @@ def test_bits_per_dimension_share_nothing() -> None:
     found = [
         sm.bits_per_dim(
             model, images, levels=4, transform=Shift(vandal), generator=generator(), repeats=2,
-            rtol=0.1, atol=0.1, nodes=12,
+            rtol=0.1, atol=0.1, intervals=12,
         ).per_image
         for vandal in (False, True)
     ]  # fmt: skip

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -76,16 +79,22 @@ def test_same_seed_same_grid_and_another_seed_much_the_same(grid: sm.AdaptedGrid
     assert distance.abs().max() < 0.1
 
 
-def test_cost_is_told(grid: sm.AdaptedGrid) -> None:
-    with sm.count_evaluations() as cost:
+def test_cost_is_reported(grid: sm.AdaptedGrid) -> None:
+    with sm.count_evaluations() as counter:
         made = sm.adapt_grid(NARROW.score_model(sm.VPSDE()), samples=8, tol=1e-2)
-    assert (made.nfe, made.rows) == (cost.nfe, cost.rows)
+    assert made.cost == counter.cost(8)
     assert 0 < made.nfe < 200
 
 
 def test_saved_and_read_back(grid: sm.AdaptedGrid, tmp_path: Path) -> None:
     grid.save(tmp_path / "grid.json")
     assert sm.AdaptedGrid.load(tmp_path / "grid.json") == grid
+    older = asdict(grid) | {"nfe": 90, "rows": 400}
+    del older["cost"]
+    (tmp_path / "older.json").write_text(json.dumps(older))
+    loaded = sm.AdaptedGrid.load(tmp_path / "older.json")
+    assert (loaded.work, loaded.cost.calls) == (grid.work, 90)
+    assert math.isnan(loaded.nfe)
 
 
 def test_half_precision_network_and_float32() -> None:
@@ -99,7 +108,7 @@ def test_what_it_cannot_do_is_refused(grid: sm.AdaptedGrid) -> None:
     network = sm.nn.ResidualNetwork((2,), width=8, depth=1).eval()
     with pytest.raises(ValueError, match=r"give event_shape=, such as \(3, 32, 32\)"):
         sm.adapt_grid(sm.ScoreModel(network, sm.VPSDE()))
-    with pytest.raises(TypeError, match="wanted a model"):
+    with pytest.raises(TypeError, match="expected a model"):
         sm.adapt_grid(network)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"was made for log-SNR from .* adapt one to this model"):
         grid(sm.VESDE(1e-4, 500.0), 1.0, 0.0, 10)

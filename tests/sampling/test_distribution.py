@@ -19,7 +19,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture
 def dist() -> sm.ScoreDistribution:
-    return sm.ScoreDistribution(MODEL, density={"rtol": 1e-4, "atol": 1e-4, "nodes": 48})
+    return sm.ScoreDistribution(MODEL, density={"rtol": 1e-4, "atol": 1e-4, "intervals": 48})
 
 
 @pytest.mark.parametrize("batch", [(), (2,), (2, 1)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.marginals import ProductMixture
@@ -57,7 +59,7 @@ def small_model() -> sm.ScoreModel:
     return sm.ScoreModel(Smooth().double(), sm.VPSDE(), prediction="v")
 
 
-TIGHT = {"rtol": 1e-10, "atol": 1e-10}
+TIGHT: Any = {"solver": "ode:dopri5", "rtol": 1e-10, "atol": 1e-10}
 
 
 @pytest.mark.parametrize("way", ["direct", "adjoint"])
@@ -152,6 +154,6 @@ def test_gradient_flows_through_sde_solvers() -> None:
 
 def test_encoding_refuses_sde_solvers() -> None:
     exact = ProductMixture(sm.VPSDE(), (2,))
-    for verb in (sm.encode, sm.decode):
+    for function in (sm.encode, sm.decode):
         with pytest.raises(ValueError, match="is for SDEs and ProbabilityFlow is an ODE"):
-            verb(exact.model, torch.zeros(2, 2), "sde:heun")
+            function(exact.model, torch.zeros(2, 2), "sde:heun")

@@ -96,18 +96,18 @@ def test_conditioning_reaches_the_network() -> None:
             return x - shift
 
     model = sm.ScoreModel(Conditional(), sm.VPSDE())
-    sm.sample(model, (2, 3), "ode:euler", steps=4, shift=2.5, denoise=True)
-    sm.sample(model, (2, 3), "euler-maruyama", steps=4, shift=2.5)
-    sm.log_prob(model, torch.zeros(2, 3), "ode:euler", steps=4, shift=2.5)
+    sm.sample(model, (2, 3), "ode:euler", steps=4, cond={"shift": 2.5}, denoise=True)
+    sm.sample(model, (2, 3), "euler-maruyama", steps=4, cond={"shift": 2.5})
+    sm.log_prob(model, torch.zeros(2, 3), "ode:euler", steps=4, cond={"shift": 2.5})
     assert len(seen) == 5 + 4 + 4 + 2
     assert set(seen) == {2.5}
 
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
-    ({"shape": (3, 5)}, r"asks for events of shape \(5,\), the model gives \(2,\): use \(3, 2\)"),
+    ({"shape": (3, 5)}, r"has events of shape \(5,\), the model expects \(2,\): use \(3, 2\)"),
     ({"shape": (3,)}, r"\(n, \*event\)"),
-    ({"shape": (0, 2)}, "whole numbers of 1 or more"),
-    ({"shape": (2.0, 2)}, "whole numbers"),
+    ({"shape": (0, 2)}, "integers of 1 or more"),
+    ({"shape": (2.0, 2)}, "integers"),
     ({"eta": 0.5}, "cannot use eta="),
     ({"solver": "euler-maruyama", "eta": -1.0}, "eta must be 0 or more"),
     ({"solver": "euler-maruyama", "rtol": 1e-3}, "cannot use rtol="),
@@ -121,7 +121,7 @@ def test_bad_input_is_refused(change: dict[str, Any], message: str) -> None:
         sm.sample(EXACT.model, **{"shape": (3, 2), **change})
 
 
-def test_an_sde_without_a_kernel_wants_a_prior() -> None:
+def test_an_sde_without_a_kernel_needs_a_prior() -> None:
     class Brownian(sm.SDE):
         def f(self, t: Any, x: torch.Tensor) -> torch.Tensor:
             return torch.zeros_like(x)

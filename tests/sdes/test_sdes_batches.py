@@ -246,7 +246,7 @@ def test_times_outside_are_refused(sde: GaussianSDE, bad: float) -> None:
 
 def test_perturb_refuses_what_does_not_fit() -> None:
     sde, x = VPSDE(), torch.ones(2, 3)
-    with pytest.raises(ValueError, match=r"noise has shape \(3,\), wanted that of x0: \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"noise has shape \(3,\), expected that of x0: \(2, 3\)"):
         sde.perturb(0.5, x, torch.ones(3))
     with pytest.raises(ValueError, match=r"\(B,\) = \(2,\)"):
         sde.perturb(torch.tensor([0.1, 0.2, 0.3]), x, x)

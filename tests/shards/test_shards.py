@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 import sde_models as sm
 from sde_models._utils.owned_folders import MARKER
-from sde_models._utils.randomness import make_generator
+from sde_models._utils.seeds import generator_at
 from sde_models.shards import remove_shards
+from sde_models.shards.folder import Shard
 from sde_models.shards.npz import write_npz
 
 MODEL = sm.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.5).score_model(sm.VPSDE())
@@ -46,13 +47,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> sm.Shards:
     return draw(tmp_path_factory.mktemp("whole") / "out")
 
 
-def test_the_samples_are_those_of_the_verb(whole: sm.Shards) -> None:
+def test_the_samples_are_those_of_the_function(whole: sm.Shards) -> None:
     alone = [
-        sm.sample(MODEL, (last - first, 2), generator=make_generator(0, first), **QUICK)
+        sm.sample(MODEL, (last - first, 2), generator=generator_at(0, first), **QUICK)
         for first, last in ((0, 4), (4, 8), (8, 11))
     ]
     assert torch.equal(everything(whole, "x"), torch.cat([sample.x for sample in alone]))
-    assert whole.costs() == {"nfe": 18, "rows": 66, "vjps": 0, "vjp_rows": 0}
+    assert whole.cost == sm.Cost(nfe=6.0, calls=18)
     assert whole.resumed == 0
 
 
@@ -94,7 +95,7 @@ def test_a_damaged_shard_is_drawn_again(tmp_path: Path, whole: sm.Shards) -> Non
     draw(tmp_path)
     damaged = tmp_path / "chunk-000001.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-3])
-    with pytest.raises(OSError, match=r"chunk-000001.* cannot be read .* calling again"):
+    with pytest.raises(OSError, match=r"chunk-000001.* cannot be read .* repeat the call"):
         list(sm.Shards(tmp_path).batches())
     with pytest.warns(RuntimeWarning, match=r"chunk-000001.* is damaged .*samples 4 to 7 are done"):
         assert draw(tmp_path).resumed == 7
@@ -105,12 +106,21 @@ def test_where_memory_runs_out_parts_are_halved(tmp_path: Path) -> None:
     shortage = torch.OutOfMemoryError("CUDA out of memory")
     got = draw(tmp_path / "short", n=8, model=breaking(1, shortage), chunk=8)
     wanted = [
-        sm.sample(breaking(), (4, 2), generator=make_generator(0, first), **QUICK).x
+        sm.sample(breaking(), (4, 2), generator=generator_at(0, first), **QUICK).x
         for first in (0, 4)
     ]
     assert torch.equal(got.read(0)["x"], torch.cat(wanted).detach())
     with pytest.raises(torch.OutOfMemoryError, match=r"sample 0 alone .*lower precision"):
         draw(tmp_path / "none", n=1, model=breaking(1, shortage))
+
+
+def test_the_costs_of_older_shards_are_read(tmp_path: Path) -> None:
+    """They counted batches as nfe and vjps, and samples as rows and vjp_rows."""
+    shards = draw(tmp_path, n=4)
+    older: Any = SimpleNamespace(nfe=6, rows=24, vjps=2, vjp_rows=8)
+    shards._folder.write(0, Shard(shards.read(0), older))
+    assert sm.Shards(tmp_path).cost == sm.Cost(nfe=6.0, vjps=2.0, calls=6)
+    assert len(next(sm.Shards(tmp_path).batches())["x"]) == 4
 
 
 class Share:
@@ -135,7 +145,7 @@ class Share:
 
 def test_processes_share_the_shards(tmp_path: Path, whole: sm.Shards) -> None:
     share: Any = Share(1)
-    with pytest.raises(FileNotFoundError, match="process 1 does not see"):
+    with pytest.raises(FileNotFoundError, match="process 1 does not find"):
         draw(tmp_path, accelerator=share)
     share = Share(0)
     draw(tmp_path, accelerator=share)
@@ -169,15 +179,15 @@ def test_conditioning_follows_its_samples(tmp_path: Path) -> None:
     got = draw(tmp_path / "x", model=model, cond={"shift": shift}, **quick)
     for first, last in ((0, 4), (4, 8), (8, 11)):
         wanted = sm.sample(
-            model, (last - first, 2), generator=make_generator(0, first),
-            shift=shift[first:last], **quick,
+            model, (last - first, 2), generator=generator_at(0, first),
+            cond={"shift": shift[first:last]}, **quick,
         )  # fmt: skip
         assert torch.equal(got[first], wanted.x[0])
     further: dict[str, Any] = {"cond": {"shift": shift}, "chunk": 3, "progress": False, **quick}
     z = sm.encode_to_folder(model, got, tmp_path / "z", **further)
-    one = sm.encode(model, everything(got, "x"), shift=shift, **quick)
+    one = sm.encode(model, everything(got, "x"), cond={"shift": shift}, **quick)
     torch.testing.assert_close(everything(z, "z"), one.z)
-    with pytest.raises(ValueError, match=r"cond\['shift'\] must be a tensor of one entry for each"):
+    with pytest.raises(ValueError, match=r"cond\['shift'\] has shape \(3,\) for 11 samples"):
         draw(tmp_path / "short", model=model, cond={"shift": shift[:3]}, **quick)
 
 
@@ -201,7 +211,7 @@ def test_levels_are_dequantised(tmp_path: Path) -> None:
         MODEL, images, tmp_path, levels=16, chunk=3, progress=False, **quick
     )  # fmt: skip
     for first, last in ((0, 3), (3, 5)):
-        x = sm.data.dequantize(images[first:last], 16, generator=make_generator(0, first))
+        x = sm.data.dequantize(images[first:last], 16, generator=generator_at(0, first))
         assert torch.equal(got.read(first // 3)["z"], sm.encode(MODEL, x, **quick).z)
 
 
@@ -245,7 +255,7 @@ def test_a_gathering_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="chunk-000002"):
         shards.save_npz(tmp_path / "x.npz")
     with pytest.raises(OSError, match="chunk-000002"):
-        shards.costs()
+        _ = shards.cost
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 
 
@@ -274,8 +284,8 @@ def test_shards_are_removed_and_nothing_else(tmp_path: Path) -> None:
     [
         ({"generator": torch.Generator()}, TypeError, "sampling .*use seed="),
         ({"path": True}, TypeError, "shards hold no paths"),
-        ({"n": 0}, ValueError, "n must be a whole number of 1 or more"),
-        ({"chunk": 0}, ValueError, "chunk must be a whole number of 1 or more"),
+        ({"n": 0}, ValueError, "n must be an integer of 1 or more"),
+        ({"chunk": 0}, ValueError, "chunk must be an integer of 1 or more"),
         ({"model": sm.ScoreModel(Shifted(), sm.VPSDE())}, ValueError, "give event_shape="),
     ],
 )

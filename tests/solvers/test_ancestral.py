@@ -193,7 +193,7 @@ def test_what_they_are_not_made_for_is_refused(solver: str) -> None:
     x = torch.zeros(3, 2)
     with pytest.raises(ValueError, match="is for SDEs and ProbabilityFlow is an ODE"):
         sm.solve(exact.flow(), x, (1.0, 0.1), solver)
-    with pytest.raises(ValueError, match="made for the ProbabilityFlow or ReverseSDE of a model"):
+    with pytest.raises(ValueError, match="takes the ProbabilityFlow or ReverseSDE of a model"):
         sm.solve(exact.sde, x, (0.1, 1.0), solver)
     with pytest.raises(ValueError, match="takes none"):
         sm.make_solver(solver, eta=1.0)

@@ -287,7 +287,7 @@ def test_path_callback_and_evaluations(name: str) -> None:
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_pndm_starts_without_loss_and_tells_whole_steps(skip: bool) -> None:
+def test_pndm_starts_without_loss_and_reports_full_steps(skip: bool) -> None:
     """Four steps, most of which are those of the start; a start of order 1 is off by 8e-4."""
     x, solver = VP.sample(8, 0.5, generator()), make(("PNDMScheduler", {"skip_prk_steps": skip}))
     got = sm.solve(VP.flow(), x, (0.5, 0.4), solver, steps=4, path=True)
@@ -354,7 +354,7 @@ def test_learned_schedule_is_used_and_its_gradient_is_not_lost_silently() -> Non
         for solver in ("diffusers:DDIMScheduler", "ddim")
     )
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
-    with pytest.raises(ValueError, match="no gradient for what alpha and sigma learn"):
+    with pytest.raises(ValueError, match="no gradient for the parameters of alpha and sigma"):
         sm.solve(system, x, (1.0, 0.1), "diffusers:DDIMScheduler", gradient="direct")
 
 
@@ -434,6 +434,6 @@ def test_without_diffusers_the_error_says_what_to_install(
         diffusers_solvers()
 
 
-def test_diffusers_is_not_imported_until_it_is_wanted() -> None:
+def test_diffusers_is_not_imported_until_it_is_needed() -> None:
     """It takes seconds."""
     assert not IMPORTED_TOO

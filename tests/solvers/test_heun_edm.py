@@ -79,7 +79,9 @@ def test_what_has_no_meaning_is_refused() -> None:
     churned = sm.make_solver("heun-edm", churn=10.0)
     with pytest.raises(ValueError, match="runs down, from noise to data"):
         sm.encode(EXACT.model, x, churned)
-    with pytest.raises(ValueError, match="draws noise here, so that latents would not decode"):
+    with pytest.raises(
+        ValueError, match="draws noise here, so that decoding would not be a function"
+    ):
         sm.decode(EXACT.model, x, churned)
     assert sm.decode(EXACT.model, x, "heun-edm").nfe == 50
     with pytest.raises(ValueError, match="runs down, from noise to data"):

@@ -114,5 +114,5 @@ def test_a_brownian_motion_of_another_shape_is_refused() -> None:
     brownian = torchsde.BrownianInterval(t0=-1.0, t1=0.0, size=(3, 2), dtype=torch.float64)
     solver = sm.make_solver("sde:euler", brownian=brownian)
     x = EXACT.sample(4, 1.0, generator())
-    with pytest.raises(ValueError, match=r"brownian has shape \(3, 2\), wanted .* \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"brownian has shape \(3, 2\), expected .* \(4, 2\)"):
         sm.solve(sm.ReverseSDE(EXACT.model, (2,)), x, (1.0, 0.1), solver, steps=4)

@@ -209,7 +209,9 @@ def test_solvers_made_for_diffusion_refuse_other_equations(name: str) -> None:
         def drift(self, t: object, x: Tensor) -> Tensor:
             return x
 
-    with pytest.raises(ValueError, match=f"'{name}' is made for .*Rotation is none: use one that"):
+    with pytest.raises(
+        ValueError, match=f"'{name}' needs alpha and sigma.*got Rotation: use one that"
+    ):
         sm.solve(Rotation(), torch.ones(2, 2), (1.0, 0.0), name)
 
 

@@ -142,7 +142,7 @@ def test_gaussian_data_stand_still_in_the_rescaled_state(sde: sm.GaussianSDE) ->
     flow = sm.ProbabilityFlow(gaussian.score_model(sde))
     x = sde.prior((3,)).sample((5,), generator=generator(), dtype=F64)
     got = sm.solve(flow, x, (sde.t_max, sde.t_min), "rk-batch")
-    assert (got.nfe, got.rows, got.accepted, got.rejected) == (8, 40, 1, 0)
+    assert (got.cost, got.accepted, got.rejected) == (sm.Cost(nfe=8.0, calls=8), 1, 0)
     ends = [float(torch.linalg.vector_norm(v)) for v in scales(sde)]
     torch.testing.assert_close(got.x, x * ends[1] / ends[0], rtol=1e-9, atol=1e-12)
 
@@ -197,11 +197,10 @@ class Logistic(sm.System):
     def __init__(self, rate: Tensor) -> None:
         super().__init__()
         self.rate = rate
-        self.cond = {"rate": rate}
         self.sizes: list[int] = []
 
-    def conditioned(self, **cond: Any) -> Logistic:
-        system = Logistic(cond.get("rate", self.rate))
+    def of_rows(self, rows: Tensor) -> Logistic:
+        system = Logistic(self.rate[rows])
         system.sizes = self.sizes
         return system
 
@@ -309,18 +308,18 @@ def test_conditioning_of_each_sample_goes_with_it() -> None:
     x = torch.randn(4, 2, generator=generator(), dtype=F64)
     labels = torch.tensor([20.0, 0.0, 8.0, 3.0], dtype=F64)
     shared = {"style": torch.ones(1, 2, dtype=F64), "scale": torch.tensor(0.5, dtype=F64)}
-    got = sm.solve(flow, x, (1.0, 1e-5), "rk-batch", label=labels, **shared)
+    got = sm.solve(flow, x, (1.0, 1e-5), "rk-batch", cond={"label": labels, **shared})
     assert {len(shown) for shown in network.shown} == {4, 3, 2, 1}
-    assert got.rows == sum(len(shown) for shown in network.shown) < 4 * got.nfe
-    assert got.nfe == len(network.shown) == 2 + 6 * (got.accepted + (got.rejected or 0))
-    rows = 0
+    calls = got.cost.calls
+    assert 4 * got.nfe == sum(len(shown) for shown in network.shown) < 4 * calls
+    assert calls == len(network.shown) == 2 + 6 * (got.accepted + (got.rejected or 0))
+    nfe = 0.0
     for i in range(4):
-        alone = sm.solve(
-            flow, x[i : i + 1], (1.0, 1e-5), "rk-batch", label=labels[i : i + 1], **shared
-        )
+        own = {"label": labels[i : i + 1], **shared}
+        alone = sm.solve(flow, x[i : i + 1], (1.0, 1e-5), "rk-batch", cond=own)
         torch.testing.assert_close(got.x[i : i + 1], alone.x, rtol=1e-10, atol=1e-10)
-        rows += alone.rows
-    assert got.rows == rows
+        nfe += alone.nfe / 4
+    assert got.nfe == nfe
 
 
 def ten_components(count: int) -> tuple[sm.ProbabilityFlow, Tensor]:
@@ -341,7 +340,7 @@ def test_a_sample_does_not_notice_its_batch_mates_in_double_precision() -> None:
     batch = sm.solve(flow, x, (1.0, 1e-5), "rk-batch", rtol=1e-4, atol=1e-4)
     alone = [sm.solve(flow, v[None], (1.0, 1e-5), "rk-batch", rtol=1e-4, atol=1e-4) for v in x]
     torch.testing.assert_close(batch.x, torch.cat([v.x for v in alone]), rtol=1e-9, atol=1e-9)
-    assert batch.rows == sum(v.rows for v in alone)
+    assert batch.nfe == sum(v.nfe for v in alone) / len(alone)
 
 
 def test_nor_in_single_precision_beyond_what_the_network_notices() -> None:
@@ -374,7 +373,7 @@ def test_rows_at_equal_worst_error_are_at_most_three_quarters_of_dopri5() -> Non
         for tol in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7):
             got = sm.solve(flow, x, (1.0, 1e-5), name, rtol=tol, atol=tol)
             worst = (got.x - truth).square().mean(1).sqrt().max()
-            found.append((math.log(float(worst)), math.log(got.rows)))
+            found.append((math.log(float(worst)), math.log(got.nfe)))
         errors, costs = zip(*sorted(found), strict=True)
         assert errors[0] < math.log(min(levels))
         assert errors[-1] > math.log(max(levels))
@@ -384,7 +383,7 @@ def test_rows_at_equal_worst_error_are_at_most_three_quarters_of_dopri5() -> Non
     assert (rows("rk-batch", levels) / rows("ode:dopri5", levels)).max() < 0.75
 
 
-def test_callback_tells_where_each_sample_has_stepped() -> None:
+def test_callback_shows_where_each_sample_has_stepped() -> None:
     """The steps so told, taken again by hand, lead to the same states."""
     told: list[sm.Step] = []
     got = sm.solve(
@@ -476,16 +475,16 @@ def test_steps_that_are_lost_to_rounding_end_the_solve(dtype: torch.dtype) -> No
 def test_what_cannot_be_meant_is_refused() -> None:
     exact = ProductMixture(sm.VPSDE(), (2,))
     x = exact.sample(2, 1.0, generator())
-    with sm.count_evaluations() as cost:
+    with sm.count_evaluations() as counter:
         with pytest.raises(ValueError, match=r"cannot use path=True.*path=torch.linspace"):
             sm.solve(exact.flow(), x, (1.0, 0.1), "rk-batch", path=True)
-        with pytest.raises(ValueError, match=r"clock='angle' is read off alpha.*Logistic"):
+        with pytest.raises(ValueError, match=r"clock='angle' needs alpha.*Logistic"):
             sm.solve(Logistic(RATES), STARTS, (0.0, 4.0), sm.make_solver("rk-batch", clock="angle"))
         with pytest.raises(ValueError, match="order must be 3 or 5, got 4"):
             sm.make_solver("rk-batch", order=4)
         with pytest.raises(ValueError, match="did you mean 'log-snr'"):
             sm.make_solver("rk-batch", clock="logsnr")
-    assert cost.nfe == 0
+    assert counter.calls == 0
 
 
 @for_each_order
@@ -496,7 +495,7 @@ def test_evaluations_of_each_round_are_as_declared(order: int) -> None:
     got = sm.solve(exact.flow(), x, (1.0, 1e-5), solver, rtol=1e-6, atol=1e-6)
     assert (solver.order, solver.evaluations) == {3: (3, 3), 5: (5, 6)}[order]
     assert got.rejected is not None
-    assert got.nfe == 2 + solver.evaluations * (got.accepted + got.rejected)
+    assert got.cost.calls == 2 + solver.evaluations * (got.accepted + got.rejected)
 
 
 # --- gradients ------------------------------------------------------------------------------------
@@ -563,7 +562,7 @@ def test_single_precision_keeps_to_its_tolerance(sde: sm.GaussianSDE, tol: float
     single, double = solve(torch.float32), solve(F64)
     assert single.x.dtype == torch.float32
     assert share(single.x - double.x, 0.99) < 1
-    steps = (single.rows / len(x) - 2) / 6
+    steps = (single.nfe - 2) / 6
     assert share(single.x - truth, 0.95) < steps
 
 

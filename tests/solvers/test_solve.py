@@ -180,14 +180,16 @@ class Spoiled(torch.nn.Module):
 def test_nan_names_time_evaluations_and_rows(name: str) -> None:
     model = sm.ScoreModel(Spoiled(), sm.VPSDE())
     system = sm.ReverseSDE(model, (2,)) if TABLE[name].stochastic else sm.ProbabilityFlow(model)
-    with pytest.raises(sm.NonFiniteError, match=r"NaN .* at t=[\d.e-]+ after \d+ eval") as caught:
+    with pytest.raises(
+        sm.NonFiniteError, match=r"NaN .* at t=[\d.e-]+ after [\d.]+ eval"
+    ) as caught:
         sm.solve(system, torch.randn(5, 2, generator=generator()), (1.0, 1e-5), name)
     error = caught.value
     assert error.rows == [2]
     assert "row 2 of the batch" in str(error)
     assert 0 < error.t < 0.5
     assert error.nfe >= 1
-    assert f"after {error.nfe} evaluations" in str(error)
+    assert f"after {round(error.nfe, 1):g} evaluations" in str(error)
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -214,8 +216,8 @@ def test_progress_bar_reaches_the_end(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"x": torch.zeros(3, 4)}, ValueError, r"event shape \(4,\).*wants \(2,\)"),
-    ({"x": torch.zeros(2)}, ValueError, r"wanted \(B, \*event\)"),
+    ({"x": torch.zeros(3, 4)}, ValueError, r"event shape \(4,\).*expects \(2,\)"),
+    ({"x": torch.zeros(2)}, ValueError, r"expected \(B, \*event\)"),
     ({"x": torch.zeros(0, 2)}, ValueError, "at least one sample"),
     ({"x": torch.zeros(3, 2, dtype=torch.int64)}, TypeError, r"torch.int64.*x.float\(\)"),
     ({"x": torch.tensor([[0.0, 1.0], [math.nan, 0.0]])}, ValueError, "NaN.*row 1 of"),
@@ -237,9 +239,9 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"atol": -1e-3}, ValueError, "atol must be positive"),
     ({"rtol": math.nan}, ValueError, "rtol must be positive"),
     ({"rtol": 1e-9}, ValueError, "below the rounding of torch.float32"),
-    ({"max_steps": 0}, ValueError, "max_steps must be a whole number"),
-    ({"solver": "ode:rk4", "steps": 0}, ValueError, "steps must be a whole number"),
-    ({"solver": "ode:rk4", "steps": 2.5}, ValueError, "steps must be a whole number"),
+    ({"max_steps": 0}, ValueError, "max_steps must be an integer of 1 or more"),
+    ({"solver": "ode:rk4", "steps": 0}, ValueError, "steps must be an integer of 1 or more"),
+    ({"solver": "ode:rk4", "steps": 2.5}, ValueError, "steps must be an integer of 1 or more"),
     ({"solver": "ode:rk4", "grid": "karas"}, ValueError, "did you mean 'karras'"),
     ({"solver": "ode:rk4", "grid": [1.0, 0.5, 0.6, 0.1]}, ValueError, "turns back from 0.5"),
     ({"solver": "ode:rk4", "grid": [1.0, 0.5, 0.5, 0.1]}, ValueError, "repeats the time 0.5"),
@@ -248,11 +250,12 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"solver": "ode:explicit_adams", "grid": "karras"}, ValueError, "equal steps"),
     ({"solver": "ode:explicit_adams", "path": [0.5]}, ValueError, "equal steps"),
     ({"path": [2.0]}, ValueError, "path must be True"),
-    ({"path": [0.2, 0.5]}, ValueError, "the way of the span"),
+    ({"path": [0.2, 0.5]}, ValueError, "must run as the span does"),
     ({"gradient": "yes"}, ValueError, "gradient must be"),
     ({"solver": "scipy:RK45", "gradient": "direct"}, ValueError, "cannot be differentiated"),
-    ({"label": 3}, TypeError, "no conditioning"),
-    ({"system": torch.nn.Identity()}, TypeError, "is no system"),
+    ({"cond": {"label": 3}}, TypeError, "takes no conditions, got label"),
+    ({"label": 3}, TypeError, r"cond=\{.label.: ...\}"),
+    ({"system": torch.nn.Identity()}, TypeError, "must be an sm.System, got Identity"),
 ]
 
 
@@ -263,12 +266,12 @@ def test_bad_input_is_refused_by_name(
     arguments = {
         "system": EXACT.flow(), "x": torch.zeros(3, 2), "t_span": (1.0, 0.1), **change
     }  # fmt: skip
-    with sm.count_evaluations() as cost, pytest.raises(kind, match=message):
+    with sm.count_evaluations() as counter, pytest.raises(kind, match=message):
         sm.solve(**arguments)
-    assert cost.nfe == 0  # nothing half-done
+    assert counter.calls == 0  # nothing half-done
 
 
-def test_systems_refuse_the_wrong_way_round_and_the_wrong_solver() -> None:
+def test_systems_refuse_the_wrong_direction_and_the_wrong_solver() -> None:
     x = torch.zeros(3, 2)
     reverse = sm.ReverseSDE(EXACT.model, (2,))
     with pytest.raises(ValueError, match=r"runs down.*use \(1, 0.1\)"):

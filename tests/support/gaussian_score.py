@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_models._utils.counting import record
+from sde_models._utils.counting import record_call
 from sde_models._utils.shapes import per_sample
 from sde_models.models.base import Model
 from sde_models.sdes.gaussian import GaussianSDE
@@ -22,7 +22,7 @@ class GaussianScore(Model):
         self.log_variance = nn.Parameter(torch.tensor(variance, dtype=mean.dtype).log())
 
     def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        record(nfe=1, rows=len(x))
+        record_call(len(x))
         sde = self._gaussian()
         alpha, sigma = per_sample(sde.alpha(t), x), per_sample(sde.sigma(t), x)
         variance = alpha.square() * self.log_variance.exp() + sigma.square()

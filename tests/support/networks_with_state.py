@@ -135,7 +135,7 @@ def train(network: nn.Module | Callable[[], nn.Module], **changes: Any) -> Any:
     network = network if isinstance(network, nn.Module) else network()
     model = sm.ScoreModel(network, sm.VPSDE())
     arguments = {
-        "steps": 6, "batch_size": 8, "seed": 3, "warmup": 2, "averaging": DECAY,
+        "steps": 6, "batch_size": 8, "seed": 3, "warmup": 2, "ema_decay": DECAY,
         "checkpoint_every": 2, "progress": False,
     }  # fmt: skip
     return model, sm.fit(model, DATA, **arguments | changes)

@@ -59,7 +59,7 @@ def test_fit_reaches_the_least_squares_solution() -> None:
 
     result = fit(
         model, lambda *_: x0, steps=300, batch_size=4, learning_rate=0.05, loss=loss,
-        averaging=0.9, warmup=10, progress=False,
+        ema_decay=0.9, warmup=10, progress=False,
     )  # fmt: skip
     t = torch.tensor(0.3, dtype=torch.float64)
     alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
@@ -72,7 +72,7 @@ def test_fit_reaches_the_least_squares_solution() -> None:
 def test_average_is_the_moving_average_of_the_raw_weights() -> None:
     model, raw = small_model(), []
     result = fit(
-        model, DATA, steps=12, batch_size=8, averaging=0.7, progress=False,
+        model, DATA, steps=12, batch_size=8, ema_decay=0.7, progress=False,
         callback=lambda progress: raw.append(weights(progress.model)),
     )  # fmt: skip
     expected = raw[0]
@@ -110,14 +110,14 @@ def test_generator_fixes_the_run_and_the_global_one_is_left_alone() -> None:
     assert not torch.equal(runs[0].losses, runs[2].losses)
 
 
-def test_a_source_hands_on_conditioning() -> None:
+def test_conditions_of_a_source_reach_the_loss() -> None:
     seen = []
 
     def source(batch_size: int, generator: torch.Generator | None) -> Any:
         return torch.zeros(batch_size, 2), {"label": torch.arange(batch_size)}
 
-    def loss(model: Any, x0: Tensor, *, generator: Any, label: Tensor) -> Tensor:
-        seen.append(label.tolist())
+    def loss(model: Any, x0: Tensor, *, generator: Any, cond: Any) -> Tensor:
+        seen.append(cond["label"].tolist())
         return denoising_score_matching(model, x0, generator=generator)
 
     fit(small_model(), source, steps=2, batch_size=3, loss=loss, progress=False)
@@ -188,13 +188,13 @@ def test_progress_bar_shows_loss_and_throughput(capsys: pytest.CaptureFixture[st
     [
         ({}, "exactly one of steps and seconds"),
         ({"steps": 1, "seconds": 1.0}, "exactly one of steps and seconds"),
-        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 0}, "steps must be an integer of 1 or more"),
         ({"seconds": 0.0}, "seconds must be positive"),
         ({"steps": 1, "batch_size": 0}, "batch_size"),
         ({"steps": 1, "learning_rate": 0.0}, "learning_rate"),
         ({"steps": 1, "learning_rate": math.nan}, "learning_rate"),
         ({"steps": 1, "weight_decay": -1.0}, "weight_decay"),
-        ({"steps": 1, "averaging": 1.0}, "averaging"),
+        ({"steps": 1, "ema_decay": 1.0}, "ema_decay"),
         ({"steps": 1, "clip_norm": 0.0}, "clip_norm"),
         ({"steps": 1, "warmup": -1}, "warmup"),
     ],

@@ -306,7 +306,9 @@ def test_another_configuration_is_refused_with_all_that_differs(tmp_path: Path) 
         train(tmp_path, DATA + 1)
     with pytest.raises(ValueError, match="holds a run and resume=False"):
         train(tmp_path, resume=False)
-    train(tmp_path, accumulate=2, checkpoint_every=3, keep=1)  # these change no result
+    train(
+        tmp_path, gradient_accumulation_steps=2, checkpoint_every=3, keep=1
+    )  # these change no result
 
 
 def full(*_: Any) -> None:
@@ -320,7 +322,7 @@ def test_a_full_disk_is_warned_of_and_earlier_checkpoints_stay(
     """The disk is full while the ``call``-th file of the checkpoint of step 5 is written."""
     from sde_models.training import checkpoints
 
-    write, calls = checkpoints._write_through, []
+    write, calls = checkpoints.write_synced, []
 
     def fill_up(path: Path, content: bytes) -> None:
         calls.append(path)
@@ -329,7 +331,7 @@ def test_a_full_disk_is_warned_of_and_earlier_checkpoints_stay(
             full()
         write(path, content)
 
-    monkeypatch.setattr(checkpoints, "_write_through", fill_up)
+    monkeypatch.setattr(checkpoints, "write_synced", fill_up)
     with pytest.warns(RuntimeWarning, match=r"step 5 could not be written.*No space.*goes on"):
         result = train(tmp_path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [

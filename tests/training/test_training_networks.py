@@ -73,7 +73,7 @@ def test_the_average_of_half_precision_does_not_stand_still() -> None:
 
     with torch.no_grad():
         network.layer.weight.fill_(1.25)
-    _, result = train(network, steps=20, averaging=0.99, learning_rate=1e-12, callback=fall)
+    _, result = train(network, steps=20, ema_decay=0.99, learning_rate=1e-12, callback=fall)
     for k in range(1, 20):
         fallen += (1 - 0.99**k) / 64
     got = result.model.network.layer.weight.detach().float()

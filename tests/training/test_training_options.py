@@ -20,14 +20,14 @@ from torch.utils.data import Dataset, TensorDataset
 
 import sde_models as sm
 from sde_models._utils.randomness import standard_normal_like
+from sde_models._utils.seeds import generator_at
 from sde_models._utils.shapes import may_look_at, without_waiting
-from sde_models._utils.split_batches import PartGenerator, draw_rows
+from sde_models._utils.split_batches import RowGenerator, draw_rows
 from sde_models.losses import denoising_score_matching
 from sde_models.training import BitsPerDimCurve, Progress, SampleImages
 from sde_models.training.group import Group
 from sde_models.training.history import History
 from sde_models.training.learner import Learner
-from sde_models.training.seeds import generator_at
 from sde_models.training.settings import Settings
 from sde_models.training.sources import Order, make_source
 
@@ -78,7 +78,7 @@ def test_a_dataset_gives_the_batches_of_its_tensor() -> None:
 
 def test_worker_processes_change_nothing() -> None:
     alone = train(Augmented(DATA), steps=3)
-    assert torch.equal(train(Augmented(DATA), steps=3, workers=1).losses, alone.losses)
+    assert torch.equal(train(Augmented(DATA), steps=3, num_workers=1).losses, alone.losses)
 
 
 def careless(batch_size: int, generator: torch.Generator | None) -> Tensor:
@@ -124,7 +124,9 @@ def test_data_of_inference_mode_or_with_a_graph_are_constants() -> None:
 
 
 def test_a_model_without_anything_to_train_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no parameter .* needs a gradient.*requires_grad_\(\)"):
+    with pytest.raises(
+        ValueError, match=r"no parameter .* requires a gradient.*requires_grad_\(\)"
+    ):
         train(model=small_model().requires_grad_(False))
     with torch.inference_mode():
         model = small_model()
@@ -155,12 +157,12 @@ def test_a_batch_is_drawn_evenly() -> None:
         (255 * DATA.abs(), ValueError, r"data runs from .* \(row \d+\).*data_std=1: scale"),
         (Items(255 * DATA.abs()), ValueError, r"item \d+ of the dataset runs from"),
         (lambda n, generator: torch.full((n, 2), torch.nan), ValueError, "the batch of step 1"),
-        (lambda n, generator: torch.zeros(3, 2), ValueError, "step 1 has 3 samples, 8 were asked"),
+        (lambda n, generator: torch.zeros(3, 2), ValueError, "step 1 has 3 samples, expected 8"),
         (Items([(torch.zeros(2), 3)]), TypeError, r"item 0 .* tuple of Tensor, int.*\"label\": 3"),
-        (TensorDataset(DATA), TypeError, "item .* is a tuple of Tensor; wanted x0, or"),
+        (TensorDataset(DATA), TypeError, "item .* is a tuple of Tensor; expected x0, or"),
         (Items([]), ValueError, "the dataset is empty"),
         (Items(torch.zeros(4, 2, dtype=torch.uint8)), TypeError, "item . of the dataset has dtype"),
-        (3, TypeError, "data is a int; wanted a tensor"),
+        (3, TypeError, "data is a int; expected a tensor"),
     ],
 )  # fmt: skip
 def test_data_that_cannot_be_meant_are_refused(data: Any, error: type, message: str) -> None:
@@ -168,17 +170,17 @@ def test_data_that_cannot_be_meant_are_refused(data: Any, error: type, message: 
         train(data)
 
 
-def test_conditioning_that_all_samples_share_is_not_cut() -> None:
+def test_conditions_that_all_samples_share_are_not_cut() -> None:
     seen = []
 
     def source(size: int, generator: Any) -> Any:
-        return DATA[:size], {"label": torch.arange(size), "grid": torch.zeros(4), "name": "a"}
+        return DATA[:size], {"label": torch.arange(size), "grid": torch.zeros(1, 4), "name": "a"}
 
-    def loss(model: Any, x0: Tensor, *, generator: Any, label: Any, grid: Any, name: str) -> Tensor:
-        seen.append((label.tolist(), len(grid), name))
+    def loss(model: Any, x0: Tensor, *, generator: Any, cond: Any) -> Tensor:
+        seen.append((cond["label"].tolist(), cond["grid"].numel(), cond["name"]))
         return denoising_score_matching(model, x0, generator=generator)
 
-    train(source, steps=1, batch_size=8, accumulate=2, loss=loss)
+    train(source, steps=1, batch_size=8, gradient_accumulation_steps=2, loss=loss)
     assert seen == [([0, 1, 2, 3], 4, "a"), ([4, 5, 6, 7], 4, "a")]
 
 
@@ -187,7 +189,7 @@ def test_conditioning_that_all_samples_share_is_not_cut() -> None:
 
 def test_a_loss_that_is_no_function_is_refused() -> None:
     with pytest.raises(
-        TypeError, match=r"loss is 'sliced'; wanted a .* sm.losses.sliced_score_matching,"
+        TypeError, match=r"loss is 'sliced'; expected a .* sm.losses.sliced_score_matching,"
     ):
         train(loss="sliced")
 
@@ -213,7 +215,7 @@ def test_parts_of_a_batch_draw_what_a_direct_call_draws(name: str) -> None:
     model, loss = small_model(), OBJECTIVES[name]
     nn.init.normal_(model.network.write.weight)
     wanted = loss(model, DATA, generator=torch.Generator().manual_seed(1)).detach()
-    generator = PartGenerator("cpu")
+    generator = RowGenerator("cpu")
     for cuts in ([0, 64], [0, 5, 40, 64]):
         values = []
         for rows in itertools.starmap(slice, itertools.pairwise(cuts)):
@@ -224,7 +226,7 @@ def test_parts_of_a_batch_draw_what_a_direct_call_draws(name: str) -> None:
 
 
 def test_some_rows_of_a_part_draw_their_own_numbers() -> None:
-    generator, drawn = PartGenerator("cpu"), []
+    generator, drawn = RowGenerator("cpu"), []
     for first in (0, 4):
         generator.begin(slice(first, first + 4), 8, seed=1, seed_of_part=first)
         drawn.append(draw_rows(standard_normal_like, DATA[:3], generator))
@@ -239,7 +241,7 @@ def test_no_objective_looks_at_numbers_on_an_accelerator(name: str) -> None:
     """Tensors on the device "meta" have none, and raise where one looks."""
     with torch.device("meta"):
         model, x0 = small_model(), torch.empty(8, 2)
-    generator = PartGenerator("cpu")
+    generator = RowGenerator("cpu")
     generator.begin(slice(0, 8), 16, seed=1, seed_of_part=2)
     with without_waiting():
         OBJECTIVES[name](model, x0, generator=generator).backward()
@@ -360,7 +362,7 @@ def test_several_callbacks_draw_images_and_measure_bits(tmp_path: Path) -> None:
 
 
 def test_callbacks_that_never_come_are_refused() -> None:
-    with pytest.raises(ValueError, match="every must be 1 step or more, got 0"):
+    with pytest.raises(ValueError, match="every must be an integer of 1 or more, got 0"):
         SampleImages(0, (1, 4, 4))
 
 

@@ -146,12 +146,15 @@ def assert_same(got: sm.Fit[Any], wanted: sm.Fit[Any]) -> None:
 def test_accumulated_parts_are_the_whole_batch(name: str, loss: Any) -> None:
     whole = train(SOURCES[name], loss=loss)
     for parts in (2, 4):  # of 9 samples: parts of different sizes
-        assert_same(train(SOURCES[name], loss=loss, accumulate=parts), whole)
+        assert_same(train(SOURCES[name], loss=loss, gradient_accumulation_steps=parts), whole)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_accumulated_parts_are_the_whole_batch_for_every_objective(name: str) -> None:
-    assert_same(train(DATA, loss=LOSSES[name](), accumulate=2), train(DATA, loss=LOSSES[name]()))
+    assert_same(
+        train(DATA, loss=LOSSES[name](), gradient_accumulation_steps=2),
+        train(DATA, loss=LOSSES[name]()),
+    )
 
 
 def test_other_losses_draw_for_each_part_anew() -> None:
@@ -159,9 +162,9 @@ def test_other_losses_draw_for_each_part_anew() -> None:
         noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
         return denoising_score_matching(model, x0, 0.5, noise)
 
-    whole, parts = train(DATA, loss=loss), train(DATA, loss=loss, accumulate=2)
+    whole, parts = train(DATA, loss=loss), train(DATA, loss=loss, gradient_accumulation_steps=2)
     assert not torch.allclose(whole.losses, parts.losses)
-    assert torch.equal(train(DATA, loss=loss, accumulate=2).losses, parts.losses)
+    assert torch.equal(train(DATA, loss=loss, gradient_accumulation_steps=2).losses, parts.losses)
 
 
 def all_differ(drawn: Tensor) -> bool:
@@ -171,7 +174,7 @@ def all_differ(drawn: Tensor) -> bool:
 
 def test_what_a_network_draws_follows_from_seed_step_and_part() -> None:
     whole, _ = draw()
-    parts, _ = draw(accumulate=2)
+    parts, _ = draw(gradient_accumulation_steps=2)
     assert len(whole) == 6
     assert all_differ(whole)
     assert len(parts) == 12
@@ -220,11 +223,11 @@ def together(folder: Path) -> None:
     for name, data in SOURCES.items():
         keep(name, train(data))
     keep("likelihood", train(DATA, loss=LIKELIHOOD))
-    keep("accumulate", train(DATA, accumulate=2))
+    keep("accumulate", train(DATA, gradient_accumulation_steps=2))
     for name, loss in LOSSES.items():
         keep(name, train(DATA, loss=loss()))
     times = LearnedTimes(bins=4)
-    train(DATA, loss=partial(learned(), times=times), accumulate=2)
+    train(DATA, loss=partial(learned(), times=times), gradient_accumulation_steps=2)
     torch.save(times.density, folder / f"density-{rank}.pt")
     drawn, result = draw(out=folder / "drawn")
     random, out = {"whole": drawn, "weights": weights(result.model)}, folder / "drawn again"
@@ -299,7 +302,7 @@ def test_replaced_buffers_are_those_of_the_first_process(shared: Path) -> None:
     assert float(first.abs().max()) > 0
 
 
-def test_processes_leave_together_when_one_is_told_to(shared: Path) -> None:
+def test_processes_leave_together_when_one_gets_a_signal(shared: Path) -> None:
     assert (shared / "told-0").read_text().startswith("KeyboardInterrupt('stopped after step 6;")
     assert (shared / "told-1").read_text() == "SystemExit(143)"
     assert torch.equal(
@@ -319,7 +322,7 @@ def test_a_run_of_two_processes_may_go_on_as_one(shared: Path) -> None:
 
 def test_a_batch_smaller_than_its_parts_is_refused() -> None:
     with pytest.raises(ValueError, match=r"batch_size=9 cannot be split into 10 parts"):
-        train(DATA, accumulate=10)
+        train(DATA, gradient_accumulation_steps=10)
 
 
 def test_an_accelerator_that_splits_the_model_is_refused() -> None:

@@ -1,1 +1,1 @@
-"""The programs that make the documentation: executed tutorials, reference pages, formulas."""
+"""Programs that build the documentation: executed tutorials, reference pages, formulas."""

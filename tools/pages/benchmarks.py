@@ -1,4 +1,4 @@
-"""A page of the benchmarks' tables and pictures, as they were last measured."""
+"""A page of the benchmarks' tables and pictures, as last measured."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TITLES = {
     "training_overhead": "Overhead of training",
     "gpu": "On a GPU",
 }
-"""What is shown, in this order, by the name of its files."""
+"""Titles of the tables by the name of their files, in order."""
 
 NEEDS_A_GPU = {"gpu"}
-"""Left out as long as it has been measured nowhere."""
+"""Left out until measured."""
 
 
 def benchmark_files(results: Path) -> Iterator[tuple[str, str | bytes]]:

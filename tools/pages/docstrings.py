@@ -1,4 +1,4 @@
-"""Docstrings of the library, written for Sphinx's roles, as Markdown with formulas for KaTeX."""
+"""Convert docstrings with Sphinx roles to Markdown with formulas for KaTeX."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def as_markdown(text: str, where: griffe.Object | None = None) -> str:
 
     Args:
         text: A docstring.
-        where: What it belongs to, for names that are not written out in full.
+        where: The object it belongs to, for names that are not fully qualified.
 
     Example:
         >>> print(as_markdown("At :math:`\\sigma_t`, see :func:`~sde_models.fit`."))
@@ -48,7 +48,7 @@ def _link(short: str, target: str, where: griffe.Object | None) -> str:
 
 
 def _in_full(target: str, where: griffe.Object | None) -> str:
-    """The name under which the reference shows what a docstring names from where it stands."""
+    """The full name in the reference of an object named in a docstring."""
     first, *rest = target.split(".")
     inside: Any = None if first == "sde_models" else where
     while inside is not None:
@@ -61,7 +61,7 @@ def _in_full(target: str, where: griffe.Object | None) -> str:
 
 
 def where_defined(path: str) -> str:
-    """The path of an object where it is defined, given any by which it is imported.
+    """The path at which an object is defined, given any path from which it can be imported.
 
     Example:
         >>> where_defined("sde_models.fit")
@@ -87,7 +87,7 @@ class SphinxRoles(griffe.Extension):
     """Applies :func:`as_markdown` to every docstring of the package."""
 
     def on_package(self, *, pkg: griffe.Module, **arguments: Any) -> None:
-        """Called when all of the package is read."""
+        """Called when the package has been read."""
         self._visit(pkg)
 
     def _visit(self, item: griffe.Object) -> None:

@@ -16,11 +16,11 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 
 
 class FormulaError(Exception):
-    """A formula that KaTeX does not understand, or no KaTeX."""
+    """A formula that KaTeX cannot read, or KaTeX is missing."""
 
 
 def install() -> None:
-    """Get KaTeX as the lock file has it, if it is not there.
+    """Install KaTeX in the version of the lock file, if it is missing.
 
     Raises:
         FormulaError: If npm is missing or fails.
@@ -30,8 +30,8 @@ def install() -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise FormulaError(
-            "the documentation takes KaTeX from npm, and there is no npm: install Node.js, or "
-            "read the pages as they are in docs/"
+            "the documentation needs KaTeX from npm, but npm was not found: install Node.js, or "
+            "read the sources in docs/"
         )
     done = subprocess.run(
         [npm, "ci", "--omit=dev", "--no-audit", "--no-fund", "--loglevel=error"],
@@ -42,7 +42,7 @@ def install() -> None:
 
 
 def files() -> Iterator[tuple[str, Path]]:
-    """What the site serves: path on the site, and file."""
+    """Path on the site and file of everything that the site serves for formulas."""
     for pattern in ("katex.min.css", "katex.min.js", "fonts/*.woff2"):
         for path in sorted(KATEX.glob(pattern)):
             yield f"assets/katex/{path.relative_to(KATEX)}", path
@@ -53,10 +53,10 @@ def check(site: Path) -> int:
     """Let KaTeX read every formula of a built site.
 
     Returns:
-        How many there are.
+        Number of formulas.
 
     Raises:
-        FormulaError: With each formula that it does not understand, and its page.
+        FormulaError: With each formula that it cannot read, and its page.
     """
     found = [
         {"page": str(page.relative_to(site)), "formula": html.unescape(match[2])}

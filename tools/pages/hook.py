@@ -1,4 +1,4 @@
-"""What MkDocs calls: puts the generated pages among the others, and checks the formulas."""
+"""Hooks of MkDocs: add the generated pages, and check the formulas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import Abort
 from mkdocs.structure.files import File, Files
 
-# The pages are those of this checkout, whatever is installed. MkDocs puts the path back later.
+# The pages are those of this checkout, whatever is installed. MkDocs restores the path later.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -66,7 +66,7 @@ def on_post_build(config: MkDocsConfig) -> None:
     """Check all formulas.
 
     Raises:
-        Abort: If there is one that KaTeX does not understand.
+        Abort: If there is one that KaTeX cannot read.
     """
     try:
         formulas.check(Path(config.site_dir))

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 SHORTEST = 12
-"""Letters below which what is left of a message, without what varies, tells nothing."""
+"""Fewer letters than this in the constant part of a message are not informative."""
 
 
 def message_page(package: Path) -> tuple[str, str]:
@@ -19,22 +19,22 @@ def message_page(package: Path) -> tuple[str, str]:
     """
     lines = ["# All messages", ""]
     lines += [
-        "Every error that the library raises itself, under the module that raises it. What varies "
-        "is left out (…). The cause and the cure are in the message; more on those that are met "
-        "most is in [troubleshooting](../tutorials/troubleshooting.md).",
+        "Every error that the library raises itself, under the module that raises it. Variable "
+        "parts are left out (…). Cause and cure are in the message; the most common errors are "
+        "explained in [troubleshooting](../tutorials/troubleshooting.md).",
         "",
     ]
     for path in sorted(package.rglob("*.py")):
-        told = list(messages(path.read_text(encoding="utf-8")))
-        if told:
+        found = list(messages(path.read_text(encoding="utf-8")))
+        if found:
             module = path.relative_to(package).with_suffix("").as_posix().replace("/", ".")
             lines += [f"## {module}", ""]
-            lines += [f"- `{kind}`: {escape(text, quote=False)}" for kind, text in told] + [""]
+            lines += [f"- `{kind}`: {escape(text, quote=False)}" for kind, text in found] + [""]
     return "reference/messages.md", "\n".join(lines)
 
 
 def messages(source: str) -> Iterator[tuple[str, str]]:
-    """Name of the exception and what is said, for each that a module raises."""
+    """Name and message of each exception that a module raises."""
     raised = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Raise)]
     for node in sorted(raised, key=lambda node: node.lineno):
         if isinstance(node.exc, ast.Call) and node.exc.args:
@@ -44,7 +44,7 @@ def messages(source: str) -> Iterator[tuple[str, str]]:
 
 
 def _as_text(node: ast.expr) -> str:
-    """What a string is made of, with dots for what is known only at run time."""
+    """A string expression, with dots for parts known only at run time."""
     match node:
         case ast.Constant(value=str(text)):
             return text
@@ -57,7 +57,7 @@ def _as_text(node: ast.expr) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Keep Markdown from reading a message as its own."""
+    """Escape Markdown in a message."""
     for sign in "\\*_[]`$#":
         text = text.replace(sign, "\\" + sign)
     return text

@@ -1,4 +1,4 @@
-"""Execute one tutorial, to look at it while it is written: ``python one_page.py PAGE FOLDER``."""
+"""Execute one tutorial, to view it while writing: ``python one_page.py PAGE FOLDER``."""
 
 from __future__ import annotations
 

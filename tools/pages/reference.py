@@ -7,21 +7,22 @@ from collections.abc import Iterator
 from importlib import import_module
 
 ROOMS = {
-    "sde_models": "Equations, models and verbs",
+    "sde_models": "Equations, models and functions",
     "sde_models.losses": "Score matching",
     "sde_models.training": "Training",
     "sde_models.nn": "Networks",
     "sde_models.data": "Data",
     "sde_models.shards": "Many samples",
+    "sde_models.solvers.langevin": "Langevin dynamics",
 }
-"""Where users import from, in the order of the navigation, and what is to be found there."""
+"""Modules that users import from, in the order of the navigation, and their titles."""
 
 
 def public_names() -> dict[str, dict[str, list[str]]]:
     """For each room the modules that its names are defined in, and the names."""
     rooms: dict[str, dict[str, list[str]]] = {room: {} for room in ROOMS}
     seen: set[tuple[str, str]] = set()
-    # The rooms inside come first, so that a name that the roof repeats is found where it lives.
+    # The inner rooms come first, so that a name that the roof repeats is found where it is defined.
     for room in [*list(ROOMS)[1:], "sde_models"]:
         namespace = import_module(room)
         for name in namespace.__all__:
@@ -38,7 +39,7 @@ def public_names() -> dict[str, dict[str, list[str]]]:
 def reference_pages() -> Iterator[tuple[str, str, str]]:
     """Room, path and Markdown of each page.
 
-    Each says how its names are imported, which is not from where they are defined.
+    Each shows how its names are imported, which is not from where they are defined.
     """
     for room, modules in public_names().items():
         for module in sorted(modules):

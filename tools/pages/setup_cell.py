@@ -39,5 +39,5 @@ plt.rcParams.update(
 torch.set_num_threads(1)
 torch.set_printoptions(precision=4, sci_mode=False)
 
-# A page imports and seeds what it needs, so that its cells run from a file as they do here.
+# A page has its own imports and seeds, so that its cells also run from a file.
 del warnings, plt, torch, GREY, COLOURED

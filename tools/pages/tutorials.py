@@ -1,8 +1,8 @@
-"""Execute tutorials, ``py:percent`` scripts, into Markdown pages with what they print and draw.
+"""Execute tutorials, ``py:percent`` scripts, into Markdown pages with their output and pictures.
 
 A tutorial stops the build if a cell fails, writes to the error stream, or draws a picture without
-a description (``# %% alt="..."``). Executed pages are kept under a hash of the page and of all that
-it is made of, and used again while none of these changes.
+a description (``# %% alt="..."``). Executed pages are cached under a hash of the page and of all
+that it depends on.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ ROOT = HERE.parents[1]
 LONGEST_CELL = 300
 """Seconds after which a cell counts as hung."""
 COLOURS = re.compile("\x1b\\[[0-9;]*m")
-"""What a terminal is told to colour a traceback by."""
+"""Escape codes that colour a traceback."""
 
 
 class TutorialError(Exception):
-    """A tutorial that does not run as it stands."""
+    """A tutorial that does not run."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class Page:
 
     Attributes:
         name: Its name, without an ending.
-        folder: Holds ``page.md``, which looks for its pictures in a folder of the page's name,
-            and the pictures.
+        folder: Holds ``page.md`` and the pictures, which the page expects in a folder of its name.
     """
 
     name: str
@@ -66,8 +65,8 @@ def execute_all(sources: list[Path], cache: Path, jobs: int | None = None) -> li
 
     Args:
         sources: The scripts.
-        cache: Folder of executed pages; those that no source asks for any more are deleted.
-        jobs: How many at once; as many as there are cores if None.
+        cache: Folder of executed pages; those that no source needs any more are deleted.
+        jobs: How many at once; the number of cores if None.
 
     Raises:
         TutorialError: If one of them does not run, with the cell and what went wrong.
@@ -77,9 +76,9 @@ def execute_all(sources: list[Path], cache: Path, jobs: int | None = None) -> li
     todo = [pair for pair in zip(sources, pages, strict=True) if not pair[1].folder.exists()]
     with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
         list(pool.map(lambda pair: execute(*pair), todo))
-    wanted = {page.folder for page in pages}
+    needed = {page.folder for page in pages}
     for folder in cache.glob("*/"):
-        if folder not in wanted:
+        if folder not in needed:
             shutil.rmtree(folder)
     return pages
 
@@ -105,8 +104,8 @@ def execute(source: Path, page: Page) -> None:
         env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         asyncio.run(client.async_execute(env=env))
     except CellExecutionError as error:
-        told = COLOURS.sub("", str(error))
-        raise TutorialError(f"{source.name} does not run: {told}") from None
+        message = COLOURS.sub("", str(error))
+        raise TutorialError(f"{source.name} does not run: {message}") from None
     del notebook.cells[0]
     for cell in notebook.cells:
         check_cell(cell, source)
@@ -123,7 +122,7 @@ def execute(source: Path, page: Page) -> None:
 
 
 def check_cell(cell: Any, source: Path) -> None:
-    """Refuse what a reader should not see.
+    """Raise an error for output that a reader should not see.
 
     Raises:
         TutorialError: If the cell wrote to the error stream, or drew without a description.
@@ -149,7 +148,7 @@ def key_of(source: Path, library: str) -> str:
 
 
 def hash_of_library() -> str:
-    """Hash of what pages are made of: the library, the benchmarks' results, what executes them."""
+    """Hash of the inputs of all pages: library, benchmark results, and the code that runs them."""
     import torch
 
     digest = hashlib.sha256(json.dumps([torch.__version__, nbformat.__version__]).encode())

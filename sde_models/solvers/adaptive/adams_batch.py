@@ -1,8 +1,8 @@
 r"""Adaptive exponential Adams in the log-SNR clock, with a step for each sample: for densities.
 
-Near the data everything that a density feels happens on the scale of the noise: an error of x that
-no eye would see moves a log-density by many nats where :math:`\sigma(t)` is smaller still. In the
-clock :math:`\lambda = \log(\alpha/\sigma)` the flow changes by about as much in each unit, and
+Near the data a density varies on the scale of the noise: an error of x that is invisible in a
+sample changes its log-density by many nats where :math:`\sigma(t)` is smaller still. In the clock
+:math:`\lambda = \log(\alpha/\sigma)` the flow changes by about as much in each unit, and
 
 .. math:: x_t = \frac{\alpha_t}{\alpha_s} x_s
           - \sigma_t \int_{\lambda_s}^{\lambda_t} e^{\lambda_t - \lambda} \hat\epsilon\, d\lambda
@@ -10,7 +10,7 @@ clock :math:`\lambda = \log(\alpha/\sigma)` the flow changes by about as much in
           x_t = \frac{\sigma_t}{\sigma_s} x_s
           + \alpha_t \int_{\lambda_s}^{\lambda_t} e^{-(\lambda_t - \lambda)} \hat x_0\, d\lambda
 
-leaves a smooth integrand, the first for the way up to the noise and the second for the way down.
+leaves a smooth integrand: the first from data to noise, the second from noise to data.
 
 References:
     Hairer, Norsett and Wanner 1993, Solving ordinary differential equations I, III.5 and III.7
@@ -27,19 +27,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_models._utils.integers import check_integer
 from sde_models._utils.shapes import per_sample
 from sde_models.solvers.adaptive.batch_solve import BatchSolve, BatchSolver, Samples
+from sde_models.solvers.adaptive.step_control import StepControl, integral, is_accepted
 from sde_models.solvers.multistep.adams_weights import known_integrals
 from sde_models.solvers.problem import Problem
 
-SAFETY = 0.8
-SHRINK, GROW = 0.2, 2.0
-"""How much a step may change at once."""
+CONTROL = StepControl(safety=0.8, shrink=0.2, grow=2.0)
 FIRST_STEP = 0.05
 """In units of the clock; steps grow from there with the order."""
 BEYOND_FIRST_ORDER = 20.0
-"""How much more than their first order, by which they are told, errors of a density grow with the
-tolerance; so that at 0.1, where steps are few and large, most are still covered."""
+"""Correction of the reported error of a density, which is of first order in the tolerance: with it
+most errors are covered also at 0.1, where steps are few and large."""
 
 
 class AdamsBatch(BatchSolver):
@@ -53,8 +53,8 @@ class AdamsBatch(BatchSolver):
 
     with the root mean square as norm. Tolerances are thus in units of the noise, whose estimate is
     itself of size 1. Every sample has its own time, step and order; it starts with order 1 and a
-    small step. A step's error d displaces what is computed as the log-density by about
-    :math:`\hat\epsilon \cdot d / \sigma`: the sum of the sizes of these is told as
+    small step. A step's error d changes the computed log-density by about
+    :math:`\hat\epsilon \cdot d / \sigma`; the sum of the sizes of these is
     ``Solution.density_error``.
 
     For latents and densities; for samples, whose errors count in units of x, ``rk-batch`` takes
@@ -73,13 +73,11 @@ class AdamsBatch(BatchSolver):
     default_rtol = 1e-4
     default_atol = 1e-4
     option_names = ("order",)
+    integer_options = ("order",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        order: Any = options.get("order", 5)
-        if order not in range(1, 9):
-            raise ValueError(f"order must be a whole number from 1 to 8, got {order!r}")
-        self.order = int(order)
+        self.order = check_integer("order", self.options.get("order", 5), most=8)
 
     def begin(self, problem: Problem) -> _Solve:
         return _Solve(problem, int(self.order))
@@ -87,7 +85,7 @@ class AdamsBatch(BatchSolver):
 
 @dataclass(frozen=True)
 class _Samples(Samples):
-    """The samples that are on their way.
+    """The samples that are still being solved.
 
     Attributes:
         alpha: Scale of the data at their times.
@@ -108,7 +106,7 @@ class _Solve(BatchSolve[_Samples]):
     def __init__(self, problem: Problem, order: int) -> None:
         super().__init__(problem, AdamsBatch.name, "log-snr")
         self.order = order
-        self.rate = float(self.way)  # eps on the way up to the noise, x0 on the way down
+        self.rate = float(self.sign)  # eps from data to noise, x0 from noise to data
         self.density_error = torch.zeros_like(self.t)
         x, clock = self.x, self.clock_start.expand(len(self.x))
         alpha, sigma = self._scales(self.t)
@@ -123,7 +121,7 @@ class _Solve(BatchSolve[_Samples]):
     def round(self) -> None:
         samples, rows = self.samples, self.part.rows
         lengths, landing = self.next_steps()
-        clock = torch.where(landing, self.clock_end, samples.clock + self.way * lengths)
+        clock = torch.where(landing, self.clock_end, samples.clock + self.sign * lengths)
         t = torch.where(landing, self.end, self.clock.time(clock))
         alpha, sigma = self._scales(t)
         nodes = torch.cat([clock[:, None], samples.nodes], 1)
@@ -139,11 +137,10 @@ class _Solve(BatchSolve[_Samples]):
         difference = correction.detach() / per_sample(sigma, correction).to(correction)
         error = self.part.system.error_norm(difference).to(clock)
         error = (error / (self.problem.atol + self.problem.rtol)).nan_to_num(nan=torch.inf)
-        kept = error <= 1
+        kept = is_accepted(error)
         count = torch.where(kept, (samples.count + 1).clamp(max=self.order), samples.count)
         keep, keeps = per_sample(kept, corrected), per_sample(kept, estimates)
-        factor = SAFETY * error.clamp(min=1e-10) ** (-1 / (samples.count + 1))
-        factor = factor.clamp(min=SHRINK).minimum(torch.where(kept, GROW, 0.9))
+        factor = CONTROL.factor(integral(error, 1 / (samples.count + 1)), kept)
         self.samples = _Samples(
             t=torch.where(kept, t, samples.t),
             clock=torch.where(kept, clock, samples.clock),

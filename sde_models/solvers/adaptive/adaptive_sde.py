@@ -1,8 +1,8 @@
 r"""Adaptive steps for SDEs, with a step size for each sample.
 
-The error of a step is told by two proposals with the same noise, one of Euler-Maruyama and one of
-the stochastic improved Euler method. Where it is too large, the step is taken again, shorter, on
-the same Brownian path.
+The error of a step is estimated from two proposals with the same noise, one of Euler-Maruyama and
+one of the stochastic improved Euler method. Where it is too large, a shorter step is taken on the
+same Brownian path.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from torch import Tensor
 from sde_models._utils.shapes import per_sample
 from sde_models.sdes.brownian import RememberedIncrements
 from sde_models.solvers.adaptive.batch_parts import PartOfBatch, time_precision
+from sde_models.solvers.adaptive.step_control import StepControl, integral, is_accepted
 from sde_models.solvers.base import Solver
 from sde_models.solvers.problem import Problem
 
-MOST_GROWTH, LEAST_SHRINKING = 1.2, 0.1
-"""How much a step may grow, and shrink, at once."""
+SHRINK, GROW = 0.1, 1.2
+"""Limits to the change of a step."""
 
 
 class AdaptiveSDE(Solver):
@@ -35,7 +36,7 @@ class AdaptiveSDE(Solver):
 
     with the root mean square as norm and d the standard deviation of the data. x'' is accepted
     where :math:`E \le 1`; the next step is :math:`\theta h E^{-r}`. A sample leaves the batch when
-    it is done, and with it its entry in every conditioning tensor that has one for each sample.
+    it is done, and with it its rows of the conditions.
 
     Four things differ from the paper. The drift b(s, x') of an accepted step serves as b of the
     next one, so that a step costs one evaluation in place of two. A rejected step leaves its noise
@@ -45,8 +46,9 @@ class AdaptiveSDE(Solver):
     both in the state itself, which takes most steps where nothing is left. And steps grow by no
     more than a fifth and aim lower, since a rejection that depends on the noise costs an order.
 
-    A try is one for all samples under way: ``accepted`` counts those in which some went on,
-    ``rejected`` those in which none did. Strong order 1. Gradients take the steps as given.
+    All unfinished samples try a step together: ``accepted`` counts the tries in which some of them
+    moved on, ``rejected`` those in which none did. Strong order 1. Gradients treat the step sizes
+    as constants.
 
     Options:
         exponent: r, 0.9 if left out; from 0.5 to 1 make sense.
@@ -74,6 +76,7 @@ class AdaptiveSDE(Solver):
         self.safety = float(options.get("safety", 0.5))
         if self.safety >= 1:
             raise ValueError(f"option 'safety' must be below 1, got {self.safety:g}")
+        self.control = StepControl(self.safety, SHRINK, GROW)
 
     def integrate(self, problem: Problem) -> Tensor:
         x, recorder, sign = problem.x, problem.recorder, problem.direction
@@ -107,9 +110,8 @@ class AdaptiveSDE(Solver):
             improved = x[rows] + 0.5 * (slope[rows] + ahead) * dt + 0.5 * (before + after) * w
             difference = problem.system.error_norm((euler - improved).detach()).to(h)
             error = difference / _tolerance(problem, start)
-            accepted = error <= 1
-            factor = self.safety * error**-self.exponent
-            step[rows] = h * factor.clamp(LEAST_SHRINKING, MOST_GROWTH)
+            accepted = is_accepted(error)
+            step[rows] = h * self.control.factor(integral(error, self.exponent), accepted)
             paths.settle(rows, h, w, accepted)
             moved = rows[accepted]
             if not len(moved):
@@ -119,7 +121,7 @@ class AdaptiveSDE(Solver):
             slope = slope.index_copy(0, moved, ahead[accepted])
             t = t.index_copy(0, moved, end[accepted])
             recorder.accept(float((t * sign).min() * sign))
-            recorder.tell(t, x)
+            recorder.notify(t, x)
             arrived = rows[accepted & landing]
             if len(arrived):
                 if kept is not None:
@@ -128,7 +130,7 @@ class AdaptiveSDE(Solver):
                 part = PartOfBatch(problem, (aim < len(stops)).nonzero().flatten())
         if kept is not None:
             for stop, state in zip(_stops(problem).tolist(), kept, strict=True):
-                if recorder.wants(stop):
+                if recorder.keeps(stop):
                     recorder.save(stop, state)
         return x
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._utils.conditioning import copied, of_some_samples
+from sde_models._utils.conditions import copied
 from sde_models._utils.errors import StepLimitError, StepSizeError
-from sde_models._utils.shapes import adds_up, describe_rows, non_finite_rows
+from sde_models._utils.shapes import describe_rows, has_finite_sum, non_finite_rows
 from sde_models.solvers.problem import Problem, check_drift, refuse_non_finite
 
 
@@ -22,11 +22,8 @@ def time_precision(x: Tensor) -> torch.dtype:
 class PartOfBatch:
     """The equation for some samples of a batch.
 
-    Conditioning tensors whose first dimension is that of the batch belong to its samples, and only
-    the entries of these are shown to the network.
-
     Args:
-        problem: The problem of the whole batch.
+        problem: The problem of the full batch.
         rows: Which samples.
 
     Attributes:
@@ -36,40 +33,38 @@ class PartOfBatch:
 
     def __init__(self, problem: Problem, rows: Tensor) -> None:
         self.rows = rows
-        self.system = problem.system
         self._problem = problem
-        cond, batch = problem.system.cond, len(problem.x)
-        if cond and len(rows) < batch:
-            self.system = problem.system.conditioned(**of_some_samples(cond, rows, batch))
+        some = len(rows) < len(problem.x)
+        self.system = problem.system.of_rows(rows) if some else problem.system
 
     def drift(self, t: Tensor, x: Tensor) -> Tensor:
         """The drift at a time for each sample, shape ``(n,)``.
 
         Raises:
-            NonFiniteError: If any entry is NaN or infinite; with the rows of the whole batch.
+            NonFiniteError: If any entry is NaN or infinite; with the rows of the full batch.
             ValueError: If the shape is not that of ``x``.
         """
         drift = self.system.drift(t.to(x.dtype, copy=True), x.clone())
         check_drift(self.system, drift, x)
-        if not adds_up(drift):
+        if not has_finite_sum(drift):
             bad = [*non_finite_rows(x), *non_finite_rows(drift), 0][0]
-            cost = self._problem.recorder.cost
-            refuse_non_finite("drift", float(t[bad]), self._whole(x), self._whole(drift), cost)
+            recorder = self._problem.recorder
+            refuse_non_finite("drift", float(t[bad]), self._whole(x), self._whole(drift), recorder)
         return drift.clone()
 
     def denoise(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The estimates (x0, eps) of the system's model, at a time for each sample.
 
         Raises:
-            NonFiniteError: If any entry is NaN or infinite; with the rows of the whole batch.
+            NonFiniteError: If any entry is NaN or infinite; with the rows of the full batch.
         """
         model: Any = self.system.model
         given = copied(self.system.cond)
         x0, eps = model.denoise(t.to(x.dtype, copy=True), x.clone(), **given)
-        if not adds_up(eps):
+        if not has_finite_sum(eps):
             bad = [*non_finite_rows(x), *non_finite_rows(eps), 0][0]
-            cost = self._problem.recorder.cost
-            refuse_non_finite("estimate", float(t[bad]), self._whole(x), self._whole(eps), cost)
+            recorder = self._problem.recorder
+            refuse_non_finite("estimate", float(t[bad]), self._whole(x), self._whole(eps), recorder)
         return x0.clone(), eps.clone()
 
     def _whole(self, values: Tensor) -> Tensor:
@@ -81,7 +76,7 @@ class InnerStates:
     """States at the times of ``path=``, gathered as the steps of each sample pass them.
 
     Args:
-        problem: The problem of the whole batch.
+        problem: The problem of the full batch.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -103,30 +98,30 @@ class InnerStates:
             rows: The samples that took them, shape ``(n,)``.
             start: Model times, shape ``(n,)``.
             end: Model times, shape ``(n,)``.
-            at: Gives the states at m times, those of the n samples whose m indices it is given.
+            at: Gives the states at m times, of the samples with the m indices given with them.
         """
         if not self._times:
             return
-        way, asked = self._problem.direction, self._asked[:, None]
-        passed = (way * (asked - start) > 0) & (way * (asked - end) <= 0)
+        sign, asked = self._problem.direction, self._asked[:, None]
+        passed = (sign * (asked - start) > 0) & (sign * (asked - end) <= 0)
         which_time, which = passed.nonzero().unbind(1)
         if len(which):
             self._places.append(which_time * len(self._problem.x) + rows[which])
             self._states.append(at(self._asked[which_time], which))
 
     def save(self, last: Tensor) -> None:
-        """Hand the recorder all states asked for, in the order of the span, ``last`` the last."""
+        """Save all states asked for, in the order of the span, with ``last`` as the last."""
         recorder = self._problem.recorder
         if self._times:
             states = torch.cat(self._states)[torch.cat(self._places).argsort()]
             for t, x in zip(self._times, states.split(len(last)), strict=True):
                 recorder.save(t, x)
         end = float(self._problem.times[-1])
-        if recorder.wants(end):
+        if recorder.keeps(end):
             recorder.save(end, last)
 
 
-class OwnSteps:
+class StepLimits:
     """What ends a solve in which each sample has its own steps.
 
     Args:
@@ -139,8 +134,8 @@ class OwnSteps:
 
     def slowest(self, t: Tensor) -> float:
         """The least advanced of the times reached, shape ``(B,)``."""
-        way = self._problem.direction
-        return float((t * way).min()) * way
+        sign = self._problem.direction
+        return float((t * sign).min()) * sign
 
     def check_cap(self, t: Tensor, x: Tensor) -> None:
         """End a solve that has tried as many steps as it may.
@@ -172,11 +167,11 @@ class OwnSteps:
         moved = (clock + step).to(x.dtype) != clock.to(x.dtype)
         stuck = failed[~moved].tolist()
         if stuck:
-            problem, nfe = self._problem, self._problem.recorder.cost.nfe
+            problem, cost = self._problem, self._problem.recorder.cost
             raise StepSizeError(
                 f"{self._name} cannot make its steps small enough at t={float(t[stuck[0]]):.6g} "
-                f"after {nfe} evaluations, in {describe_rows(stuck)}: loosen "
+                f"after {cost}, in {describe_rows(stuck)}: loosen "
                 f"rtol={problem.rtol:g} and atol={problem.atol:g}, or use float64 in place of "
                 f"{x.dtype}",
-                t=t, x=x.detach(), nfe=nfe,
+                t=t, x=x.detach(), nfe=cost.nfe,
             )  # fmt: skip

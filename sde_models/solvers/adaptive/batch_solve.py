@@ -1,4 +1,4 @@
-"""What solvers share in which every sample has its own time and its own step."""
+"""Base classes of solvers in which every sample has its own time and its own step."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sde_models.solvers.adaptive.batch_parts import (
     InnerStates,
-    OwnSteps,
     PartOfBatch,
+    StepLimits,
     time_precision,
 )
 from sde_models.solvers.base import Solver
@@ -23,7 +23,7 @@ from sde_models.solvers.problem import Problem
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples that are on their way; every field has one entry for each of them.
+    """The samples that are still being solved; every field has one entry for each of them.
 
     Attributes:
         t: Model times reached.
@@ -46,15 +46,15 @@ AnySamples = TypeVar("AnySamples", bound=Samples)
 
 
 class BatchSolve(ABC, Generic[AnySamples]):
-    """A solve: the samples on their way, and where every sample of the batch has got to.
+    """A solve: the samples that are still being solved, and the state of every sample of the batch.
 
     Args:
-        problem: The problem of the whole batch.
+        problem: The problem of the full batch.
         name: Name of the solver.
         clock: Name of what steps are measured in.
 
     Attributes:
-        samples: The samples that are on their way.
+        samples: The samples that are still being solved.
         part: The equation for them.
         t: Model times reached by all samples, shape ``(B,)``.
         x: Their states.
@@ -68,14 +68,14 @@ class BatchSolve(ABC, Generic[AnySamples]):
         x = problem.x
         ends = problem.times[[0, -1]].to(x.device, time_precision(x))
         self.clock_start, self.clock_end = self.clock.read(ends)
-        self.end, self.way = ends[1], torch.sign(self.clock_end - self.clock_start)
-        self.inner, self.steps = InnerStates(problem), OwnSteps(problem, name)
+        self.end, self.sign = ends[1], torch.sign(self.clock_end - self.clock_start)
+        self.inner, self.steps = InnerStates(problem), StepLimits(problem, name)
         self.part = PartOfBatch(problem, torch.arange(len(x), device=x.device))
         self.x, self.t = x, ends[0].expand(len(x))
 
     @abstractmethod
     def round(self) -> None:
-        """Let every sample that is on its way try a step."""
+        """Try a step of every sample that is still being solved."""
 
     def finish(self) -> Tensor:
         """Save the states that were asked for, and return the last."""
@@ -97,10 +97,12 @@ class BatchSolve(ABC, Generic[AnySamples]):
         landing: Tensor,
         between: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
-        """Note a round: who took a step, and who is there; ``samples`` are those after it.
+        """Note a round: which samples took a step, and which have arrived.
+
+        ``samples`` are those after the round.
 
         Args:
-            kept: Who took a step, shape ``(n,)``.
+            kept: Which samples took a step, shape ``(n,)``.
             start: Model times before it.
             t: Model times after it.
             x: States after it.
@@ -111,7 +113,7 @@ class BatchSolve(ABC, Generic[AnySamples]):
         which = kept.nonzero().flatten()
         if len(which) < len(kept):
             late = self.samples.only(~kept)
-            ahead = self.way * late.step
+            ahead = self.sign * late.step
             self.steps.check_steps(self.t, self.x, rows[~kept], late.clock, ahead)
         if len(which) == 0:
             self.recorder.reject()
@@ -120,7 +122,7 @@ class BatchSolve(ABC, Generic[AnySamples]):
         self.t = self.t.index_copy(0, rows[which], t[which])
         self.inner.gather(rows, start, torch.where(kept, t, start), between)
         self.recorder.accept(self.steps.slowest(self.t))
-        self.recorder.tell(self.t, self.x)
+        self.recorder.notify(self.t, self.x)
         arrived = kept & landing
         if bool(arrived.any()):
             self.samples = self.samples.only(~arrived)
@@ -139,7 +141,7 @@ class BatchSolver(Solver):
             raise ValueError(
                 f"solver {self.name!r} cannot use path=True, since each sample has its own steps: "
                 "give the times at which to keep the state, as path=torch.linspace(*t_span, 50), "
-                "or callback=, which is told the time of every sample after each step"
+                "or callback=, which gets the time of every sample after each step"
             )
         solve = self.begin(problem)
         while len(solve.part.rows):

@@ -2,7 +2,7 @@ r"""Adaptive Runge-Kutta in which every sample has its own time and its own step
 
 A batch that shares its steps takes those of its hardest sample. Here the times of a batch are a
 vector: each sample tries its own step, keeps it or not, and leaves the batch at the end of the
-span, so that an answer costs what the sample is worth and does not depend on its batch-mates.
+span, so that the cost and the result of a sample do not depend on its batch-mates.
 
 References:
     Hairer, Norsett and Wanner 1993, Solving ordinary differential equations I, sections II.4 (first
@@ -28,27 +28,29 @@ from sde_models.solvers.adaptive.runge_kutta_tableaus import (
     Tableau,
     weighted_sum,
 )
+from sde_models.solvers.adaptive.step_control import (
+    StepControl,
+    is_accepted,
+    proportional_integral,
+)
 from sde_models.solvers.clocks import CLOCKS, Rates, has_gaussian_clock
 from sde_models.solvers.problem import Problem
 
 TABLEAUS: dict[Any, Tableau] = {3: BOGACKI_SHAMPINE, 5: DORMAND_PRINCE}
-SAFETY = 0.6
-"""Share of the step that the estimate allows: long steps have errors that the estimate misses."""
-
-SHRINK, GROW = 0.2, 4.0
-"""Limits to the change of a step. In single precision the error estimate of a small first step is
-mere rounding. The step then grows to the limit, so that rounding does not choose the next one."""
+CONTROL = StepControl(safety=0.6, shrink=0.2, grow=4.0)
+"""Long steps have errors that the estimate misses, hence the safety. In single precision the error
+estimate of a small first step is mere rounding. The step then grows to the limit, so that rounding
+does not choose the next one."""
 
 
 class BatchRungeKutta(BatchSolver):
     r"""Embedded Runge-Kutta with a time, a step and an error for each sample.
 
-    Takes any ODE whose drift takes times of shape ``(B,)``. Conditioning tensors whose first
-    dimension is B belong to the samples and leave with them; one that is shared, and happens to be
-    that long, wants a first dimension of 1. Tolerances are in units of x, whatever the clock.
+    Takes any ODE whose drift takes times of shape ``(B,)``. Conditions with a row for each sample
+    leave the batch with it. Tolerances are in units of x, whatever the clock.
 
     ``accepted`` counts rounds of the batch in which a sample advanced, ``rejected`` those in which
-    none did; ``max_steps`` caps their sum. A callback is told the times of all samples, shape
+    none did; ``max_steps`` caps their sum. A callback gets the times of all samples, shape
     ``(B,)``, after each round: a sample's steps end where its time has changed. Errors about steps
     carry the same vector as ``.t``.
 
@@ -64,10 +66,11 @@ class BatchRungeKutta(BatchSolver):
     integrates = ("ODE",)
     adaptive = True
     option_names = ("order", "clock")
+    integer_options = ("order",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        order: Any = options.get("order", 5)
+        order: Any = self.options.get("order", 5)
         clock: Any = options.get("clock")
         if order not in TABLEAUS:
             raise ValueError(f"order must be 3 or 5, got {order!r}")
@@ -82,7 +85,7 @@ class BatchRungeKutta(BatchSolver):
         super().check_system(system)
         if self.clock not in (None, "t") and not has_gaussian_clock(system):
             raise ValueError(
-                f"clock={self.clock!r} is read off alpha and sigma, which {type(system).__name__} "
+                f"clock={self.clock!r} needs alpha and sigma, which {type(system).__name__} "
                 "does not have: use clock='t', or leave it out"
             )
 
@@ -92,7 +95,7 @@ class BatchRungeKutta(BatchSolver):
 
 @dataclass(frozen=True)
 class _Samples(Samples):
-    """The samples that are on their way.
+    """The samples that are still being solved.
 
     Attributes:
         slope: Slopes on the clock of the rescaled states.
@@ -107,7 +110,7 @@ class _Samples(Samples):
 
 @dataclass(frozen=True)
 class _Trial:
-    """One step of each sample, not yet judged.
+    """One step of each sample, not yet accepted or rejected.
 
     Attributes:
         t: Model times at the end.
@@ -145,7 +148,7 @@ class _Solve(BatchSolve[_Samples]):
 
     def round(self) -> None:
         samples, trial = self.samples, self._try()
-        kept = trial.error <= 1
+        kept = is_accepted(trial.error)
         self.samples = self._judged(trial, kept)
         between = partial(self._between, samples, trial)
         self.advance(kept, samples.t, trial.t, trial.x, trial.landing, between)
@@ -153,7 +156,7 @@ class _Solve(BatchSolve[_Samples]):
     def _try(self) -> _Trial:
         samples, x = self.samples, self.samples.x
         lengths, landing = self.next_steps()
-        signed = self.way * lengths
+        signed = self.sign * lengths
         clock = samples.clock + self.nodes * signed
         t = torch.cat([samples.t[None], self.clock.time(clock[1:])])
         t = torch.where(landing & (self.nodes == 1), self.end, t)
@@ -171,19 +174,17 @@ class _Solve(BatchSolve[_Samples]):
         return _Trial(t[-1], clock[-1], landing, end, error, start, step, slopes)
 
     def _judged(self, trial: _Trial, kept: Tensor) -> _Samples:
-        """The samples after their steps, with PI control of the next where one was kept."""
+        """The samples after their steps."""
         samples, keep = self.samples, per_sample(kept, trial.x)
-        error = trial.error.clamp(min=1e-10)
-        control = torch.where(kept, error**-0.85 * samples.error**0.2, 1 / error)
-        factor = SAFETY * control ** (1 / self.tableau.order)
-        most = torch.where(kept & samples.kept, GROW, 1.0)
+        suggested = proportional_integral(trial.error, samples.error, self.tableau.order)
+        factor = CONTROL.factor(suggested, kept & samples.kept)
         return _Samples(
             t=torch.where(kept, trial.t, samples.t),
             clock=torch.where(kept, trial.clock, samples.clock),
             x=torch.where(keep, trial.x, samples.x),
             slope=torch.where(keep, trial.slopes[-1], samples.slope),
-            step=(trial.clock - samples.clock).abs() * factor.clamp(min=SHRINK).minimum(most),
-            error=torch.where(kept, error.clamp(min=1e-4), samples.error),
+            step=(trial.clock - samples.clock).abs() * factor,
+            error=torch.where(kept, trial.error, samples.error),
             kept=kept,
         )
 
@@ -196,7 +197,7 @@ class _Solve(BatchSolve[_Samples]):
         size = self._size(x, x.abs())
         speed = self._size(rates.scale * samples.slope, x.abs())
         step = torch.where(size < 1e-5, 1e-6 * span, 0.01 * size / speed).minimum(span)
-        signed = self.way * step
+        signed = self.sign * step
         t = self.clock.time(samples.clock + signed)
         there = self._rates(t)
         y = x / rates.scale + per_sample(signed, x).to(x.dtype) * samples.slope

@@ -33,7 +33,7 @@ class Tableau:
     Attributes:
         order: Order of the step taken, and of the error estimate in the step size.
         nodes: :math:`c_i`, one for each slope.
-        stages: :math:`a_{ij}` of every slope but the first; the last row is the step itself.
+        stages: :math:`a_{ij}` of every slope except the first; the last row is the step itself.
         error: :math:`e_i`, one for each slope.
         dense: :math:`p_{ij}`, one row for each slope.
     """
@@ -50,7 +50,7 @@ class Tableau:
 
 
 def weighted_sum(weights: Row, slopes: list[Tensor]) -> Tensor:
-    """The sum of the slopes by weight, in one pass over each that has any."""
+    """The weighted sum of the slopes, in one pass over each with a weight."""
     (first, slope), *rest = [(w, k) for w, k in zip(weights, slopes, strict=True) if w]
     total = first * slope
     for w, k in rest:

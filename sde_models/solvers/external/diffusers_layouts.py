@@ -1,8 +1,8 @@
-"""How a scheduler of diffusers is given the noise levels of a solve.
+"""Tables with which a scheduler of diffusers steps between the noise levels of a solve.
 
-It reads sigma / alpha, or what follows from it, from a table for the whole time steps of a training
-discretisation. That table is replaced here by one for the nodes of the solve, in double precision,
-so that each step is the scheduler's own formula on our grid.
+It reads sigma / alpha, or what follows from it, from a table for the integer time steps of a
+training discretisation. That table is replaced here by one for the nodes of the solve, in double
+precision, so that each step is the scheduler's own formula on our grid.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Evaluations:
-    """When a scheduler wants the network.
+    """When a scheduler evaluates the network.
 
     Attributes:
-        timesteps: What its ``step`` is told at each evaluation.
+        timesteps: The time step passed to its ``step`` at each evaluation.
         ratios: sigma / alpha of each evaluation, shape ``(E,)``.
         ends_step: Whether the state after the evaluation is that at the next node.
     """
@@ -86,17 +86,17 @@ def angles(scheduler: Any, ratios: Tensor) -> Evaluations:
     return Evaluations(timesteps, ratios[:-1], [True] * steps)
 
 
-def whole_numbers(scheduler: Any, ratios: Tensor) -> Evaluations:
+def integer_timesteps(scheduler: Any, ratios: Tensor) -> Evaluations:
     """A table of alpha^2 from the data up, in which a step goes one entry down."""
     steps = len(ratios) - 1
     scheduler.alphas_cumprod = _alphas_cumprod(ratios)
-    if not hasattr(scheduler, "previous_timestep"):  # DDPM goes one down if it is told no number
+    if not hasattr(scheduler, "previous_timestep"):  # without the number DDPM goes one down
         scheduler.num_inference_steps = steps
     return Evaluations(range(steps, 0, -1), ratios[:-1], [True] * steps)
 
 
-def half_numbers(scheduler: Any, ratios: Tensor) -> Evaluations:
-    """Such a table for PNDM, which wants the middles for the Runge-Kutta steps at its start.
+def half_integer_timesteps(scheduler: Any, ratios: Tensor) -> Evaluations:
+    """Such a table for PNDM, which needs the middles for the Runge-Kutta steps at its start.
 
     Raises:
         ValueError: If there are fewer steps than it starts with.
@@ -128,7 +128,7 @@ def _two_evaluations(scheduler: Any, ratios: Tensor, second: Tensor) -> Evaluati
 
 
 def _begin(scheduler: Any, steps: int, evaluations: int = 1) -> tuple[Tensor, ...]:
-    """Have the scheduler start at its first entry, whatever it is told of time steps."""
+    """Have the scheduler start at its first entry, whatever time steps it is given."""
     scheduler.set_timesteps(steps)
     scheduler.timesteps = torch.arange(evaluations * steps, 0, -1, dtype=torch.float64)
     scheduler.set_begin_index(0)

@@ -81,8 +81,8 @@ class DiffusersSolver(Solver):
         if noisy and settings["solver_order"] > 2:
             raise ValueError(
                 f"solver {name!r} cannot have solver_order={settings['solver_order']} with noise: "
-                "diffusers' third-order steps have a wrong sign there, and miss the density "
-                "however many are taken; use solver_order=2"
+                "the third-order steps of diffusers have a wrong sign there and do not converge; "
+                "use solver_order=2"
             )
         self._try_options()
         self.etas = (1, 1) if noisy else row.etas
@@ -94,9 +94,9 @@ class DiffusersSolver(Solver):
         super().check_system(system)
         least, most = self.etas
         if not least <= system.eta <= most:
-            wanted = "1" if least == most else f"up to {most:g}"
+            possible = "1" if least == most else f"up to {most:g}"
             raise ValueError(
-                f"solver {self.name!r} adds the noise of eta {wanted}, and the eta of "
+                f"solver {self.name!r} adds the noise of eta {possible}, and the eta of "
                 f"{type(system).__name__} is {system.eta:g}: use 'diffusers:SASolverScheduler' or "
                 "another SDE solver"
             )
@@ -107,8 +107,8 @@ class DiffusersSolver(Solver):
         ratios = torch.exp(-0.5 * nodes.log_snr)
         if ratios.requires_grad:
             raise ValueError(
-                f"solver {self.name!r} has no gradient for what alpha and sigma learn: freeze it, "
-                "or use another solver such as 'ddim'"
+                f"solver {self.name!r} has no gradient for the parameters of alpha and sigma: "
+                "freeze them, or use another solver such as 'ddim'"
             )
         scheduler = self._make(len(ratios) - 1, system.eta)
         evaluations = self._scheduler.layout(scheduler, ratios.to("cpu", torch.float64))
@@ -147,19 +147,19 @@ class DiffusersSolver(Solver):
         generators: list[torch.Generator | None],
         draw: Callable[[], Tensor],
     ) -> Callable[[Tensor, Any, Tensor], tuple[Tensor, ...]]:
-        """The scheduler's step with the arguments it takes; of several generators, one a row."""
+        """The scheduler's step with the arguments it takes; several generators are one a row."""
         generator = generators if len(generators) > 1 else generators[0]
-        told = {"generator": generator, "eta": eta, **self._step_options, "return_dict": False}
+        given = {"generator": generator, "eta": eta, **self._step_options, "return_dict": False}
         taken = inspect.signature(scheduler.step).parameters
         if hasattr(scheduler, "noise_sampler"):
             scheduler.noise_sampler = BrownianIncrements(draw)
-        return partial(scheduler.step, **{key: told[key] for key in told if key in taken})
+        return partial(scheduler.step, **{key: given[key] for key in given if key in taken})
 
     def _try_options(self) -> None:
         """Refuse options for which the scheduler has no formula, by taking a few steps.
 
         Raises:
-            ValueError: With what diffusers says.
+            ValueError: With the error of diffusers.
         """
         x = torch.zeros(1, 1)
         try:
@@ -178,8 +178,8 @@ class DiffusersSolver(Solver):
 class BrownianIncrements:
     """Increments of a Brownian path, each over its standard deviation.
 
-    Stands in for the path of schedulers that keep one, whose numbers are not the generator's and
-    whose resolution ends at 1e-6. Two increments from one place are of one path.
+    Replaces the path of schedulers that keep one, which does not draw from the generator and has a
+    resolution of 1e-6. Two increments that start at one place belong to one path.
 
     Args:
         draw: Source of standard normal numbers.

@@ -1,4 +1,4 @@
-r"""What the schedulers of diffusers are: a row for each, and a reason for those left out.
+r"""The schedulers of diffusers: a row for each, and a reason for those left out.
 
 A scheduler knows a diffusion by :math:`\sigma / \alpha` and by how its samples are scaled, and any
 :class:`~sde_models.GaussianSDE` can be put in its form:
@@ -21,18 +21,18 @@ from sde_models.solvers.external.diffusers_layouts import (
     Layout,
     ancestral_midpoint,
     angles,
-    half_numbers,
+    half_integer_timesteps,
     heun,
     in_flow_time,
+    integer_timesteps,
     midpoint,
     one_evaluation,
-    whole_numbers,
 )
 
 Size = Callable[[Tensor, Tensor], Tensor]
-"""What the state is divided by, from alpha and sigma."""
+"""Divisor of the state, from alpha and sigma."""
 Output = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Factors of x0 and eps in what stands for the network's output, from alpha and sigma."""
+"""Factors of x0 and eps in the network's output as the scheduler reads it, from alpha and sigma."""
 
 
 def vp(alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def eps(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def v(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """The velocity of a variance-preserving state; EDM's residual for data_std 1, but for sign."""
+    """The velocity of a variance-preserving state; for data_std 1 minus the residual of EDM."""
     return -sigma / vp(alpha, sigma), alpha / vp(alpha, sigma)
 
 
@@ -78,17 +78,17 @@ _first_order = order(1)
 
 
 def order_of(option: str, at_most: float) -> Order:
-    """The order that an option sets, within what there is."""
+    """The order that an option sets, up to a highest one."""
     return lambda settings: min(settings[option], at_most)
 
 
 def order_of_unipc(settings: Mapping[str, Any]) -> float:
-    """That of the corrector, within what the first step, of one evaluation, allows."""
+    """The order of the corrector, up to 3 because of the first step, of one evaluation."""
     return min(settings["solver_order"] + 1, 3)
 
 
 def order_of_sa_solver(settings: Mapping[str, Any]) -> float:
-    """The same where the corrector's order is set by itself."""
+    """The same where the order of the corrector is an option."""
     return min(settings["predictor_order"] + 1, settings["corrector_order"], 3)
 
 
@@ -97,10 +97,10 @@ class Scheduler:
     """A scheduler of diffusers.
 
     Attributes:
-        layout: How it is given the ratios.
+        layout: Its table of ratios.
         order: Order of convergence of the flow.
         size: Scale of its state.
-        output: What it takes for the network's output.
+        output: The network's output as it reads it.
         settings: Settings that are not its own defaults.
         evaluations: Evaluations a step, beyond a constant.
         etas: Least and greatest eta that it integrates; the flow is eta = 0.
@@ -134,20 +134,20 @@ OPTIONS = (
     "solver_type",
     "thresholding",
 )
-"""Settings that are options wherever a scheduler has them: those of its formula."""
+"""Settings of a scheduler's formula, which are options of the solver."""
 
 SETTINGS: Mapping[str, Any] = {"clip_sample": False, "final_sigmas_type": "sigma_min"}
 """Settings of every scheduler that has them: nothing is clipped, and the end is at its node."""
 
 EDM: Mapping[str, Any] = {"prediction_type": "v_prediction", "sigma_data": 1.0}
 
-_DDIM = Scheduler(whole_numbers, etas=(0, 1))
-_DDPM = Scheduler(whole_numbers, etas=(1, 1))
+_DDIM = Scheduler(integer_timesteps, etas=(0, 1))
+_DDPM = Scheduler(integer_timesteps, etas=(1, 1))
 
 SCHEDULERS: Mapping[str, Scheduler] = {
     "DDIMScheduler": _DDIM,
     "DDIMParallelScheduler": _DDIM,
-    "CogVideoXDDIMScheduler": Scheduler(whole_numbers),
+    "CogVideoXDDIMScheduler": Scheduler(integer_timesteps),
     "DDPMScheduler": _DDPM,
     "DDPMParallelScheduler": _DDPM,
     "DPMSolverMultistepScheduler": Scheduler(order=order_of("solver_order", 2)),
@@ -155,7 +155,7 @@ SCHEDULERS: Mapping[str, Scheduler] = {
     "DEISMultistepScheduler": Scheduler(order=order_of("solver_order", 3)),
     "UniPCMultistepScheduler": Scheduler(order=order_of_unipc),
     "SASolverScheduler": Scheduler(order=order_of_sa_solver, etas=(0, math.inf)),
-    "PNDMScheduler": Scheduler(half_numbers, order=order(2)),
+    "PNDMScheduler": Scheduler(half_integer_timesteps, order=order(2)),
     "IPNDMScheduler": Scheduler(angles, order=order(2), output=v),
     "EulerDiscreteScheduler": Scheduler(size=ve),
     "EulerAncestralDiscreteScheduler": Scheduler(size=ve, etas=(1, 1)),
@@ -192,7 +192,7 @@ LEFT_OUT: Mapping[str, str] = {
     "AmusedScheduler": _TOKENS,
     "BlockRefinementScheduler": _TOKENS,
     "CMStochasticIterativeScheduler": _DISTILLED,
-    "CogVideoXDPMScheduler": "wants its last estimate back at each step; it is "
+    "CogVideoXDPMScheduler": "needs its last estimate at each step; it is "
     "DPMSolverMultistepScheduler with algorithm_type='sde-dpmsolver++'",
     "ConsistencyDecoderScheduler": _DISTILLED,
     "DDIMInverseScheduler": _UPWARD,
@@ -218,4 +218,4 @@ LEFT_OUT: Mapping[str, str] = {
     "UnCLIPScheduler": "is DDPMScheduler with a table of betas in it",
     "VQDiffusionScheduler": _TOKENS,
 }
-"""The others, each with what is in the way."""
+"""The schedulers that cannot be used, each with the reason."""

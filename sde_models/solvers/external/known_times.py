@@ -1,4 +1,4 @@
-"""The equation for a library that asks by time, quick at the times of a fixed-step method."""
+"""The equation as a function of time, fast at the times of a fixed-step method of a library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sde_models.solvers.problem import Problem
 
 
 class KnownTimes:
-    """Drift and noise scale by time, with everything that depends on time alone computed once.
+    """Drift and noise scale at a time, with everything that depends on time alone computed once.
 
     A method of a library evaluates at the same fractions of every step. Those times are prepared;
     at any other the equation is evaluated as it stands.

@@ -4,11 +4,11 @@ SciPy's solver objects are stepped one by one, so that steps are counted, capped
 those of any other solver. The state goes through NumPy in float64 on the CPU: no gradients.
 
 The error norm is the worst sample's. The explicit Runge-Kutta methods are given that norm. Radau
-and BDF average over the whole batch by a norm that cannot be changed, so their tolerances are
-divided by the square root of the batch size, which bounds the worst sample's error by what was
-asked for. LSODA takes the largest component by itself. The implicit methods are told that samples
-do not act on each other, so a Jacobian costs as many evaluations as an event has numbers, not as
-the batch has.
+and BDF average over the batch by a norm that cannot be changed, so their tolerances are divided by
+the square root of the batch size, which bounds the worst sample's error by the given tolerance.
+LSODA takes the largest component by itself. The implicit methods are given a Jacobian without
+coupling between samples, so that it costs as many evaluations as an event has numbers, not as the
+batch has.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ class ScipySolver(Solver):
             message = stepper.step()
             if stepper.status == "failed":
                 raise StepSizeError(
-                    f"{self.name} failed at t={stepper.t:.6g} after {recorder.cost.nfe} "
-                    f"evaluations: {message} Loosen rtol={problem.rtol:g} and "
+                    f"{self.name} failed at t={stepper.t:.6g} after {recorder.cost}: "
+                    f"{message} Loosen rtol={problem.rtol:g} and "
                     f"atol={problem.atol:g}, or use float64",
                     t=stepper.t, x=_as_state(stepper.y, problem), nfe=recorder.cost.nfe,
                 )  # fmt: skip
             recorder.rejected = self._rejections(stepper)
             recorder.accept(stepper.t)
-            recorder.tell(stepper.t, _as_state(stepper.y, problem))
+            recorder.notify(stepper.t, _as_state(stepper.y, problem))
             while pending and (stepper.t - pending[0]) * problem.direction >= 0:
                 t = pending.pop(0)
                 y = stepper.y if t == stepper.t else stepper.dense_output()(t)

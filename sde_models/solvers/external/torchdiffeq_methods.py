@@ -26,7 +26,7 @@ THIRDS = (1 / 3, 2 / 3)
 
 
 class TorchdiffeqSolver(Solver):
-    """What the two kinds share: the call, directly or by the adjoint."""
+    """Base class of both kinds, with the call of the library, directly or by the adjoint."""
 
     library = "torchdiffeq"
     integrates = ("ODE",)
@@ -96,14 +96,14 @@ class AdaptiveTorchdiffeq(TorchdiffeqSolver):
 
     def integrate(self, problem: Problem) -> Tensor:
         drift, recorder = problem.drift, problem.recorder
-        reached, told = (float(problem.times[0]), problem.x), 0
+        reached, notified = (float(problem.times[0]), problem.x), 0
 
         def trying(t: Tensor, x: Tensor, dt: Tensor) -> None:
-            nonlocal reached, told
+            nonlocal reached, notified
             reached = (float(t.detach()), x)
-            if recorder.accepted > told:  # a step's end is known when the next one is tried
-                recorder.tell(*reached)
-                told = recorder.accepted
+            if recorder.accepted > notified:  # a step's end is known when the next one is tried
+                recorder.notify(*reached)
+                notified = recorder.accepted
             recorder.check_cap(*reached)
 
         def accepting(t: Tensor, x: Tensor, dt: Tensor) -> None:
@@ -126,11 +126,11 @@ class AdaptiveTorchdiffeq(TorchdiffeqSolver):
                 raise
             raise StepSizeError(
                 f"{self.name} cannot make its steps small enough at t={reached[0]:.6g} after "
-                f"{recorder.cost.nfe} evaluations ({error}): loosen rtol={problem.rtol:g} and "
+                f"{recorder.cost} ({error}): loosen rtol={problem.rtol:g} and "
                 f"atol={problem.atol:g}, or use float64 in place of {problem.x.dtype}",
                 t=reached[0], x=reached[1].detach(), nfe=recorder.cost.nfe,
             ) from error  # fmt: skip
-        recorder.tell(float(problem.times[-1]), states[-1])
+        recorder.notify(float(problem.times[-1]), states[-1])
         self._save(problem, states)
         return states[-1]
 
@@ -148,14 +148,14 @@ class AdaptiveTorchdiffeq(TorchdiffeqSolver):
             recorder.save(times[-1], states[-1])
         elif recorder.save_at is not None:
             for t, x in zip(times[1:], states[1:], strict=True):
-                if recorder.wants(t):
+                if recorder.keeps(t):
                     recorder.save(t, x)
 
     def _control(self, problem: Problem, times: Tensor) -> dict[str, Any]:
         return {"norm": problem.worst_error, "step_t": times[-1:], "dtype": times.dtype}
 
     def _adjoint_options(self, problem: Problem, times: Tensor) -> dict[str, Any]:
-        # torchdiffeq has made the clock rise before it hands over to the adjoint.
+        # torchdiffeq has made the clock rise before it calls the adjoint.
         return {"step_t": problem.direction * times[:1], "dtype": times.dtype}
 
 
@@ -199,7 +199,7 @@ class FixedTorchdiffeq(TorchdiffeqSolver):
             if ended is not None:
                 recorder.reach(ended, x)
 
-        # The adjoint wants a module, and differentiates what is computed beforehand many times.
+        # The adjoint needs a module, and differentiates what is computed beforehand many times.
         drift: Any = problem.drift if problem.adjoint else KnownTimes(problem, self.fractions)
         drift.callback_step = stepping
         options = {"grid_constructor": lambda func, x, t: nodes, **self._fixed_options()}
@@ -208,7 +208,7 @@ class FixedTorchdiffeq(TorchdiffeqSolver):
         return x
 
     def _adjoint_options(self, problem: Problem, times: Tensor) -> dict[str, Any]:
-        # torchdiffeq has made the clock rise before it hands over to the adjoint.
+        # torchdiffeq has made the clock rise before it calls the adjoint.
         nodes = problem.direction * _library_times(problem.times, problem.x).flip(0)
         return {"grid_constructor": lambda func, x, t: nodes, **self._fixed_options()}
 
@@ -216,10 +216,10 @@ class FixedTorchdiffeq(TorchdiffeqSolver):
 class AdamsTorchdiffeq(FixedTorchdiffeq):
     """A multistep Adams method of torchdiffeq, whose weights hold for equal steps only.
 
-    It starts with steps of RK4. The history is held to a length that gives order 4, at which the
-    starting steps do not spoil it and the region of stability is still of use. The implicit ones
-    correct once: more iterations cost evaluations, gain no order, and at their default tolerance
-    stop too early to keep it.
+    It starts with steps of RK4. The length of the history is that of order 4, which the starting
+    steps keep and whose region of stability is still useful. The implicit methods correct once:
+    more iterations cost evaluations, gain no order, and at their default tolerance stop too early
+    to keep it.
     """
 
     equal_steps = True
@@ -234,7 +234,7 @@ class AdamsTorchdiffeq(FixedTorchdiffeq):
         if problem.x.device.type == "mps":
             raise ValueError(
                 f"solver {self.name!r} cannot run on {problem.x.device}: torchdiffeq keeps its "
-                "weights in float64, which is not there; use 'ode:rk4' or 'flow-adams-4'"
+                "weights in float64, which this device lacks; use 'ode:rk4' or 'flow-adams-4'"
             )
         return super().integrate(problem)
 
@@ -261,7 +261,7 @@ def torchdiffeq_solvers() -> dict[str, Callable[..., Solver]]:
     }  # fmt: skip
     for method, (order, evaluations) in adaptive.items():
         makers[f"ode:{method}"] = partial(AdaptiveTorchdiffeq, method, order, evaluations)
-    # Its estimate is 1/512 of a difference of slopes; what it leaves out is of higher order but
+    # Its estimate is 1/512 of a difference of slopes; the neglected terms are of higher order but
     # larger at every tolerance in use.
     makers["ode:fehlberg2"] = partial(AdaptiveTorchdiffeq, "fehlberg2", 2, 2, 100.0)
     # method: (order, evaluations, fractions of a step at which it evaluates)

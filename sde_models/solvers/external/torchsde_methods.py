@@ -3,7 +3,7 @@
 Each interval of the grid is one call of the ``step`` of torchsde's own method object, whose loop,
 ``torchsde.sdeint``, ignores the spacing of its times where ``dt`` is fixed. The noise here does not
 depend on the state, so Ito and Stratonovich agree, and each method is given the kind of SDE that it
-wants. Step control is not offered: torchsde averages the error over the batch, and takes no other
+needs. Step control is not offered: torchsde averages the error over the batch, and takes no other
 norm.
 """
 
@@ -90,17 +90,17 @@ class TorchsdeSolver(Solver):
             return remembering_brownian(y, clock, problem.generator, self.levy_area)
         if tuple(brownian.shape) != tuple(y.shape):
             raise ValueError(
-                f"brownian has shape {tuple(brownian.shape)}, wanted that of the flat state, "
+                f"brownian has shape {tuple(brownian.shape)}, expected that of the flat state, "
                 f"{tuple(y.shape)}: give its size as (B, D)"
             )
         return brownian
 
 
 class _AdditiveView:
-    """A system as torchsde wants it: flat state, rising clock, additive noise.
+    """A system in the form that torchsde takes: flat state, rising clock, additive noise.
 
-    It offers the product of g and a vector instead of g, so that no D x D matrix is made. It
-    remembers the drifts of the current step, some of which torchsde asks for several times.
+    It has the product of g and a vector instead of g, so that no D x D matrix is made. It keeps
+    the drifts of the current step, some of which torchsde evaluates several times.
     """
 
     noise_type = "additive"
@@ -113,7 +113,7 @@ class _AdditiveView:
         self._known: list[tuple[float, Tensor, Tensor]] = []
 
     def ticks(self, clock: Tensor) -> Any:
-        """The nodes of the clock as the methods take them; numbers are quicker than tensors."""
+        """The nodes of the clock for the methods; numbers are faster than tensors."""
         return clock.tolist()
 
     def f(self, c: float | Tensor, y: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from sde_models.sdes.system import System, as_coefficients
-from sde_models.solvers.arguments import whole_number
 from sde_models.solvers.base import Solver
 from sde_models.solvers.langevin.correctors import LONGEST_STEP, langevin
 from sde_models.solvers.one_step.ancestral import refuse_other_eta
@@ -27,18 +26,17 @@ class AnnealedLangevin(Solver):
     :func:`~sde_models.times_of_sigmas`. T evaluations a step, T more for the first node, and one
     to denoise.
 
-    The samples lag behind the levels and Langevin dynamics spreads them by its own step. What is
-    left over in the variance is :math:`h / (T \delta)` of the one, with h the step in
-    :math:`\log(\alpha / \sigma)`, and :math:`\delta / 2` of the other. If no step is given it is
-    :math:`\delta = \sqrt{2 h / T}`, which makes the sum least, but 1/2 at most: of order 1/2 in h.
-    A fixed one does not converge.
+    The variance has two relative errors: :math:`h / (T \delta)`, with h the step in
+    :math:`\log(\alpha / \sigma)`, since the samples lag behind the levels, and :math:`\delta / 2`
+    from the step of Langevin dynamics. The default :math:`\delta = \sqrt{2 h / T}`, at most 1/2,
+    minimises the sum, which is of order 1/2 in h. A fixed step does not converge.
 
     Options:
         steps_per_level: T, 5.
         epsilon: The step :math:`\delta`, relative to the variance of the noise at each level;
             below 2. It is :math:`\epsilon / \sigma_L^2` of Song and Ermon 2020, and half of that
             in 2019, where the step is written :math:`\alpha_i / 2`;
-            :func:`~sde_models.langevin_epsilon` chooses one.
+            :func:`~sde_models.solvers.langevin.langevin_epsilon` chooses one.
         denoise: Whether to replace the state by the estimate of x0 where a solve ends at
             ``t_min``, True.
 
@@ -58,11 +56,12 @@ class AnnealedLangevin(Solver):
     order = 0.5
     adaptive = False
     option_names = ("steps_per_level", "epsilon", "denoise")
+    integer_options = ("steps_per_level",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        steps_per_level = whole_number("steps_per_level", options.get("steps_per_level", 5))
-        self.steps_per_level = self.evaluations = steps_per_level or 5
+        self.steps_per_level: int = self.options.get("steps_per_level", 5)
+        self.evaluations = self.steps_per_level
         self.epsilon = options.get("epsilon")
         self.denoise = options.get("denoise", True)
         number = isinstance(self.epsilon, float | int) and not isinstance(self.epsilon, bool)

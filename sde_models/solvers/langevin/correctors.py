@@ -18,7 +18,7 @@ from sde_models.solvers.one_step.base import Stepper
 from sde_models.solvers.problem import Problem
 
 LONGEST_STEP = 0.5
-"""The longest delta that is taken without being asked for."""
+"""The longest default delta."""
 
 
 def langevin(problem: Problem, steps: Tensor) -> Stepper:

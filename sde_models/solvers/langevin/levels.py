@@ -1,7 +1,7 @@
 r"""Noise levels and step of annealed Langevin dynamics, from the data and their dimension.
 
-A recipe in three lines: where to begin, how close the levels lie, and how long a step is.
-:func:`~sde_models.times_of_sigmas` finds them on the clock of an SDE.
+The functions give the largest level, the ratio of neighbouring levels, the levels, and the step.
+:func:`~sde_models.times_of_sigmas` gives the times at which an SDE has these levels.
 
 Reference:
     Song and Ermon 2020, Improved techniques for training score-based generative models,
@@ -17,8 +17,8 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
+from sde_models._utils.integers import check_integer
 from sde_models._utils.shapes import check_batch
-from sde_models.solvers.arguments import whole_number
 
 
 def largest_sigma(data: Tensor, block: int = 1024) -> float:
@@ -41,13 +41,13 @@ def largest_sigma(data: Tensor, block: int = 1024) -> float:
         5.0
     """
     check_batch(data, name="data")
-    whole_number("block", block)
+    block = check_integer("block", block)
     flat = data.detach().flatten(1)
     flat = flat - flat.mean(0)  # distances of points far from the origin cancel
     blocks = flat.split(block)
     largest = max(float(torch.cdist(a, b).max()) for i, a in enumerate(blocks) for b in blocks[i:])
     if not largest > 0:
-        raise ValueError(f"two different samples or more are wanted, got {len(data)} alike")
+        raise ValueError(f"data must hold two different samples or more, got {len(data)} alike")
     return largest
 
 
@@ -74,7 +74,7 @@ def level_ratio(dim: int, overlap: float = 0.5) -> float:
         >>> level_ratio(3072)
         1.0398
     """
-    dim = whole_number("dim", dim) or 0
+    dim = check_integer("dim", dim)
     if dim < 5:
         raise ValueError(
             f"dim must be 5 or more, since in fewer dimensions any two levels overlap, got {dim}"
@@ -111,7 +111,7 @@ def geometric_sigmas(largest: float, smallest: float, ratio: float) -> Tensor:
     """
     if not 0 < smallest < largest < math.inf:
         raise ValueError(
-            f"wanted 0 < smallest < largest < inf, got smallest={smallest}, largest={largest}"
+            f"expected 0 < smallest < largest < inf, got smallest={smallest}, largest={largest}"
         )
     _check_ratio(ratio)
     span = math.log(largest / smallest)
@@ -128,7 +128,7 @@ def langevin_epsilon(ratio: float, steps_per_level: int) -> float:
     .. math:: \frac{s_T^2}{\sigma_i^2} = (1 - \delta)^{2T} \Big(\gamma^2 - \frac{2}{2 - \delta}\Big)
               + \frac{2}{2 - \delta},
 
-    and :math:`\delta` brings it as near to 1 as may be.
+    and :math:`\delta` brings it as close to 1 as possible.
 
     Args:
         ratio: Ratio gamma of neighbouring levels.
@@ -139,8 +139,7 @@ def langevin_epsilon(ratio: float, steps_per_level: int) -> float:
         noise. In the paper's units it is :math:`\epsilon = \delta \sigma_L^2`.
 
     Raises:
-        ValueError: If ``ratio`` is not above 1 or ``steps_per_level`` not a whole number of 1 or
-            more.
+        ValueError: If ``ratio`` is not above 1 or ``steps_per_level`` not an integer of 1 or more.
 
     Reference:
         Song and Ermon 2020, proposition 3 and technique 4.
@@ -151,7 +150,7 @@ def langevin_epsilon(ratio: float, steps_per_level: int) -> float:
         6.18e-06
     """
     _check_ratio(ratio)
-    steps = whole_number("steps_per_level", steps_per_level) or 0
+    steps = check_integer("steps_per_level", steps_per_level)
 
     def variance(delta: float) -> float:
         settled = 2 / (2 - delta)

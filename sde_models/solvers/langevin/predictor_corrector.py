@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sde_models._utils.errors import nearest_names
 from sde_models.sdes.system import System
-from sde_models.solvers.arguments import whole_number
 from sde_models.solvers.base import Solver
 from sde_models.solvers.langevin.correctors import langevin, langevin_by_norm
 from sde_models.solvers.one_step.ancestral import Ancestral, ReverseDiffusion
@@ -74,7 +73,7 @@ class PredictorCorrector(Solver):
 
     Options:
         predictor: "reverse-diffusion" (default), "ancestral", "euler-maruyama", "ddim", or
-            "heun-edm", which steps along the probability flow and wants eta = 0; or an object of
+            "heun-edm", which steps along the probability flow and needs eta = 0; or an object of
             :func:`~sde_models.make_solver` whose step can be taken by itself.
         corrector: The rule for the step, with :math:`a = \alpha_s/\alpha_t` of the predictor's
             step from s to t, which for VP is :math:`\sqrt{1 - \beta}`:
@@ -84,10 +83,10 @@ class PredictorCorrector(Solver):
         corrector_steps: Langevin steps after each step of the predictor, 1.
         snr: Ratio of score to noise in a Langevin step, 0.16; below 1.
 
-    "langevin" takes the score's norm of each sample by itself, so that batch-mates do not matter,
-    and for that of the noise what it is on the average. Its step then depends on the state, which
-    draws samples to where the score is large: an error of 2/D of the variance for D numbers a
-    sample. That is nothing for images and much in the plane.
+    "langevin" takes the norm of the score for each sample by itself, so that batch-mates do not
+    matter, and the average norm of the noise. Its step then depends on the state, which draws
+    samples to where the score is large: an error of 2/D of the variance for D numbers a sample,
+    negligible for images and large in the plane.
 
     Raises:
         ValueError: For an unknown predictor or corrector, an ``snr`` of 1 or more, and options of
@@ -103,15 +102,16 @@ class PredictorCorrector(Solver):
     directions = (-1,)
     adaptive = False
     option_names = ("predictor", "corrector", "corrector_steps", "snr")
+    integer_options = ("corrector_steps",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.predictor = _find_predictor(options.get("predictor", ReverseDiffusion.name))
         self.corrector = options.get("corrector", "annealed-langevin")
         self.snr = options.get("snr", 0.16)
-        corrector_steps = whole_number("corrector_steps", options.get("corrector_steps", 1))
+        corrector_steps: int = self.options.get("corrector_steps", 1)
         self._check_corrector()
-        self.corrector_steps = 0 if self.corrector == "none" else corrector_steps or 1
+        self.corrector_steps = 0 if self.corrector == "none" else corrector_steps
         self.order = self.predictor.order
         predicting = self.predictor.evaluations
         self.evaluations = None if predicting is None else predicting + self.corrector_steps
@@ -162,7 +162,7 @@ class PredictorCorrector(Solver):
 
 
 def _find_predictor(predictor: Any) -> Predictor:
-    """Return the predictor of this name, or the solver given if it can serve as one."""
+    """Return the predictor of this name, or the given solver if it can be one."""
     if isinstance(predictor, str):
         if predictor not in PREDICTORS:
             raise ValueError(

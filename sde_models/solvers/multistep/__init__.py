@@ -1,1 +1,1 @@
-"""Solvers that use the estimates of earlier nodes: tables of weights, and who reads them."""
+"""Solvers that use the estimates of earlier nodes, given by tables of weights."""

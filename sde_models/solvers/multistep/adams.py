@@ -1,4 +1,4 @@
-"""Adams methods over any clock: explicit, and with a corrector that costs nothing."""
+"""Adams methods over any clock: explicit, and with a corrector without an extra evaluation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Adams(MultistepSolver):
 
     @abstractmethod
     def quadrature(self, scales: Scales) -> Quadrature:
-        """The integral that is left when what is known of the flow is solved exactly."""
+        """The integral that remains when the linear part of the flow is solved exactly."""
 
     def estimate_factors(self, scales: Scales) -> tuple[Tensor, Tensor]:
         quadrature = self.quadrature(scales)
@@ -40,8 +40,8 @@ class _Adams(MultistepSolver):
 class AdamsBashforth(_Adams):
     """Adams-Bashforth: the polynomial through the last p estimates, integrated exactly.
 
-    It starts with what estimates there are, and takes the first steps again once more are known,
-    so that the start does not cost the order; order 4 takes one more evaluation for this.
+    The first steps use the estimates that exist, and are taken again once more are known, so that
+    the start keeps the order; order 4 needs one more evaluation for this.
     """
 
     def weights(self, scales: Scales, eta: float) -> Weights:
@@ -61,7 +61,7 @@ class AdamsMoulton(_Adams):
     Where steps grow, the polynomial through past nodes is a poor guess of the future: its weights
     become large and of both signs. The predictor takes as many of the nodes as keep
     :math:`\sum_j |w_j| \le A |\sum_j w_j|`, with A = 5 up to order 4 and 10 for order 5, where
-    equal steps have 3.7 and 6.7. The grid may then be as uneven as the model wants.
+    equal steps have 3.7 and 6.7. The grid may then be as uneven as the model needs.
     """
 
     def weights(self, scales: Scales, eta: float) -> Weights:

@@ -1,6 +1,6 @@
 r"""Weights of Adams methods on any nodes: integrals of the polynomial through past estimates.
 
-A diffusion's equation, with what is known of it solved exactly, leaves the integral of one estimate
+With its linear part solved exactly, the equation of a diffusion leaves the integral of one estimate
 u of the network over a clock :math:`\tau`,
 
 .. math:: x_t = c\, x_s + S_t \int_{\tau_s}^{\tau_t} \kappa(\tau_t - \tau)\, u(\tau)\, d\tau,
@@ -31,17 +31,17 @@ from torch import Tensor
 GAUSS = np.polynomial.legendre.leggauss(4)
 """Points and weights, exact for polynomials to degree 7."""
 GAUSS_OF_EXPONENTIALS = np.polynomial.legendre.leggauss(24)
-"""Points and weights for a polynomial times an exponential; with so many exact to rounding."""
+"""Points and weights for a polynomial times an exponential, exact to rounding."""
 GAUSS_OF_SHORT_STEPS = np.polynomial.legendre.leggauss(12)
 """The same for steps of a few units of the clock at most."""
 
 MOST_REMEMBERED = 16
-"""Grids whose weights are kept."""
+"""Number of grids whose weights are kept."""
 
 
 @dataclass(frozen=True)
 class Quadrature:
-    r"""What is left to integrate, at K + 1 nodes.
+    r"""The remaining integral, at K + 1 nodes.
 
     Attributes:
         clock: :math:`\tau`, shape ``(K + 1,)``.
@@ -64,9 +64,9 @@ Answer = TypeVar("Answer")
 
 
 def remembered(function: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Keep the last few answers: one batch of samples after another has the same nodes.
+    """Keep the last few results, since successive batches of samples have the same nodes.
 
-    What is learned is computed each time, and answers are copied, so that they may be changed.
+    Weights with a gradient are computed each time. Results are copied, so that they may be changed.
     """
     answers: OrderedDict[Any, Answer] = OrderedDict()
 
@@ -103,9 +103,9 @@ def predictor_weights(
     for used in range(1, min(order, len(weights)) + 1):
         nodes = clock[:-1].unfold(0, used, 1).flip(1)
         rows = lagrange_integrals(nodes, clock[used - 1 : -1], clock[used:], quadrature.rate)
-        calm = rows.abs().sum(1, keepdim=True) <= amplification * rows.sum(1, keepdim=True).abs()
+        small = rows.abs().sum(1, keepdim=True) <= amplification * rows.sum(1, keepdim=True).abs()
         lower = weights[used - 1 :, :used]
-        weights[used - 1 :, :used] = rows if used == 1 else torch.where(calm, rows, lower)
+        weights[used - 1 :, :used] = rows if used == 1 else torch.where(small, rows, lower)
     return quadrature.scale[1:, None] * weights
 
 
@@ -126,7 +126,7 @@ def corrector_weights(quadrature: Quadrature, order: int) -> Tensor:
 
 @remembered
 def starting_weights(quadrature: Quadrature, order: int) -> tuple[Tensor, ...]:
-    r"""Weights that take the first steps anew, so that a method of order p starts with order p.
+    r"""Weights that repeat the first steps, so that a method of order p starts with order p.
 
     A first step of order 1 has an error of :math:`h^2`, once. When the estimate at node m is known,
     for m from 1 to p - 2, steps 1 to m are taken again with the polynomial through all of nodes 0

@@ -42,8 +42,8 @@ class Weights:
             shape ``(R, q)``: the first R steps are corrected, at most K - 1.
         start: For m = 1, 2, ...: factors of the estimates at nodes m to 0 in steps 1 to m, shape
             ``(m, m + 1)``. When node m is reached these steps are taken again, and after all
-            rounds but the last the estimates at their ends are evaluated anew, so that low orders
-            in the first steps do not spoil a high one.
+            rounds except the last the estimates at their ends are evaluated anew, so that the first
+            steps, of low order, do not reduce the order of the method.
     """
 
     state: Tensor
@@ -54,7 +54,7 @@ class Weights:
 
     @property
     def longest(self) -> int:
-        """How many estimates a step looks at, at most."""
+        """The largest number of estimates that a step uses."""
         corrected = 0 if self.corrector is None else self.corrector.shape[1]
         return max(self.estimates.shape[1], corrected, len(self.start) + 1)
 
@@ -77,7 +77,7 @@ class MultistepSolver(Solver):
         """
 
     def estimate_factors(self, scales: Scales) -> tuple[Tensor, Tensor]:
-        """Factors of x0 and eps in the estimate, shape ``(K + 1,)`` each; x0 itself if not said."""
+        """Factors of x0 and eps in the estimate, shape ``(K + 1,)`` each; by default x0 itself."""
         return torch.ones_like(scales.alpha), torch.zeros_like(scales.alpha)
 
     def integrate(self, problem: Problem) -> Tensor:
@@ -111,7 +111,7 @@ class MultistepSolver(Solver):
 
 
 class WeightedSum:
-    """The sum that a step is, with its weights as numbers.
+    """A step as a weighted sum, with its weights as numbers.
 
     Args:
         state: Factors of the state, shape ``(K,)``.

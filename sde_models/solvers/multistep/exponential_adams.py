@@ -18,7 +18,7 @@ Only the estimate is unknown, and is interpolated through its values at the last
 References:
     Lu et al. 2022, DPM-Solver++, arXiv:2211.01095 (the integral of x0); Zhang and Chen 2022, DEIS,
     arXiv:2204.13902 (polynomials through the last estimates); Zhao et al. 2023, UniPC,
-    arXiv:2302.04867 (the corrector that costs nothing).
+    arXiv:2302.04867 (the corrector without an extra evaluation).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def noise_quadrature(scales: Scales) -> Quadrature:
 
 
 class _Exponential:
-    """What both families share: the choice of the estimate."""
+    """The choice of the estimate, common to both families."""
 
     def __init__(self, order: int, **options: Any) -> None:
         super().__init__(order, **options)  # type: ignore[call-arg]

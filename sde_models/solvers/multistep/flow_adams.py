@@ -13,7 +13,7 @@ there is in the flow of x0 or of eps alone. It is interpolated through its value
 References:
     Liu et al. 2022, Flow straight and fast, arXiv:2209.03003; Lipman et al. 2022, Flow matching,
     arXiv:2210.02747 (the straight path and its velocity); Zhao et al. 2023, UniPC, arXiv:2302.04867
-    (the corrector that costs nothing).
+    (the corrector without an extra evaluation).
 """
 
 from __future__ import annotations

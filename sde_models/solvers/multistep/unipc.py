@@ -37,8 +37,8 @@ from sde_models.solvers.problem import Scales
 class UniPC(MultistepSolver):
     """UniPC-p with data prediction: a predictor of order p, corrected to order p + 1.
 
-    One evaluation a step. ``unipc-3`` takes one more to start, without which its first step would
-    hold it to order 3.
+    One evaluation a step. ``unipc-3`` takes one more to start, without which the first step would
+    reduce it to order 3.
 
     Options:
         variant: "bh2" (default), in which B is as above, or "bh1", in which it is h.

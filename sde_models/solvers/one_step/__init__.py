@@ -1,1 +1,1 @@
-"""Solvers that use one state and know no history."""
+"""Solvers that use the current state only."""

@@ -113,7 +113,7 @@ def refuse_other_eta(name: str, system: System, instead: str) -> None:
     """Refuse a stochasticity other than 1, for a solver that has no other.
 
     Raises:
-        ValueError: Saying what to use instead.
+        ValueError: If eta is not 1; with what to use instead.
     """
     if system.eta != 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Solvers whose step looks at the current state and at nothing before it."""
+"""Solvers whose step depends on the current state only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Stepper = Callable[[int, Tensor], Tensor]
 class OneStepSolver(Solver):
     """A fixed-step solver that is one function of node and state.
 
-    Since the step knows no history, it also serves as the predictor of ``pc``.
+    Since the step needs no history, it also serves as the predictor of ``pc``.
     """
 
     adaptive = False

@@ -19,8 +19,8 @@ class DDIM(MultistepSolver):
               \Big(\sigma_s^2 - \frac{\alpha_s^2}{\alpha_t^2} \sigma_t^2\Big)
 
     One evaluation a step, order 1. With eta = 0 it integrates the probability flow, in either
-    direction; with eta = 1 it is the ancestral sampler of DDPM; above 1, v is held to
-    :math:`\sigma_t^2`, the most that there is.
+    direction; with eta = 1 it is the ancestral sampler of DDPM; above 1, v is at most
+    :math:`\sigma_t^2`.
 
     Reference:
         Song, Meng and Ermon 2020, equation 12, arXiv:2010.02502.

@@ -59,7 +59,7 @@ class DPMSolver2S(OneStepSolver):
         start, inner, end = slice(0, -1, 2), slice(1, None, 2), slice(2, None, 2)
         to_inner, to_end = clock[inner] - clock[start], clock[end] - clock[start]
         gained = -alpha[end] * torch.expm1(-to_end)
-        # The ratio as it came out, so that a rounded inner time does no harm.
+        # The ratio of the rounded inner time, which keeps the order.
         of_inner = gained * to_end / (2 * to_inner)
         x_inner = as_coefficients(sigma[inner] / sigma[start])
         x0_inner = as_coefficients(-alpha[inner] * torch.expm1(-to_inner))

@@ -1,4 +1,4 @@
-r"""Heun's method in the noise scale, with noise stirred in: the sampler of Karras et al."""
+r"""Heun's method in the noise scale, with noise added before steps: the sampler of Karras et al."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_GAMMA = math.sqrt(2) - 1
 
 
 class HeunEDM(OneStepSolver):
-    r"""Heun steps of :math:`d\hat x / d\hat\sigma = \hat\epsilon`, after adding noise if wanted.
+    r"""Heun steps of :math:`d\hat x / d\hat\sigma = \hat\epsilon`, with optional added noise.
 
     Here :math:`\hat x = x / \alpha` and :math:`\hat\sigma = \sigma / \alpha`, in which every
     diffusion looks alike. A step from noise scale :math:`\hat\sigma_k` first raises it to
@@ -33,10 +33,10 @@ class HeunEDM(OneStepSolver):
     noise, has the same marginals, and runs down only.
 
     Options:
-        churn: How much noise is stirred in over all steps, :math:`S_{churn}`; 0 if left out.
-        churn_min: Least :math:`\hat\sigma` at which it is, 0 if left out.
-        churn_max: Greatest :math:`\hat\sigma` at which it is, no bound if left out.
-        noise: Scale S of what is stirred in, 1 if left out; above 1 makes up for networks that
+        churn: Amount of noise added over all steps, :math:`S_{churn}`; 0 if left out.
+        churn_min: Least :math:`\hat\sigma` at which noise is added, 0 if left out.
+        churn_max: Greatest :math:`\hat\sigma` at which noise is added, no bound if left out.
+        noise: Scale S of the added noise, 1 if left out; above 1 compensates for networks that
             remove too much noise.
 
     Reference:
@@ -62,7 +62,7 @@ class HeunEDM(OneStepSolver):
         self.noise = float(options.get("noise", 1.0))
         unused = [key for key in self.option_names[1:] if key in options]
         if not self.churn and unused:
-            raise ValueError(f"option {unused[0]!r} has no effect without churn: give churn too")
+            raise ValueError(f"option {unused[0]!r} has no effect without churn: give churn= too")
         if self.churn_min >= self.churn_max:
             raise ValueError(
                 f"option 'churn_min' must be below 'churn_max', got {self.churn_min:g} and "

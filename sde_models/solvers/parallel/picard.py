@@ -21,7 +21,6 @@ from torch import Tensor
 from sde_models._utils.errors import nearest_names
 from sde_models._utils.streams import independent_parts
 from sde_models.sdes.system import System
-from sde_models.solvers.arguments import whole_number
 from sde_models.solvers.base import Solver
 from sde_models.solvers.multistep.base import MultistepSolver
 from sde_models.solvers.multistep.dpm_solver import dpm_solvers
@@ -33,7 +32,7 @@ from sde_models.solvers.parallel.windows import ManyNodes, Window
 from sde_models.solvers.problem import Problem, Scales
 
 HIGHEST_ORDER = 3
-"""Methods of order 4 start with an evaluation more, whose result no window can wait for."""
+"""Methods of order 4 need one more evaluation at the start, which does not fit a window."""
 
 DEFAULT_WINDOW = 16
 
@@ -50,22 +49,19 @@ METHODS = {name: make for name, make in _MULTISTEP.items() if make().order <= HI
 class Picard(Solver):
     r"""A multistep method whose steps are taken in parallel: fewer, larger passes of the network.
 
-    Each round evaluates a window of nodes for the whole batch, window times B rows in one pass
+    Each round evaluates a window of nodes for the full batch, window times B rows in one pass
     with a time for each row. The front of the window then moves on to the first state that has
     changed by more than the tolerance, by one node at least, so that there are never more rounds
-    than the method takes steps. Nodes that enter the window are guessed with the last estimate
-    held. The answer is that of the method on the same nodes and with the same noise, to within a
+    than steps of the method. Nodes that enter the window are guessed with the last estimate
+    held. The result is that of the method on the same nodes and with the same noise, to within a
     few tolerances; at 0.01 and above a sample may end in another mode.
 
-    With a generator for each sample, each has a window of its own, so that its answer does not
+    With a generator for each sample, each has a window of its own, so that its result does not
     depend on the others. All windows are evaluated in one pass.
 
-    It is for a network that does not fill the accelerator: ``nfe`` counts rounds, and ``rows``
-    the evaluations of single samples, of which there are more than the method by itself makes.
-    Memory grows with the window, not with the steps, unless gradients are asked for.
-
-    Conditioning tensors whose first dimension is B belong to the samples; give one that is shared,
-    and happens to be that long, with a first dimension of 1.
+    It pays where the network does not fill the accelerator: ``calls`` of the cost counts rounds,
+    and ``nfe`` the evaluations of each sample, more than the method by itself makes. Memory grows
+    with the window, not with the steps, unless gradients are needed.
 
     Options:
         method: Name or object of a multistep solver, of order 3 at most: "ddim" (default),
@@ -73,16 +69,16 @@ class Picard(Solver):
             "flow-abm" took the fewest rounds at equal tolerance, in both directions.
         window: Nodes evaluated at once, 16; 1 is the method by itself, and a number beyond the
             steps has them all at once.
-        tolerance: Most that a state may still change where the network is evaluated: root mean
+        tolerance: Largest change of a state between rounds that counts as converged: root mean
             square over the sample, for the worst sample of the batch, in units of
             :math:`\sqrt{s^2 \alpha_t^2 + \sigma_t^2}`, the spread of :math:`x_t` for data of
             standard deviation s. If left out :math:`0.01 \min(1, 10 / K)^p` for K steps of a method
-            of order p, which falls as fast as the method's own error does: on mixtures the answer
-            was off by less than a fifth of that. 0 iterates until nothing changes any more.
+            of order p, which falls as fast as the method's own error does: on mixtures the
+            difference was less than a fifth of that error. 0 iterates until nothing changes.
 
     Raises:
-        ValueError: For a method that is not such a solver, a window that is no whole number, or a
-            tolerance that is negative or not finite.
+        ValueError: For a method that is not such a solver, a window that is no positive integer, or
+            a tolerance that is negative or not finite.
 
     Reference:
         Shih et al. 2023, Parallel sampling of diffusion models, arXiv:2305.16317.
@@ -94,12 +90,13 @@ class Picard(Solver):
     evaluations = None
     default_steps = MultistepSolver.default_steps
     option_names = ("method", "window", "tolerance")
+    integer_options = ("window",)
     may_be_zero = ("tolerance",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.method = _find_method(options.get("method", DDIM.name))
-        self.window = whole_number("window", options.get("window")) or DEFAULT_WINDOW
+        self.window: int = self.options.get("window") or DEFAULT_WINDOW
         self.tolerance = options.get("tolerance")
         number = isinstance(self.tolerance, float | int) and not isinstance(self.tolerance, bool)
         if self.tolerance is not None and not (number and self.tolerance < math.inf):
@@ -132,7 +129,7 @@ class Picard(Solver):
         return x
 
     def _allowed(self, scales: Scales) -> list[float]:
-        """The most that the state at each node may still change."""
+        """The largest change of the state at each node that counts as converged."""
         tolerance = self.tolerance
         if tolerance is None:
             tolerance = 0.01 * min(1.0, 10 / (len(scales.sigma) - 1)) ** self.order

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._utils.conditioning import of_some_samples
 from sde_models._utils.randomness import standard_normal_like
-from sde_models._utils.shapes import adds_up
+from sde_models._utils.shapes import has_finite_sum
 from sde_models.sdes.system import add_scaled, as_coefficients
 from sde_models.solvers.multistep.base import WeightedSum, Weights
 from sde_models.solvers.problem import Problem, refuse_non_finite
@@ -22,18 +21,18 @@ class Window:
     """The nodes at which some samples are evaluated at once.
 
     Args:
-        problem: The problem of the whole batch.
+        problem: The problem of the full batch.
         rows: The samples, which move on together.
         generator: Source of their noise.
         weights: Weights of every step.
-        size: The most nodes.
-        allowed: The most that the state at each node may still change.
+        size: The largest number of nodes.
+        allowed: The largest change of the state at each node that counts as converged.
 
     Attributes:
         rows: Numbers of the samples, shape ``(b,)``.
         first: The first node.
         guesses: States of the samples at this node and at those after it.
-        passed: States at the nodes that it has left behind, until someone takes them away.
+        passed: States at the nodes that it has left behind, until they are removed.
     """
 
     def __init__(
@@ -177,16 +176,23 @@ class ManyNodes:
             [self._t[at].repeat_interleave(b) for at, (_, b) in zip(nodes, shapes, strict=True)]
         )
         rows = torch.cat([w.rows.repeat(len(w.guesses)) for w in windows])
-        cond = of_some_samples(system.cond, rows, len(self._problem.x))
-        both = system.model.denoise(t, torch.cat([x for w in windows for x in w.guesses]), **cond)
-        x0, eps = (values.split([n * b for n, b in shapes]) for values in both)
+        x = torch.cat([x for w in windows for x in w.guesses])
+        at_once = len(x) if system.cond.repeatable else 1
+        parts = zip(*(values.split(at_once) for values in (t, x, rows)), strict=True)
+        both = zip(*(self._denoise(*part) for part in parts), strict=True)
+        x0, eps = (torch.cat(values).split([n * b for n, b in shapes]) for values in both)
         found = []
         for window, at, shape, own_x0, own_eps in zip(windows, nodes, shapes, x0, eps, strict=True):
             estimates = self._of_x0[at] * own_x0.unflatten(0, shape)
             estimates = estimates + self._of_eps[at] * own_eps.unflatten(0, shape)
-            if not adds_up(estimates):
+            if not has_finite_sum(estimates):
                 self._refuse(window, estimates[0])
             found.append(estimates)
+        return found
+
+    def _denoise(self, t: Tensor, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        system: Any = self._problem.system
+        found: tuple[Tensor, Tensor] = system.model.denoise(t, x, **system.cond.take(rows))
         return found
 
     def _refuse(self, window: Window, estimate: Tensor) -> None:
@@ -197,4 +203,4 @@ class ManyNodes:
             for part in (window.guesses[0], estimate)
         )
         t = float(problem.times[window.first])
-        refuse_non_finite("estimate", t, x, values, problem.recorder.cost)
+        refuse_non_finite("estimate", t, x, values, problem.recorder)

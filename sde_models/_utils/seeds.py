@@ -1,6 +1,6 @@
-"""Random numbers that follow from a seed and a place in the run, and from no history.
+"""Random numbers that follow from a seed and a place in the work, and from no history.
 
-A run that is stopped and resumed, or spread over another number of processes, draws the same.
+Work that is stopped and resumed, or spread over another number of processes, draws the same.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ def seed_at(seed: int, *place: int | str) -> int:
     """Mix a seed and a place into a new seed.
 
     Args:
-        seed: Seed of the run.
-        *place: What tells this use of random numbers from all others, such as a step.
+        seed: Seed of all the work.
+        *place: What distinguishes this use of random numbers from all others, such as a step, or
+            the index of the first sample of a batch.
 
     Example:
         >>> seed_at(0, "order", 7) == seed_at(0, "order", 7), seed_at(0, 1) == seed_at(1, 0)
@@ -30,7 +31,10 @@ def seed_at(seed: int, *place: int | str) -> int:
 
 
 def generator_at(seed: int, *place: int | str) -> torch.Generator:
-    """A generator on the CPU for one place; arguments as in :func:`seed_at`."""
+    """A generator on the CPU, which gives the same numbers on every device, for one place.
+
+    Arguments as in :func:`seed_at`.
+    """
     return torch.Generator().manual_seed(seed_at(seed, *place))
 
 

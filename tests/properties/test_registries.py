@@ -88,7 +88,7 @@ def test_batches_of_any_integers_are_the_same(dtype: torch.dtype) -> None:
 
 
 def test_training_data_are_checked() -> None:
-    with pytest.raises(ValueError, match="wanted whole numbers from 0 to 2"):
+    with pytest.raises(ValueError, match="expected integers from 0 to 2"):
         TrainingData(torch.tensor([[3]]), levels=3)
     with pytest.raises(ValueError, match="NaN or infinite values in row 0"):
         TrainingData(torch.tensor([[torch.nan]]))
@@ -146,16 +146,17 @@ def test_objectives_by_name(name: str) -> None:
         (find_objective, "slicd", "did you mean 'sliced'"),
     ],
 )
-def test_unknown_names_are_told_the_nearest(find: Any, name: str, message: str) -> None:
+def test_unknown_names_raise_with_the_nearest(find: Any, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"unknown .* {name!r}; {message}"):
         find(name)
 
 
-def test_runs_on_other_batches_are_told_apart() -> None:
+def test_runs_on_other_batches_are_distinguished() -> None:
     """What a run depends on names the contents of the tensors that are drawn from."""
     settings = Settings(
-        steps=1, seconds=None, batch_size=1, learning_rate=1.0, weight_decay=0.0, averaging=0.0,
-        warmup=0, clip_norm=1.0, mixed_precision=None, accumulate=1, checkpoint_every=1, keep=1,
+        steps=1, seconds=None, batch_size=1, learning_rate=1.0, weight_decay=0.0, ema_decay=0.0,
+        warmup=0, clip_norm=1.0, mixed_precision=None, gradient_accumulation_steps=1,
+        checkpoint_every=1, keep=1,
     )  # fmt: skip
     model = sm.ScoreModel(sm.nn.ResidualNetwork((1,), width=8, depth=1), sm.VPSDE())
     data = [TrainingData(torch.tensor([[k]]), levels=3).batches() for k in (0, 0, 1)]

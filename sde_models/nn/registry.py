@@ -18,7 +18,7 @@ MIXED_SIDE = 32
 """Longest side of an image whose pixels are few enough for a matrix over them."""
 
 MULTIPLIERS = (1, 2, 2, 2)
-"""Channels of the levels of a U-Net, of which an image may allow only the first."""
+"""Channels of the levels of a U-Net; a small image uses only the first of them."""
 
 Make = Callable[[Sequence[int], dict[str, int]], nn.Module]
 
@@ -48,9 +48,9 @@ def find_network(
     Args:
         name: "residual", "mixing", "ddpm++" or "ncsn++".
         event_shape: Shape of one sample.
-        width: Size of the hidden state: numbers, or channels. What is usual if None.
-        depth: Number of blocks, in a U-Net of each level. What is usual if None.
-        classes: Number of classes for conditioning by ``label``; None for no conditioning.
+        width: Size of the hidden state: numbers, or channels. If None, the network's default.
+        depth: Number of blocks, in a U-Net of each level. If None, the network's default.
+        classes: Number of classes of the condition ``label``; None for no labels.
 
     Raises:
         ValueError: For an unknown name, with the nearest ones, or sizes that do not fit.

@@ -26,13 +26,13 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
 def find_objective(
     name: str, *, weighting: str | None = None, times: str | None = None
 ) -> Callable[..., Tensor]:
-    """Make a loss for :func:`~sde_models.fit` of names.
+    """Make a loss for :func:`~sde_models.fit` by its name.
 
     Args:
         name: "denoising", "sliced", "finite-difference" or "implicit".
-        weighting: "output", "edm", "simple", "min-snr" or "likelihood"; what is usual for the
-            objective if None. "output" is for denoising alone.
-        times: "uniform", "log-snr" or "log-normal"; what is usual for the weighting if None.
+        weighting: "output", "edm", "simple", "min-snr" or "likelihood"; the default of the
+            objective if None. "output" is for "denoising" only.
+        times: "uniform", "log-snr" or "log-normal"; the default of the weighting if None.
 
     Raises:
         ValueError: For an unknown name, with the nearest ones, or a weighting that does not suit

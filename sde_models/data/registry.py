@@ -22,7 +22,7 @@ TOY_POINTS = 50_000, 1_000
 def find_data(name: str, root: Root | None = None) -> TrainingData:
     """Look up a data set by its name.
 
-    What is drawn at random is the same in every call.
+    Random data are the same in every call.
 
     Args:
         name: "digits", "patches", one of ``sm.data.TOYS``, "mnist", "fashion-mnist" or "cifar10".

@@ -1,4 +1,4 @@
-"""What tells a network the time and a label: features of the clock, and a base class."""
+"""Inputs of a network for the time and a label: features of the clock, and a base class."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sde_models._utils.integers import check_integer, check_integers
 from sde_models.nn.labels import as_labels
 
 
@@ -40,10 +41,10 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, count: int = 16, *, lowest: float = 1.0, highest: float = 100.0) -> None:
         super().__init__()
-        if count < 2 or not 0 < lowest < highest < math.inf:
+        count = check_integer("count", count, least=2)
+        if not 0 < lowest < highest < math.inf:
             raise ValueError(
-                f"wanted 2 frequencies or more and 0 < lowest < highest, got count={count}, "
-                f"lowest={lowest}, highest={highest}"
+                f"frequencies must satisfy 0 < lowest < highest, got {lowest} and {highest}"
             )
         exponents = torch.linspace(math.log(lowest), math.log(highest), count)
         self.register_buffer("frequencies", exponents.exp(), persistent=False)
@@ -55,15 +56,15 @@ class FourierFeatures(nn.Module):
         return (waves / self.frequencies.sqrt()[:, None]).flatten(1)
 
 
-class ClockedNetwork(nn.Module):
-    """Base class of networks that read a clock and a label through one embedding of both.
+class TimeConditionedNetwork(nn.Module):
+    """Base class of networks with one embedding of the time and the label.
 
     Args:
         event_shape: Shape of one sample.
         width: Size of the hidden state.
         depth: Number of blocks.
-        embedding: Size of the embedding.
-        classes: Number of classes, None for no conditioning.
+        embedding: Size of the embedding, in units of the width.
+        classes: Number of classes, None for no labels.
         frequencies: Number of Fourier frequencies of the clock.
 
     Raises:
@@ -81,21 +82,21 @@ class ClockedNetwork(nn.Module):
         frequencies: int,
     ) -> None:
         super().__init__()
-        self.event_shape = tuple(int(n) for n in event_shape)
-        if not self.event_shape or min(self.event_shape) < 1:
-            raise ValueError(f"event_shape must hold positive sizes, got {self.event_shape}")
-        for name, size in {"width": width, "depth": depth, "classes": classes}.items():
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        self.width, self.depth, self.classes, self.frequencies = width, depth, classes, frequencies
+        self.event_shape = check_integers("event_shape", event_shape)
+        if not self.event_shape:
+            raise ValueError("event_shape must hold at least one size, got ()")
+        self.width, self.depth = check_integer("width", width), check_integer("depth", depth)
+        self.classes = None if classes is None else check_integer("classes", classes)
+        self.frequencies = check_integer("frequencies", frequencies, least=2)
+        size = embedding * self.width
         self.clock = nn.Sequential(
-            FourierFeatures(frequencies),
-            nn.Linear(2 * frequencies, embedding),
+            FourierFeatures(self.frequencies),
+            nn.Linear(2 * self.frequencies, size),
             nn.SiLU(),
-            nn.Linear(embedding, embedding),
+            nn.Linear(size, size),
         )
         # One embedding more than there are classes: the last one is that of no label.
-        self.label = None if classes is None else nn.Embedding(classes + 1, embedding)
+        self.label = None if self.classes is None else nn.Embedding(self.classes + 1, size)
         self.activation = nn.SiLU()
 
     def embed(self, t: Tensor, x: Tensor, label: Tensor | int | None) -> Tensor:
@@ -107,7 +108,7 @@ class ClockedNetwork(nn.Module):
             label: As :func:`~sde_models.nn.labels.as_labels` takes it.
 
         Raises:
-            TypeError: If a label is not whole, or the network has no classes.
+            TypeError: If a label is not an integer, or the network has no classes.
             ValueError: If a shape does not fit or a label is out of range.
         """
         if tuple(x.shape[1:]) != self.event_shape:

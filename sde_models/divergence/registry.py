@@ -13,7 +13,7 @@ from sde_models.divergence.hutchinson import Automatic, Hutchinson
 from sde_models.divergence.low_rank import HutchPlusPlus, XTrace
 
 SMALL = 32
-"""Up to so many numbers the exact trace costs no more than a good estimate."""
+"""Largest event for which the exact trace costs no more than a good estimate."""
 
 
 DIVERGENCES: dict[str, Callable[[], Divergence]] = {
@@ -31,7 +31,7 @@ def find_divergence(
 
     Args:
         divergence: Name or object. "auto" is exact for small events. For larger ones it begins
-            with two probes, and gives more to those nodes of a path that need them; or is
+            with one probe, and gives more to those nodes of a path that need them; or is
             Hutchinson with 16 probes where there are no nodes.
         size: Numbers in an event.
         along_a_path: Whether the trace is taken at the nodes of a path that is known.

@@ -1,4 +1,4 @@
-"""The ways to integrate a divergence: along a path that is known, or together with the path."""
+"""Strategies to integrate a divergence: along a known path, or together with the path."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sde_models._utils.conditioning import of_some_samples
+from sde_models._utils.conditions import Conditions
 from sde_models._utils.split_batches import draw_rows
 from sde_models._utils.streams import Source, Streams, of_some_rows
 from sde_models.divergence.base import Divergence
@@ -29,9 +29,10 @@ from sde_models.models.systems import ProbabilityFlow
 from sde_models.sdes.priors import Prior
 from sde_models.solvers import Solution, Solver, Step, solve
 from sde_models.solvers.adaptive.batch_parts import time_precision
+from sde_models.solvers.options import SolveOptions
 
 STEPS_IN_ERROR = 3.0
-"""About how many times its tolerance in noise units, times the root of D, a path's error is."""
+"""Ratio of a path's error to the root of D times its tolerance in noise units, roughly."""
 Callback = Callable[[Step], object]
 
 
@@ -56,7 +57,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Likelihood(ABC):
-    """A way to compute log-densities; run again, it draws the same probes.
+    """A strategy to compute log-densities. Each run draws the same probes.
 
     Attributes:
         model: What gives the score.
@@ -65,7 +66,7 @@ class Likelihood(ABC):
         estimator: Trace estimator.
         prior: Distribution at ``t_max``.
         fresh_source: Gives a source of the same probes each time.
-        cond: Conditioning by name.
+        cond: Conditions of the batch.
         intervals: Intervals between the nodes of a quadrature.
         decodes: Whether ``x`` are latents, and paths run from them down to data.
     """
@@ -78,7 +79,7 @@ class Likelihood(ABC):
     estimator: Divergence
     prior: Prior
     fresh_source: Callable[[], Source]
-    cond: dict[str, Any]
+    cond: Conditions
     intervals: int
     decodes: bool = False
 
@@ -89,10 +90,10 @@ class Likelihood(ABC):
         return ends[::-1] if self.decodes else ends
 
     @abstractmethod
-    def run(self, *, callback: Callback | None = None, **arguments: Any) -> Estimate:
-        """Compute the log-densities; the arguments are those of :func:`~sde_models.solve`."""
+    def run(self, options: SolveOptions) -> Estimate:
+        """Compute the log-densities, with these options of :func:`~sde_models.solve`."""
 
-    def at_the_end(self, z: Tensor) -> Tensor:
+    def prior_log_prob(self, z: Tensor) -> Tensor:
         """Log-density of the latents under the prior.
 
         Raises:
@@ -101,7 +102,7 @@ class Likelihood(ABC):
         value = self.prior.log_prob(z.clone())
         if value.shape != z.shape[:1]:
             raise ValueError(
-                f"prior.log_prob gave shape {tuple(value.shape)} for {len(z)} latents, wanted "
+                f"prior.log_prob gave shape {tuple(value.shape)} for {len(z)} latents, expected "
                 f"({len(z)},): a torch distribution over coordinates becomes one over events by "
                 f"torch.distributions.Independent(prior, {z.ndim - 1})"
             )
@@ -109,25 +110,27 @@ class Likelihood(ABC):
 
 
 class AugmentedLikelihood(Likelihood):
-    """The integral of the divergence is solved beside the path, with probes drawn once."""
+    """The integral of the divergence is solved together with the path, with probes drawn once."""
 
     name = "augmented"
 
-    def run(self, *, callback: Callback | None = None, **arguments: Any) -> Estimate:
+    def run(self, options: SolveOptions) -> Estimate:
+        callback = options.get("callback")
         augmented = AugmentedFlow(
-            ProbabilityFlow(self.model, **self.cond), tuple(self.x.shape[1:]), self.estimator,
+            ProbabilityFlow(self.model, cond=self.cond), tuple(self.x.shape[1:]), self.estimator,
             draw_rows(self.estimator.draw, self.x.clone(), self.fresh_source(), dim=1),
         )  # fmt: skip
 
-        def tell(step: Step) -> None:
+        def report(step: Step) -> None:
             if callback is not None:
                 callback(replace(step, x=augmented.split(step.x)[0]))
 
-        start = augmented.start(self.x)
-        solution = solve(augmented, start, self.span, self.solver, callback=tell, **arguments)
+        start, given = augmented.start(self.x), options.copy()
+        given["callback"] = report
+        solution = solve(augmented, start, self.span, self.solver, **given)
         end, integrals = augmented.split(solution.x)
         z = self.x if self.decodes else end
-        estimates = self.at_the_end(z)[:, None] + (-integrals if self.decodes else integrals)
+        estimates = self.prior_log_prob(z)[:, None] + (-integrals if self.decodes else integrals)
         none = torch.zeros_like(estimates[:, 0].detach())
         stderr = self.estimator.spread_error(estimates.detach(), augmented.size)
         return Estimate(estimates.mean(dim=1), stderr, none, z, replace(solution, x=end))
@@ -138,43 +141,45 @@ class QuadratureLikelihood(Likelihood):
 
     name = "quadrature"
 
-    def run(self, **arguments: Any) -> Estimate:
-        solution = self.solve(**arguments)
+    def run(self, options: SolveOptions) -> Estimate:
+        solution = self.solve(options)
         states, source = self.states(solution), self.fresh_source()
         if self.estimator.alternatives:
-            target = STEPS_IN_ERROR * math.sqrt(self.x[0].numel()) * self._tolerance(arguments)
-            traces = self.calm_traces(states, target, source)
+            target = STEPS_IN_ERROR * math.sqrt(self.x[0].numel()) * self._tolerance(options)
+            traces = self.traces_to_target(states, target, source)
         else:
             traces = self.traces(states, self.estimator, _all_pairs(states), source)
             traces = traces.reshaped(states.shape[:2])
         integral = integrate_traces(self.model, traces, self.x[0].numel())
         z = self.x if self.decodes else solution.x
-        value = self.at_the_end(z) + integral.value
+        value = self.prior_log_prob(z) + integral.value
         return Estimate(value, integral.stderr, integral.error, z, solution)
 
-    def _tolerance(self, arguments: dict[str, Any]) -> float:
+    def _tolerance(self, options: SolveOptions) -> float:
         """Tolerance of the path in units of the noise."""
         names = ("rtol", "atol")
-        given = [arguments.get(name) for name in names]
+        given = [options.get("rtol"), options.get("atol")]
         usual = [getattr(self.solver, f"default_{name}", None) or 1e-4 for name in names]
         return sum(float(u if g is None else g) for g, u in zip(given, usual, strict=True))
 
-    def solve(self, **arguments: Any) -> Solution:
+    def solve(self, options: SolveOptions) -> Solution:
         """Solve the path, and keep the states at the nodes."""
         times = node_times(self.model.sde, self.intervals)
         times = times.flip(0) if self.decodes else times
-        flow = ProbabilityFlow(self.model, **self.cond)
-        return solve(flow, self.x, self.span, self.solver, path=times, **arguments)
+        flow = ProbabilityFlow(self.model, cond=self.cond)
+        given = options.copy()
+        given["path"] = times
+        return solve(flow, self.x, self.span, self.solver, **given)
 
     def states(self, solution: Solution) -> Tensor:
         """States at the nodes from the data on, shape ``(M, B, *event)``."""
         path: Any = solution.path
         return path.flip(0) if self.decodes else path
 
-    def calm_traces(
+    def traces_to_target(
         self, states: Tensor, target: float, source: Source, known: Traces | None = None
     ) -> Traces:
-        """Traces at all nodes with as many probes as bring their part of the error to a target.
+        """Traces at all nodes, with as many probes as bring their part of the error to a target.
 
         Args:
             states: States at the nodes, shape ``(M, B, *event)``.
@@ -210,18 +215,18 @@ class QuadratureLikelihood(Likelihood):
         with torch.inference_mode(False), torch.set_grad_enabled(states.requires_grad):
             return estimate_traces(
                 self.model, times[nodes], states[nodes, samples], estimator,
-                of_some_rows(source, samples), of_some_samples(self.cond, samples, len(self.x)),
+                of_some_rows(source, samples), self.cond.take(samples),
             )  # fmt: skip
 
     def part(self, rows: Tensor) -> QuadratureLikelihood:
         """The same for some samples."""
-        return replace(self, x=self.x[rows], cond=of_some_samples(self.cond, rows, len(self.x)))
+        return replace(self, x=self.x[rows], cond=self.cond.take(rows))
 
 
 def _all_pairs(states: Tensor) -> Pairs:
     return torch.ones(states.shape[:2], device=states.device).nonzero().unbind(1)
 
 
-METHODS: dict[str, type[Likelihood]] = {
-    way.name: way for way in (QuadratureLikelihood, AugmentedLikelihood)
+STRATEGIES: dict[str, type[Likelihood]] = {
+    kind.name: kind for kind in (QuadratureLikelihood, AugmentedLikelihood)
 }

@@ -1,4 +1,4 @@
-"""The table of solvers: every name, and what it can do."""
+"""The table of solvers: every name, with the properties of the solver."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ MAKERS: dict[str, Callable[..., Solver]] = {
 
 
 class SolverTable(Mapping[str, Solver]):
-    """Every solver by name, with what it declares. Prints as a table.
+    """Every solver by name, with its properties. Prints as a table.
 
     Example:
         >>> table = sm.list_solvers()
@@ -107,7 +107,7 @@ class SolverTable(Mapping[str, Solver]):
 
 
 def list_solvers() -> SolverTable:
-    """Return the table of every solver name and what it can do."""
+    """Return the table of every solver, with its properties."""
     return SolverTable()
 
 
@@ -129,7 +129,10 @@ def make_solver(name: str | Solver, **options: Any) -> Solver:
     """
     if isinstance(name, Solver):
         if options:
-            raise ValueError(f"{name!r} has its options already; give them with the name instead")
+            raise ValueError(
+                f"{name!r} has its options already, got {', '.join(options)}: give them with the "
+                "name instead"
+            )
         return name
     if not isinstance(name, str):
         raise TypeError(f"solver must be a name or a solver, got {name!r}")
@@ -141,7 +144,7 @@ def make_solver(name: str | Solver, **options: Any) -> Solver:
 
 
 def _nearest(name: str) -> str:
-    """The same method under another prefix is the likeliest thing meant."""
+    """Suggest a name, first of all the same method under another prefix."""
     method = name.rsplit(":", 1)[-1].lower()
     everything = [*MAKERS, *(PREFIX + scheduler for scheduler in SCHEDULERS)]
     same = [known for known in everything if known.rsplit(":", 1)[-1].lower() == method]

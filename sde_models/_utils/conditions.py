@@ -1,0 +1,214 @@
+"""Conditions: what a network is given besides (t, x), with a row for each sample or shared by all.
+
+A tensor, array or list has one row for each sample, or a single one that all share. Numbers,
+strings, None and tensors without dimensions are shared. Mappings hold any of these. Whatever else
+all samples share is bound to the model. Which of the two a condition is follows from the batch that
+it is given with, once: parts of that batch never look at a length again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from copy import copy
+from dataclasses import fields, is_dataclass
+from numbers import Number
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Place = tuple[str, ...]
+"""Names that lead to a condition, of which there are several in mappings of mappings."""
+
+Rows = Tensor | slice
+
+
+class Conditions(dict[str, Any]):
+    """Conditions of a batch by name, and which of them have a row for each sample.
+
+    Args:
+        values: The conditions by name.
+        per_sample: Places of the conditions that have a row for each sample.
+        count: Number of samples.
+
+    Attributes:
+        repeatable: Whether samples may be repeated in a batch. False for a single sample with
+            tensors of one row: the row may belong to the sample or be shared.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Any], per_sample: frozenset[Place], count: int, repeatable: bool
+    ) -> None:
+        super().__init__(values)
+        self.per_sample, self.count, self.repeatable = per_sample, count, repeatable
+
+    def take(self, rows: Rows) -> Conditions:
+        """Conditions of some samples, in any order and number.
+
+        Args:
+            rows: Their indices, shape ``(n,)``, or a slice.
+        """
+        count = len(rows) if isinstance(rows, Tensor) else len(range(*rows.indices(self.count)))
+
+        def part(place: Place, value: Any) -> Any:
+            return _rows_of(value, rows) if place in self.per_sample else value
+
+        return self._with(_each(self, part), count)
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Conditions:
+        """The same with a function of each tensor, such as one that moves it to a device."""
+
+        def result(place: Place, value: Any) -> Any:
+            return function(value) if isinstance(value, Tensor) else value
+
+        return self._with(_each(self, result), self.count)
+
+    def _with(self, values: Mapping[str, Any], count: int) -> Conditions:
+        return Conditions(values, self.per_sample, count, self.repeatable)
+
+    def __copy__(self) -> Self:
+        return type(self)(self, self.per_sample, self.count, self.repeatable)
+
+
+def as_conditions(cond: Mapping[str, Any] | None, count: int, device: Any = None) -> Conditions:
+    """Conditions of a batch, each with a row for each sample or shared.
+
+    Args:
+        cond: Conditions by name, or None; ``Conditions`` are returned unchanged.
+        count: Number of samples.
+        device: Device of the tensors that are made from arrays and lists of numbers.
+
+    Raises:
+        TypeError: If they are not given by name, or one is of a kind that has no rows.
+        ValueError: If one has neither a row for each sample nor a single one.
+
+    Example:
+        >>> found = as_conditions({"label": [3, 1, 4], "scale": 2.0}, 3)
+        >>> found.take(torch.tensor([2, 2]))
+        {'label': tensor([4, 4]), 'scale': 2.0}
+    """
+    if isinstance(cond, Conditions) and cond.count == count:
+        return cond
+    if cond is None:
+        return Conditions({}, frozenset(), count, True)
+    if not isinstance(cond, Mapping):
+        raise TypeError(
+            f"cond must be a dictionary such as {{'label': labels}}, got {type(cond).__name__}"
+        )
+    for name in cond:
+        if not isinstance(name, str):
+            raise TypeError(f"cond must have names as keys, got {name!r}")
+        if name in ("t", "x"):
+            raise TypeError(
+                f"cond[{name!r}] is not allowed, the network is given {name} already: use another "
+                "name"
+            )
+    values = _each(cond, lambda place, value: _as_value(place, value, device))
+    rows = {place: len(value) for place, value in _leaves(values) if _has_rows(value)}
+    for place, found in rows.items():
+        if found not in (1, count):
+            raise ValueError(_wrong_length(place, dict(_leaves(values))[place], count))
+    own = frozenset(place for place, found in rows.items() if found == count != 1)
+    return Conditions(values, own, count, count != 1 or not rows)
+
+
+def find_tensors(cond: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors among conditions, also those in mappings, by name."""
+    return {place[-1]: value for place, value in _leaves(cond) if isinstance(value, Tensor)}
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, list) or (isinstance(value, Tensor) and value.ndim > 0)
+
+
+def _as_value(place: Place, value: Any, device: Any) -> Any:
+    """A condition as a tensor, a list, or something that is shared."""
+    if isinstance(value, Tensor):
+        return leave_inference_mode(value)
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind in "biufc":
+            return torch.as_tensor(value, device=device)
+        return value.tolist()
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        flat = bool(value) and all(isinstance(v, Number | list | tuple) for v in value)
+        return torch.tensor(value, device=device) if flat else list(value)
+    if value is None or isinstance(value, str | bytes | Number | np.generic):
+        return value
+    raise TypeError(
+        f"cond[{_spell(place)}] is a {type(value).__name__}; expected a tensor, array or list with "
+        f"a row for each sample, a number, a string or None. If all samples share it, use "
+        f"model.bind({place[-1]}=...)"
+    )
+
+
+def _wrong_length(place: Place, value: Any, count: int) -> str:
+    given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"length {len(value)}"
+    return (
+        f"cond[{_spell(place)}] has {given} for {count} sample{'s' * (count != 1)}: give it a row "
+        f"for each sample or a first dimension of 1, or use model.bind({place[-1]}=...) if all "
+        "samples share it"
+    )
+
+
+def _spell(place: Place) -> str:
+    return "][".join(map(repr, place))
+
+
+def _rows_of(value: Any, rows: Rows) -> Any:
+    if isinstance(value, Tensor):
+        return value[rows.to(value.device) if isinstance(rows, Tensor) else rows]
+    return [value[i] for i in rows.tolist()] if isinstance(rows, Tensor) else value[rows]
+
+
+def _each(
+    cond: Mapping[str, Any], function: Callable[[Place, Any], Any], place: Place = ()
+) -> dict[str, Any]:
+    """Conditions with a function of each, also of those in mappings."""
+    return {
+        name: _each(value, function, (*place, name))
+        if isinstance(value, Mapping)
+        else function((*place, name), value)
+        for name, value in cond.items()
+    }
+
+
+def _leaves(cond: Mapping[str, Any], place: Place = ()) -> list[tuple[Place, Any]]:
+    found: list[tuple[Place, Any]] = []
+    for name, value in cond.items():
+        inner = (*place, name)
+        found += _leaves(value, inner) if isinstance(value, Mapping) else [(inner, value)]
+    return found
+
+
+def leave_inference_mode(value: Any) -> Any:
+    """A tensor made in inference mode as one that autograd can take; anything else as it is."""
+    if not (isinstance(value, Tensor) and value.is_inference()):
+        return value
+    with torch.inference_mode(False):
+        return value.clone()
+
+
+def copied(value: Any) -> Any:
+    """Tensors and arrays copied, also those in mappings, lists, tuples and dataclasses, which stay
+    of their class; anything else as it is.
+    """
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if type(value) in (dict, Conditions):
+        return {key: copied(entry) for key, entry in value.items()}
+    other: Any
+    if isinstance(value, MutableMapping):
+        other = copy(value)
+        other.update({key: copied(entry) for key, entry in value.items()})
+        return other
+    if is_dataclass(value) and not isinstance(value, type):
+        other = copy(value)
+        for field in fields(value):
+            object.__setattr__(other, field.name, copied(getattr(value, field.name)))
+        return other
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(copied, value))
+    return type(value)(map(copied, value)) if type(value) in (list, tuple) else value

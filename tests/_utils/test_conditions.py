@@ -1,0 +1,98 @@
+"""Conditions are known to have a row for each sample or to be shared, and keep it in parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sde_models._utils.conditions import Conditions, as_conditions
+
+ROWS = {
+    "tensor": torch.arange(6).reshape(3, 2),
+    "array": np.arange(6, dtype=np.int64).reshape(3, 2),
+    "list of numbers": [[0, 1], [2, 3], [4, 5]],
+}
+SHARED: dict[str, Any] = {
+    "number": 2.5, "text": "a cat", "none": None, "switch": True, "scalar": torch.tensor(3.0),
+    "one row": torch.ones(1, 4), "NumPy number": np.float32(2), "one word": ["a"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_are_taken_from_tensors_arrays_and_lists(name: str) -> None:
+    found = as_conditions({"c": ROWS[name]}, 3)
+    assert torch.equal(found["c"], ROWS["tensor"])
+    part = found.take(torch.tensor([2, 2, 0, 1]))
+    assert part["c"].tolist() == [[4, 5], [4, 5], [0, 1], [2, 3]]
+    assert part.count == 4
+    assert part.take(slice(1, 3))["c"].tolist() == [[4, 5], [0, 1]]
+
+
+def test_rows_of_words_are_lists() -> None:
+    found = as_conditions({"prompt": np.array(["a", "b", "c"]), "same": ["x", "y", "z"]}, 3)
+    assert found.take(torch.tensor([2, 0])) == {"prompt": ["c", "a"], "same": ["z", "x"]}
+    assert found.take(slice(0, 1)) == {"prompt": ["a"], "same": ["x"]}
+
+
+def test_what_is_shared_stays_as_it_is() -> None:
+    found = as_conditions(SHARED, 3)
+    assert not found.per_sample
+    part = found.take(torch.tensor([1, 1]))
+    for name, value in SHARED.items():
+        assert part[name] is value or part[name] == value
+
+
+def test_a_part_never_looks_at_a_length_again() -> None:
+    """One row of two, a shared row, and parts as long as something else is."""
+    found = as_conditions({"own": torch.arange(2), "shared": torch.tensor([7])}, 2)
+    one = found.take(torch.tensor([1]))
+    assert one["own"].tolist() == [1]
+    assert one.take(torch.tensor([0, 0, 0]))["own"].tolist() == [1, 1, 1]
+    assert one.take(torch.tensor([0, 0, 0]))["shared"].tolist() == [7]
+    assert as_conditions(one, 1) is one
+
+
+def test_mappings_are_looked_into() -> None:
+    cond = {"added": {"embeds": torch.arange(3), "size": 8, "deep": {"ids": [5, 6, 7]}}}
+    part = as_conditions(cond, 3).take(torch.tensor([2]))
+    assert part["added"]["embeds"].tolist() == [2]
+    assert part["added"]["size"] == 8
+    assert part["added"]["deep"]["ids"].tolist() == [7]
+    with pytest.raises(ValueError, match=r"cond\['added'\]\['embeds'\] has shape \(3,\)"):
+        as_conditions(cond, 4)
+
+
+@pytest.mark.parametrize("value", [torch.zeros(18), np.zeros((18, 2)), [0.5] * 18, ["a"] * 18])
+def test_another_length_is_refused_with_both_remedies(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"for 64 samples: .*first dimension of 1.*bind\(w=\.\.\."):
+        as_conditions({"w": value}, 64)
+    with pytest.raises(ValueError, match="for 1 sample: "):
+        as_conditions({"w": value}, 1)
+
+
+REFUSED: list[tuple[Any, str]] = [
+    ({"c": object()}, r"cond\['c'\] is a object.*model\.bind\(c=\.\.\.\)"),
+    ({"c": {1, 2}}, "is a set"),
+    ({"c": torch.nn.Linear(1, 1)}, "is a Linear"),
+    ({"t": 0.5}, r"cond\['t'\] is not allowed, the network is given t already"),
+    ({"x": 0.5}, r"cond\['x'\] is not allowed"),
+    ({3: 0.5}, "must have names as keys, got 3"),
+    (torch.zeros(3), "cond must be a dictionary such as .* got Tensor"),
+]
+
+
+@pytest.mark.parametrize(("cond", "message"), REFUSED)
+def test_what_has_no_rows_is_refused(cond: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        as_conditions(cond, 3)
+
+
+def test_a_single_sample_says_not_whose_its_row_is() -> None:
+    assert not as_conditions({"c": torch.zeros(1, 2)}, 1).repeatable
+    assert as_conditions({"c": 3, "d": torch.tensor(2.0)}, 1).repeatable
+    assert as_conditions({"c": torch.zeros(1, 2)}, 2).repeatable
+    assert as_conditions({"c": torch.zeros(2, 2)}, 2).take(slice(0, 1)).repeatable
+    assert isinstance(as_conditions(None, 4), Conditions)
