@@ -475,7 +475,7 @@ def test_a_fork_that_outlives_its_killed_parent_holds_no_lock(tmp_path: Path) ->
     process = start(
         """
         import os, sys, time
-        from sde_models.folder_locks import FolderLock
+        from sde_models._utils.folder_locks import FolderLock
 
         lock = FolderLock(sys.argv[1])
         lock.acquire()
