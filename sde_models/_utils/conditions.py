@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from copy import copy
 from dataclasses import fields, is_dataclass
 from numbers import Number
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,9 +66,6 @@ class Conditions(dict[str, Any]):
 
     def _with(self, values: Mapping[str, Any], count: int) -> Conditions:
         return Conditions(values, self.per_sample, count, self.repeatable)
-
-    def __copy__(self) -> Self:
-        return type(self)(self, self.per_sample, self.count, self.repeatable)
 
 
 def as_conditions(cond: Mapping[str, Any] | None, count: int, device: Any = None) -> Conditions:

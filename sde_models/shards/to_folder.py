@@ -186,9 +186,8 @@ def encode_to_folder(
 
     def work(first: int, x: Tensor, cond: Conditions) -> dict[str, Tensor]:
         if levels is not None:
-            x = dequantize(
-                x, levels, data_range=data_range, generator=generator_at(seed, first), dtype=dtype
-            )
+            generator = generator_at(engine.seed, first)
+            x = dequantize(x, levels, data_range=data_range, generator=generator, dtype=dtype)
         x = x.to(engine.model.device)
         return {"z": _keep(encode(engine.model, x, cond=_place(cond, engine.model), **arguments).z)}
 

@@ -46,9 +46,11 @@ def test_any_solver_by_changing_one_word(solver: str) -> None:
     row = sm.list_solvers()[solver]
     steps: dict[str, Any] = {} if row.adaptive else {"steps": 100}
     x = MIXTURE.sample(3, generator=generator())
-    told = {"intervals": 48} if sm.make_solver(solver).diffusion_only else {}
-    lp = sm.log_prob(model, x, solver, prior=prior, **told, **steps)
-    out = sm.sample(model, (3, 3), solver, return_log_prob=True, prior=prior, density=told, **steps)
+    given = {"intervals": 48} if sm.make_solver(solver).diffusion_only else {}
+    lp = sm.log_prob(model, x, solver, prior=prior, **given, **steps)
+    out = sm.sample(
+        model, (3, 3), solver, return_log_prob=True, prior=prior, density=given, **steps
+    )
     law = MIXTURE.diffuse(sm.VPSDE(), sm.VPSDE().t_min)
     assert out.log_prob is not None
     for value, point in ((lp.value, x), (out.log_prob.value, out.x)):
