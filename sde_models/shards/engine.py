@@ -19,6 +19,7 @@ from sde_models.shards.fingerprints import describe
 from sde_models.shards.folder import Folder, Shard, in_units
 from sde_models.shards.parts import FittingParts
 from sde_models.shards.processes import Processes
+from sde_models.shards.reader import Shards
 from sde_models.shards.source import Part
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Engine:
         size: int,
         progress: bool,
         overwrite: bool,
-    ) -> tuple[Folder, int]:
+    ) -> Shards:
         """Make the shards that are missing, and wait for the other processes.
 
         Nothing is deleted or written before the results of the first shard are computed, so that a
@@ -115,9 +116,6 @@ class Engine:
             size: Bytes of the results of a sample.
             progress: Show a progress bar, in the main process.
             overwrite: Whether to replace the shards that are there.
-
-        Returns:
-            The folder, and the number of samples that were found done, by all processes.
 
         Raises:
             ValueError: If there are results of other settings.
@@ -144,7 +142,7 @@ class Engine:
                     folder.give_up()
                 raise
             processes.wait()
-        return folder, processes.add_up(resumed)
+        return Shards(folder.path, resumed=processes.add_up(resumed))
 
     def _make(
         self, folder: Folder, prepare: Callable[[int, int], Part], bar: Any, overwrite: bool
@@ -217,7 +215,8 @@ def _work(prepare: Callable[[int, int], Part], parts: FittingParts, first: int, 
 
     def counted(start: int, end: int) -> tuple[dict[str, Tensor], EvaluationCounter]:
         with count_evaluations() as counter:
-            return work(start, end), counter
+            results = work(start, end)
+        return {name: value.detach().cpu().contiguous() for name, value in results.items()}, counter
 
     # Attempts that ran out of memory are not part of the cost.
     results, counters = zip(*parts.run(counted, first, last), strict=True)

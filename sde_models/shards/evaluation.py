@@ -9,17 +9,23 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
+from torch.distributions import Transform
 from torch.utils.data import Dataset
 
-from sde_models._utils.counting import Cost, EvaluationCounter, HasCost
-from sde_models._utils.integers import check_integer
+from sde_models._utils.conditions import Conditions
+from sde_models._utils.counting import Cost, HasCost
+from sde_models._utils.seeds import generator_at
+from sde_models.data.cell_densities import Dequantization
 from sde_models.divergence.hutchinson import standard_error
+from sde_models.likelihood.bits_per_dimension import bits_per_dim
+from sde_models.likelihood.log_densities import log_prob
+from sde_models.likelihood.settings import TraceOptions
 from sde_models.models.base import Model
 from sde_models.shards.engine import Engine, Task
-from sde_models.shards.fingerprints import describe, describe_range
-from sde_models.shards.folder import Folder
-from sde_models.shards.likelihood_batches import RESULTS, Batches, EvaluateOptions
+from sde_models.shards.fingerprints import describe_levels
 from sde_models.shards.source import Given, Source
+from sde_models.solvers import Solver
+from sde_models.solvers.options import StepOptions
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,8 +37,22 @@ EVALUATING = Task(
     "intervals=, or a network of lower precision",
 )
 
+RESULTS = ("value", "stderr", "solver_error", "quadrature_error")
+"""Names of the results of each sample."""
+
 NUMBERS = 4
 """Smallest number of bytes of each number that is written."""
+
+
+class EvaluateOptions(TraceOptions, StepOptions, total=False):
+    """Options of the functions that compute likelihoods, which document them."""
+
+    solver: str | Solver | None
+    dequantization: str | Dequantization
+    importance_samples: int
+    repeats: int
+    transform: Transform | None
+    data_range: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -159,31 +179,30 @@ def evaluate(
         EVALUATING, model, chunk=chunk, seed=seed, accelerator=accelerator,
         arguments=dict(options),
     )  # fmt: skip
-    source = Source(dataset, cond)
-    source.check_elsewhere(out)
-    levels = None if levels is None else check_integer("levels", levels, least=2)
-    settings = {
-        "sample": source.describe_sample(),
-        "levels": levels,
-        "cond": describe(source.given or None),
-    }
-    if levels is not None:
-        settings |= describe_range(engine.model)
-    batches = Batches(engine.model, levels, engine.seed, options)
-    folder, resumed = engine.run(
-        out, len(source), settings, source.each(batches.run), size=NUMBERS * len(RESULTS),
-        progress=progress, overwrite=overwrite,
+    source = Source(dataset, cond, out)
+    settings = describe_levels(levels, engine.model) | source.settings
+
+    def work(first: int, x: Tensor, cond: Conditions) -> dict[str, Tensor]:
+        given: dict[str, Any] = {
+            "cond": cond, "generator": generator_at(engine.seed, first), **options
+        }  # fmt: skip
+        if levels is None:
+            density = log_prob(engine.model, x, **given)
+            value, unit = density.value, 1.0
+        else:
+            images = bits_per_dim(engine.model, x, levels, **given)
+            value, density = images.per_image, images.log_prob
+            unit = 1 / (x[0].numel() * math.log(2))
+        return {"value": value} | {name: unit * getattr(density, name) for name in RESULTS[1:]}
+
+    shards = engine.run(
+        out, len(source), settings, source.each(work, engine.model.device),
+        size=NUMBERS * len(RESULTS), progress=progress, overwrite=overwrite,
     )  # fmt: skip
-    unit = "nats" if levels is None else "bits per dimension"
-    return _gather(folder, unit, resumed)
-
-
-def _gather(folder: Folder, unit: str, resumed: int) -> Evaluation:
-    shards = [folder.read_existing(index) for index in range(len(folder))]
-    counter = sum((shard.counter for shard in shards), EvaluationCounter())
+    results = list(shards.batches())
     return Evaluation(
-        **{name: torch.cat([shard.tensors[name] for shard in shards]) for name in RESULTS},
-        unit=unit,
-        cost=counter.cost(folder.samples),
-        resumed=resumed,
+        **{name: torch.cat([result[name] for result in results]) for name in RESULTS},
+        unit="nats" if levels is None else "bits per dimension",
+        cost=shards.cost,
+        resumed=shards.resumed,
     )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sde_models._utils.integers import check_integer
 from sde_models.models.base import Model
 
 
@@ -51,9 +52,12 @@ def describe(value: Any) -> str:
     return _without_addresses(value)
 
 
-def describe_range(model: Model) -> dict[str, str]:
-    """The data range of a model as a setting of results for levels, if it has one."""
-    return {} if model.data_range is None else {"data_range": str(model.data_range)}
+def describe_levels(levels: int | None, model: Model) -> dict[str, str | int | None]:
+    """The number of levels as a setting, and with it the range of a model that has one."""
+    if levels is None:
+        return {"levels": None}
+    spread = {} if model.data_range is None else {"data_range": str(model.data_range)}
+    return {"levels": check_integer("levels", levels, least=2), **spread}
 
 
 def list_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

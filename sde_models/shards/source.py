@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence, Sized
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sde_models._utils.conditions import Conditions, as_conditions
+from sde_models.shards.fingerprints import describe
 
 Given = Mapping[str, Any] | Callable[[Sequence[Any]], Mapping[str, Any]]
 """Conditions by name, or a function from the items of a range to their conditions."""
 
 Part = Callable[[int, int], dict[str, Tensor]]
-"""Results by name, each of shape ``(B, ...)`` and on the CPU, of the samples from a first one up to
-a last one, that one excluded."""
+"""Results by name, each of shape ``(B, ...)``, of the samples from a first one up to a last one,
+that one excluded."""
 
 Work = Callable[[int, Tensor, Conditions], dict[str, Tensor]]
 """The same of some data with their conditions, given also the index of the first."""
@@ -32,19 +32,27 @@ class Source:
         dataset: Data of shape ``(B, *event)``, or a map-style dataset whose items are tensors of
             the shape of an event, or tuples or lists that begin with one.
         cond: Conditions of the samples.
+        out: Where the results go.
+
+    Attributes:
+        size: Bytes of the first sample as floating numbers, of single precision if it has levels.
+        settings: Text on the samples and their conditions, on which the results depend.
 
     Raises:
         TypeError: If the dataset has no length.
-        ValueError: If it is empty, or conditions have another number of rows.
+        ValueError: If it is empty, conditions have another number of rows, or the results would
+            be written over the shards that are read.
 
     Example:
-        >>> source = Source(torch.randn(5, 2))
+        >>> source = Source(torch.randn(5, 2), None, "results")
         >>> x, cond = source.read(3, 5)
         >>> len(source), x.shape, cond
         (5, torch.Size([2, 2]), {})
     """
 
-    def __init__(self, dataset: Tensor | Dataset[Any], cond: Given | None = None) -> None:
+    def __init__(
+        self, dataset: Tensor | Dataset[Any], cond: Given | None, out: str | os.PathLike[str]
+    ) -> None:
         if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
             raise TypeError(
                 "dataset must be a tensor or a map-style torch Dataset, with a length and items "
@@ -55,8 +63,16 @@ class Source:
         self.samples = len(dataset)
         if self.samples == 0:
             raise ValueError("the dataset is empty: at least one sample is needed")
-        self.given = cond
         self.cond = cond if callable(cond) else as_conditions(cond, self.samples)
+        path = getattr(dataset, "path", None)
+        if isinstance(path, Path) and path.resolve() == Path(out).resolve():
+            raise ValueError(f"{out} holds the shards that are read: choose another folder")
+        first = _data_of(self.dataset[0])
+        self.size = first.numel() * (first.element_size() if first.is_floating_point() else 4)
+        self.settings = {
+            "sample": f"{first.dtype} of shape {tuple(first.shape)}",
+            "cond": describe(cond or None),
+        }
 
     def __len__(self) -> int:
         return self.samples
@@ -73,12 +89,13 @@ class Source:
             return x, self.cond.take(slice(first, last))
         return x, as_conditions(self.cond(items), last - first)
 
-    def each(self, work: Work) -> Callable[[int, int], Part]:
+    def each(self, work: Work, device: torch.device) -> Callable[[int, int], Part]:
         """A function that reads a range once, and returns one that works on any part of it.
 
         Args:
             work: Called with the index of the first sample of the part, its data, and its
                 conditions; returns results by name.
+            device: Where these data and conditions are.
         """
 
         def prepare(start: int, end: int) -> Part:
@@ -86,35 +103,16 @@ class Source:
 
             def part(first: int, last: int) -> dict[str, Tensor]:
                 rows = slice(first - start, last - start)
-                return work(first, x[rows], cond.take(rows))
+                return work(first, x[rows].to(device), place(cond.take(rows), device))
 
             return part
 
         return prepare
 
-    def check_elsewhere(self, out: str | os.PathLike[str]) -> None:
-        """Refuse to write results over the shards that are read.
 
-        Raises:
-            ValueError: If they are in the same folder.
-        """
-        path = getattr(self.dataset, "path", None)
-        if isinstance(path, Path) and path.resolve() == Path(out).resolve():
-            raise ValueError(f"{out} holds the shards that are read: choose another folder")
-
-    @cached_property
-    def _first_sample(self) -> Tensor:
-        return _data_of(self.dataset[0])
-
-    def size(self) -> int:
-        """Bytes of the first sample as floating numbers, of single precision if it has levels."""
-        sample = self._first_sample
-        return sample.numel() * (sample.element_size() if sample.is_floating_point() else 4)
-
-    def describe_sample(self) -> str:
-        """Dtype and shape of the first sample."""
-        sample = self._first_sample
-        return f"{sample.dtype} of shape {tuple(sample.shape)}"
+def place(cond: Conditions, device: torch.device) -> Conditions:
+    """Conditions with their tensors on a device."""
+    return cond.mapped(lambda value: value.to(device))
 
 
 def _data_of(item: Any) -> Tensor:

@@ -19,9 +19,9 @@ from sde_models.models.base import Model
 from sde_models.sampling.latents import decode, encode
 from sde_models.sampling.samples import SampleOptions, sample
 from sde_models.shards.engine import Engine, Task
-from sde_models.shards.fingerprints import describe, describe_range
+from sde_models.shards.fingerprints import describe, describe_levels
 from sde_models.shards.reader import Shards
-from sde_models.shards.source import Given, Source
+from sde_models.shards.source import Given, Source, place
 from sde_models.solvers import Solver
 from sde_models.solvers.options import StepOptions
 
@@ -105,10 +105,11 @@ def sample_to_folder(
             "plane"
         )
     given = as_conditions(cond, samples)
+    dtype = arguments.get("dtype") or engine.model.dtype
     settings = {"verb": "sample", "name": "x", "sample": str(shape), "cond": describe(cond or None)}
 
     def draw(first: int, last: int) -> dict[str, Tensor]:
-        own = _place(given.take(slice(first, last)), engine.model)
+        own = place(given.take(slice(first, last)), engine.model.device)
         generator = generator_at(engine.seed, first)
         drawn = sample(
             engine.model, (last - first, *shape), cond=own, generator=generator, **arguments
@@ -116,14 +117,12 @@ def sample_to_folder(
         found = {} if (density := drawn.log_prob) is None else {
             "log_prob": density.value, "log_prob_error": density.error
         }  # fmt: skip
-        return {name: _keep(value) for name, value in {"x": drawn.x, **found}.items()}
+        return {"x": drawn.x, **found}
 
-    dtype = arguments.get("dtype") or engine.model.dtype
-    _, resumed = engine.run(
+    return engine.run(
         out, samples, settings, lambda *_: draw, size=math.prod(shape) * dtype.itemsize,
         progress=progress, overwrite=overwrite,
     )  # fmt: skip
-    return Shards(out, resumed=resumed)
 
 
 def encode_to_folder(
@@ -174,13 +173,12 @@ def encode_to_folder(
         ...     bool(x[4].abs().max() < 1e-3)
         True
     """
-    source = Source(dataset, cond)
-    source.check_elsewhere(out)
+    source = Source(dataset, cond, out)
     arguments: dict[str, Any] = {"solver": solver, **options}
     engine = Engine(
         ENCODING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
     )
-    levels = None if levels is None else check_integer("levels", levels, least=2)
+    settings = {"verb": "encode", "name": "z", **describe_levels(levels, engine.model)}
     dtype = torch.promote_types(engine.model.dtype, torch.float32)
     data_range = engine.model.data_range or DATA_RANGE
 
@@ -188,17 +186,12 @@ def encode_to_folder(
         if levels is not None:
             generator = generator_at(engine.seed, first)
             x = dequantize(x, levels, data_range=data_range, generator=generator, dtype=dtype)
-        x = x.to(engine.model.device)
-        return {"z": _keep(encode(engine.model, x, cond=_place(cond, engine.model), **arguments).z)}
+        return {"z": encode(engine.model, x, cond=cond, **arguments).z}
 
-    settings = {"verb": "encode", "name": "z", "levels": levels, **_about(source)}
-    if levels is not None:
-        settings |= describe_range(engine.model)
-    _, resumed = engine.run(
-        out, len(source), settings, source.each(work), size=source.size(),
-        progress=progress, overwrite=overwrite,
+    return engine.run(
+        out, len(source), settings | source.settings, source.each(work, engine.model.device),
+        size=source.size, progress=progress, overwrite=overwrite,
     )  # fmt: skip
-    return Shards(out, resumed=resumed)
 
 
 def decode_to_folder(
@@ -235,33 +228,17 @@ def decode_to_folder(
     Raises:
         ValueError, TypeError, OSError, torch.OutOfMemoryError: As for :func:`sample_to_folder`.
     """
-    source = Source(latents, cond)
-    source.check_elsewhere(out)
+    source = Source(latents, cond, out)
     arguments: dict[str, Any] = {"solver": solver, **options}
     engine = Engine(
         DECODING, model, chunk=chunk, seed=0, accelerator=accelerator, arguments=arguments
     )
 
     def work(first: int, z: Tensor, cond: Conditions) -> dict[str, Tensor]:
-        z = z.to(engine.model.device)
-        return {"x": _keep(decode(engine.model, z, cond=_place(cond, engine.model), **arguments).x)}
+        return {"x": decode(engine.model, z, cond=cond, **arguments).x}
 
-    settings = {"verb": "decode", "name": "x", **_about(source)}
-    _, resumed = engine.run(
-        out, len(source), settings, source.each(work), size=source.size(),
+    settings = {"verb": "decode", "name": "x", **source.settings}
+    return engine.run(
+        out, len(source), settings, source.each(work, engine.model.device), size=source.size,
         progress=progress, overwrite=overwrite,
     )  # fmt: skip
-    return Shards(out, resumed=resumed)
-
-
-def _about(source: Source) -> dict[str, str]:
-    return {"sample": source.describe_sample(), "cond": describe(source.given or None)}
-
-
-def _keep(value: Tensor) -> Tensor:
-    """A tensor as it is written: contiguous, on the CPU."""
-    return value.detach().cpu().contiguous()
-
-
-def _place(cond: Conditions, model: Model) -> Conditions:
-    return cond.mapped(lambda value: value.to(model.device))
