@@ -29,7 +29,7 @@ from sde_models.training.group import Group
 from sde_models.training.history import History
 from sde_models.training.identity import check_same_run, describe_run
 from sde_models.training.learner import Learner
-from sde_models.training.logs import open_log
+from sde_models.training.logs import Log
 from sde_models.training.loop import Loop
 from sde_models.training.module_state import check_trainable
 from sde_models.training.objective import Loss, check_loss
@@ -171,16 +171,17 @@ def fit(
         )
         if found is not None:
             check_same_run(found.settings, description, out)
+        done = 0 if found is None else len(found.state["losses"])
         learner = Learner(model, loss, settings, order, group)
         loop = Loop(
             settings, description, learner, source, group, folder,
             callbacks=_as_sequence(callback),
-            log=open_log(log_dir, 0 if found is None else len(found.state["losses"]), group.main),
+            log=Log(log_dir if group.main else None, done),
             show=progress,
             history=History([], learning_rate, scaled=learner.scaler.is_enabled()),
         )  # fmt: skip
         if folder is not None and group.main:
-            folder.tidy(-1 if found is None else len(found.state["losses"]))
+            folder.tidy(-1 if found is None else done)
         if found is not None:
             _restore(loop, found, out)
         try:

@@ -18,7 +18,7 @@ from sde_models.training.group import Group
 from sde_models.training.history import History
 from sde_models.training.identity import metadata_of
 from sde_models.training.learner import Learner
-from sde_models.training.logs import NoLog, TensorBoardLog
+from sde_models.training.logs import Log
 from sde_models.training.progress import AnyModel, Callback, Progress
 from sde_models.training.settings import Settings
 from sde_models.training.signals import PutOffSignals
@@ -61,7 +61,7 @@ class Loop(Generic[AnyModel]):
     group: Group
     folder: CheckpointFolder | None
     callbacks: Sequence[Callback]
-    log: TensorBoardLog | NoLog
+    log: Log
     show: bool
     history: History
     seconds: float = 0.0

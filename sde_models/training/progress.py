@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
 from sde_models.models.base import Model
+from sde_models.training.logs import Log
 
 AnyModel = TypeVar("AnyModel", bound=Model)
-
-
-class Log(Protocol):
-    """A log for numbers and images of a run, such as TensorBoard."""
-
-    def scalar(self, name: str, value: float, step: int) -> None:
-        """Write a number."""
-
-    def images(self, name: str, images: Tensor, step: int) -> None:
-        """Write images with values in [0, 1], shape ``(B, C, H, W)``."""
 
 
 @dataclass(frozen=True)
