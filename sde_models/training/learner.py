@@ -91,9 +91,10 @@ class Learner(Generic[AnyModel]):
             This process's share of the loss, and the norm of the gradient before clipping,
             shape ``(2,)``.
         """
-        x0 = _to_device(rows.x0, self.device)
+        data, given = rows
+        x0 = _to_device(data, self.device)
+        cond = given.mapped(lambda value: _to_device(value, self.device))
         size, first = self.order.batch_size, self.order.own.start
-        cond = rows.cond.mapped(lambda value: _to_device(value, self.device))
         total = torch.zeros((), device=self.device)
         self.optimiser.zero_grad()
         for part in range(parts := self.settings.gradient_accumulation_steps):

@@ -22,7 +22,7 @@ from sde_models.training.logs import Log
 from sde_models.training.progress import AnyModel, Callback, Progress
 from sde_models.training.settings import Settings
 from sde_models.training.signals import PutOffSignals
-from sde_models.training.sources import Source
+from sde_models.training.sources import Rows, Source
 
 READ_EVERY = 10
 """Steps between reads of the losses on an accelerator, each of which waits for it."""
@@ -86,7 +86,7 @@ class Loop(Generic[AnyModel]):
         self.learner.model.train()
         if self.tried < 0:
             self.write_checkpoint()
-        rows = self.source.stream(self.history.step)
+        rows = self.source(self.history.step)
         bar = open_bar(
             total=self.settings.steps, initial=self.history.step, desc="training", unit=" steps",
             disable=not (self.show and self.group.main),
@@ -161,7 +161,7 @@ class Loop(Generic[AnyModel]):
                 elif kind == device.type:  # a run may go on where there is no such device
                     torch.cuda.set_rng_state(own, device)
 
-    def _step(self, rows: Any, share: float, stop: bool) -> None:
+    def _step(self, rows: Rows, share: float, stop: bool) -> None:
         step, learner = self.history.step, self.learner
         loss, norm = learner.compute_gradients(rows, step)
         flag = torch.full_like(loss, float(stop))

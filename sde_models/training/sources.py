@@ -5,8 +5,9 @@ The batch of a step follows from the seed and the step alone. Each process takes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -35,17 +36,11 @@ class BatchSource(Protocol):
         """Draw ``batch_size`` samples."""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows of a batch.
+Rows = tuple[Tensor, Conditions]
+"""Some rows of a batch: data, shape ``(B, *event)``, and their conditions."""
 
-    Attributes:
-        x0: Data, shape ``(B, *event)``.
-        cond: Their conditions.
-    """
-
-    x0: Tensor
-    cond: Conditions
+Source = Callable[[int], Iterator[Rows]]
+"""Own rows of a given step, of the next, and so on without end."""
 
 
 @dataclass(frozen=True)
@@ -76,95 +71,59 @@ class Order:
         return torch.randint(length, (self.batch_size,), generator=generator)[self.own]
 
 
-class Source(Protocol):
-    """Own rows of each step, from a given step on without end."""
-
-    def stream(self, step: int) -> Iterator[Rows]:
-        """Rows of this step, the next, and so on."""
-
-
-@dataclass(frozen=True)
-class TensorSource:
-    """All data in one tensor."""
-
-    data: Tensor
-    order: Order
-
-    def stream(self, step: int) -> Iterator[Rows]:
-        while True:
-            rows = self.order.indices(len(self.data), step)
-            x0 = self.data[rows.to(self.data.device)]
-            yield Rows(x0, as_conditions(None, len(x0)))
-            step += 1
+def read_tensor(data: Tensor, order: Order, step: int) -> Iterator[Rows]:
+    """Rows of a tensor that holds all data."""
+    while True:
+        rows = order.indices(len(data), step)
+        x0 = data[rows.to(data.device)]
+        yield x0, as_conditions(None, len(x0))
+        step += 1
 
 
-@dataclass(frozen=True)
-class FunctionSource:
-    """A function that draws the full batch, called with the same arguments in every process."""
-
-    draw: BatchSource
-    order: Order
-    model: Model
-
-    def stream(self, step: int) -> Iterator[Rows]:
-        size = self.order.batch_size
-        while True:
-            # Numbers from a global generator follow from the step, too.
-            with global_seed(seed_at(self.order.seed, "draw", step), self.model.device):
-                batch = self.draw(size, generator_at(self.order.seed, "order", step))
-            x0, cond = batch if isinstance(batch, tuple) else (batch, {})
-            # Reading numbers on an accelerator means waiting for it.
-            if isinstance(x0, Tensor) and x0.device.type == "cpu":
-                check_data(x0, self.model, f"the batch of step {step + 1}")
-            if len(x0) != size:
-                raise ValueError(
-                    f"the batch of step {step + 1} has {len(x0)} samples, expected {size}: "
-                    "draw(batch_size, generator) must return batch_size of them"
-                )
-            own = self.order.own
-            yield Rows(x0[own], as_conditions(cond, size).take(own))
-            step += 1
+def call_function(draw: BatchSource, order: Order, model: Model, step: int) -> Iterator[Rows]:
+    """Rows of a function that draws the full batch, with the same arguments in every process."""
+    size = order.batch_size
+    while True:
+        # Numbers from a global generator follow from the step, too.
+        with global_seed(seed_at(order.seed, "draw", step), model.device):
+            batch = draw(size, generator_at(order.seed, "order", step))
+        x0, cond = batch if isinstance(batch, tuple) else (batch, {})
+        # Reading numbers on an accelerator means waiting for it.
+        if isinstance(x0, Tensor) and x0.device.type == "cpu":
+            check_data(x0, model, f"the batch of step {step + 1}")
+        if len(x0) != size:
+            raise ValueError(
+                f"the batch of step {step + 1} has {len(x0)} samples, expected {size}: "
+                "draw(batch_size, generator) must return batch_size of them"
+            )
+        yield x0[order.own], as_conditions(cond, size).take(order.own)
+        step += 1
 
 
-@dataclass(frozen=True)
-class DatasetSource:
-    """A map-style dataset, read by worker processes if there are any."""
-
-    data: Dataset[Any]
-    order: Order
-    model: Model
-    workers: int
-
-    def stream(self, step: int) -> Iterator[Rows]:
-        loader: DataLoader[Any] = DataLoader(
-            SeededItems(self.data, self.model),
-            batch_sampler=ItemOrder(self.order, len(self.data), step),  # type: ignore[arg-type]
-            num_workers=self.workers,
-            generator=generator_at(self.order.seed, "workers"),
-            pin_memory=self.model.device.type == "cuda",
-        )
-        for batch in loader:
-            x0, cond = batch if isinstance(batch, list | tuple) else (batch, {})
-            yield Rows(x0, as_conditions(cond, len(x0)))
+def load_items(
+    data: Dataset[Any], order: Order, model: Model, workers: int, step: int
+) -> Iterator[Rows]:
+    """Rows of a map-style dataset, read by worker processes if there are any."""
+    loader: DataLoader[Any] = DataLoader(
+        SeededItems(data, model),
+        batch_sampler=_draw_items(len(data), order, step),  # type: ignore[arg-type]
+        num_workers=workers,
+        generator=generator_at(order.seed, "workers"),
+        pin_memory=model.device.type == "cuda",
+    )
+    for batch in loader:
+        x0, cond = batch if isinstance(batch, list | tuple) else (batch, {})
+        yield x0, as_conditions(cond, len(x0))
 
 
-@dataclass(frozen=True)
-class ItemOrder:
-    """Indices for a DataLoader, each with a seed of its own, from a step on."""
-
-    order: Order
-    length: int
-    step: int
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        step, first = self.step, self.order.own.start
-        while True:
-            rows = self.order.indices(self.length, step).tolist()
-            yield [
-                (row, seed_at(self.order.seed, "item", step, first + place))
-                for place, row in enumerate(rows)
-            ]
-            step += 1
+def _draw_items(length: int, order: Order, step: int) -> Iterator[list[tuple[int, int]]]:
+    """The indices of each step, each with a seed of its own."""
+    while True:
+        yield [
+            (row, seed_at(order.seed, "item", step, order.own.start + place))
+            for place, row in enumerate(order.indices(length, step).tolist())
+        ]
+        step += 1
 
 
 @dataclass(frozen=True)
@@ -203,13 +162,13 @@ def make_source(data: Any, order: Order, model: Model, workers: int = 0) -> Sour
     """
     if isinstance(data, Tensor):
         check_data(data, model, "data")
-        return TensorSource(data, order)
+        return partial(read_tensor, data, order)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         if len(data) == 0:
             raise ValueError("the dataset is empty: at least one item is needed")
-        return DatasetSource(data, order, model, workers)
+        return partial(load_items, data, order, model, workers)
     if callable(data):
-        return FunctionSource(data, order, model)
+        return partial(call_function, data, order, model)
     raise TypeError(
         f"data is {_kind(data)}; expected a tensor (N, *event), a dataset with __len__ and "
         "__getitem__, or a function draw(batch_size, generator)"

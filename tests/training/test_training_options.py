@@ -322,9 +322,9 @@ def test_gradients_are_those_of_the_loss() -> None:
     nn.init.normal_(model.network.write.weight)
     by_hand = copy.deepcopy(model)
     learner = Learner(model, denoising_score_matching, settings, order, Group(None))
-    rows = next(make_source(DATA, order, model).stream(0))
-    value, norm = learner.compute_gradients(rows, 0)
-    wanted = denoising_score_matching(by_hand, rows.x0, generator=generator_at(3, "loss", 0))
+    x0, cond = next(make_source(DATA, order, model)(0))
+    value, norm = learner.compute_gradients((x0, cond), 0)
+    wanted = denoising_score_matching(by_hand, x0, generator=generator_at(3, "loss", 0))
     wanted.backward()
     assert float(value) == pytest.approx(wanted.item(), rel=1e-5)
     for got, parameter in zip(model.parameters(), by_hand.parameters(), strict=True):
