@@ -122,7 +122,7 @@ class CheckpointFolder:
         if sums != _checksums(content):
             raise DamagedError(f"{folder} is damaged (its checksums do not fit)")
         try:
-            checkpoint = Checkpoint(
+            return Checkpoint(
                 weights=unpack(content[WEIGHTS]).tensors,
                 averaged=unpack(content[AVERAGED]).tensors,
                 settings=dict(json.loads(content[SETTINGS])),
@@ -133,7 +133,6 @@ class CheckpointFolder:
                 f"{folder} is damaged, or was not written by this library: its checksums fit, its "
                 f"content does not ({(str(error) or repr(error)).splitlines()[0]})"
             ) from error
-        return checkpoint
 
     def write(self, step: int, checkpoint: Checkpoint) -> None:
         """Write a checkpoint under a temporary name, rename it, and remove the oldest.
@@ -172,13 +171,9 @@ class CheckpointFolder:
             if step > newest:
                 self._remove(step)
 
-    def clear(self) -> None:
-        """Remove all checkpoints."""
-        self.tidy(newest=-1)
-
     def remove(self) -> None:
         """Remove all checkpoints, and the folder if nothing else is in it."""
-        self.clear()
+        self.tidy(newest=-1)
         self.owned.remove()
 
     def _remove(self, step: int) -> None:

@@ -79,12 +79,7 @@ class Group(Processes):
 
     def agree(self, value: int) -> int:
         """The number that the first process has."""
-        if self.count == 1:
-            return value
-        from accelerate.utils import broadcast
-
-        own = torch.tensor(value, device=self.accelerator.device)
-        return int(broadcast(own))
+        return self.add_up(value if self.main else 0)
 
     def gather(self, value: Tensor) -> list[Tensor]:
         """A small tensor of each process, on the CPU."""

@@ -16,7 +16,6 @@ from sde_models.training.settings import Settings
 FREE = ("gradient_accumulation_steps", "checkpoint_every", "keep", "data_range")
 """Settings that may change when a run is resumed, since its result does not depend on them."""
 
-
 FILE = "model.format"
 """The format of model files does not affect a run, and older runs have an older one."""
 
@@ -84,12 +83,7 @@ def _describe_model(model: Model) -> dict[str, Any]:
     try:
         return describe_model(model)  # type: ignore[arg-type]
     except TypeError:  # classes of others
-        return {"class": type(model).__name__, "layout": describe_layout(model)}
-
-
-def describe_layout(model: Model) -> str:
-    """The modules of a model as text, on one line."""
-    return " ".join(repr(model).split())
+        return {"class": type(model).__name__, "layout": " ".join(repr(model).split())}
 
 
 def _describe_data(data: Any) -> str:

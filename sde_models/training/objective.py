@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -30,22 +31,8 @@ class Loss(Protocol):
         """Mean loss over the samples of a batch, with ``cond`` if the data have conditions."""
 
 
-class Stateful(Protocol):
-    """Something that learns as it is used, such as :class:`~sde_models.losses.LearnedTimes`."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Its state, made of numbers, tensors, lists and dictionaries."""
-
-    def load_state_dict(self, state: dict[str, Any], /) -> Any:
-        """Restore such a state."""
-
-
 def check_loss(loss: Any) -> None:
-    """Refuse what cannot be called.
-
-    Raises:
-        TypeError: If it cannot be called.
-    """
+    """Raise TypeError for what cannot be called."""
     if not callable(loss):
         raise TypeError(
             f"loss is {loss!r}; expected a function called as loss(model, x0, "
@@ -54,8 +41,11 @@ def check_loss(loss: Any) -> None:
         )
 
 
-def find_states(loss: Any) -> list[Stateful]:
+def find_states(loss: Any) -> list[Any]:
     """Parts of a loss that have a state: the loss itself, or arguments of ``functools.partial``.
+
+    They have ``state_dict`` and ``load_state_dict``, such as
+    :class:`~sde_models.losses.LearnedTimes`.
 
     Example:
         >>> times = sm.losses.LearnedTimes()
@@ -63,12 +53,7 @@ def find_states(loss: Any) -> list[Stateful]:
         >>> find_states(loss) == [times]
         True
     """
-    return list(dict.fromkeys(_walk(loss)))
-
-
-def _walk(value: Any) -> Iterator[Stateful]:
-    if isinstance(value, partial):
-        for inner in (value.func, *value.args, *value.keywords.values()):
-            yield from _walk(inner)
-    elif not isinstance(value, type) and hasattr(value, "load_state_dict"):
-        yield value
+    if isinstance(loss, partial):
+        parts = (loss.func, *loss.args, *loss.keywords.values())
+        return list(dict.fromkeys(chain.from_iterable(map(find_states, parts))))
+    return [loss] if hasattr(loss, "load_state_dict") and not isinstance(loss, type) else []

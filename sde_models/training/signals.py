@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 PUT_OFF = (signal.SIGINT, signal.SIGTERM)
@@ -32,10 +32,7 @@ class PutOffSignals:
             self._before = {which: signal.signal(which, self._note) for which in PUT_OFF}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    def __exit__(self, *_: object) -> None:
         self._restore()
 
     def leave(self, message: str) -> None:
