@@ -78,12 +78,6 @@ class LatentTransform(Transform):
         """The distribution of the latents."""
         return self.model.sde.prior(tuple(self.event_shape))
 
-    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
-        return torch.Size(shape)
-
-    def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
-        return torch.Size(shape)
-
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, LatentTransform)

@@ -17,16 +17,9 @@ from sde_models.solvers.options import SolveOptions, check_options
 
 @dataclass(frozen=True)
 class Encoding(HasCost):
-    """Latents and what they cost.
+    """Latents ``z`` at ``t_max`` and what they cost; they have the shape of the data.
 
-    Attributes:
-        z: Latents at ``t_max``, shape of the data.
-        cost: What they cost; ``nfe`` and ``vjps`` are shorthands.
-        accepted: Steps taken.
-        rejected: Steps rejected; None where the library does not report them.
-        times: Times of the saved states; None unless ``path`` was asked for.
-        path: Saved states, shape ``(T, B, *event)``; None unless ``path`` was asked for.
-        density_error: As in :class:`~sde_models.Solution`.
+    The other attributes are those of :class:`~sde_models.Solution`.
     """
 
     z: Tensor

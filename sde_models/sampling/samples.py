@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Unpack
 
@@ -155,13 +155,9 @@ def sample(
     noise = source if method.draws_noise(system) else None
     span = (model.sde.t_max, model.sde.t_min)
     solution = solve(system, start, span, method, cond=cond, generator=noise, **options)
-    fields = dict(vars(solution))
     if denoise:
-        with count_evaluations() as counter:
-            fields["x"] = _denoised(model, solution.x, cond)
-        fields["cost"] += counter.cost(len(solution.x))
-        _check_denoised(model, fields["x"], fields["cost"].nfe)
-    return Sample(**fields)
+        solution = _denoised(model, solution, cond)
+    return Sample(**vars(solution))
 
 
 def _draw_from(prior: Prior, like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -173,11 +169,7 @@ def _draw_from(prior: Prior, like: Tensor, generator: torch.Generator | None) ->
 def _check_has_density(
     method: Solver, stochastic: bool, denoise: bool, options: SolveOptions
 ) -> None:
-    """Refuse samples whose density is not that of the probability flow.
-
-    Raises:
-        ValueError: With what to do.
-    """
+    """Raise ValueError for samples whose density is not that of the probability flow."""
     if stochastic or not method.deterministic:
         raise ValueError(
             f"return_log_prob= is for samples of the probability flow, and solver {method.name!r} "
@@ -193,20 +185,20 @@ def _check_has_density(
         raise ValueError("return_log_prob= cannot go with path=: use sm.decode for the path")
 
 
-def _denoised(model: Model, x: Tensor, cond: Mapping[str, Any] | None) -> Tensor:
+def _denoised(model: Model, solution: Solution, cond: Mapping[str, Any] | None) -> Solution:
+    """The solution with the model's estimate of x0 in place of its end."""
+    x, t = solution.x, model.sde.t_min
     given = copied(as_conditions(cond, len(x), x.device))
-    with torch.set_grad_enabled(x.requires_grad):
-        return model.x0(model.sde.t_min, x.clone(), **given).clone()
-
-
-def _check_denoised(model: Model, clean: Tensor, nfe: float) -> None:
-    rows = non_finite_rows(clean)
-    if rows:
+    with count_evaluations() as counter, torch.set_grad_enabled(x.requires_grad):
+        clean = model.x0(t, x.clone(), **given).clone()
+    cost = solution.cost + counter.cost(len(x))
+    if rows := non_finite_rows(clean):
         raise NonFiniteError(
-            f"the denoised samples at t={model.sde.t_min:g} are NaN or infinite in "
-            f"{describe_rows(rows)}: look at the network there, or leave denoise out",
-            t=model.sde.t_min, x=clean.detach(), nfe=nfe, rows=rows,
+            f"the denoised samples at t={t:g} are NaN or infinite in {describe_rows(rows)}: look "
+            "at the network there, or leave denoise out",
+            t=t, x=clean.detach(), nfe=cost.nfe, rows=rows,
         )  # fmt: skip
+    return replace(solution, x=clean, cost=cost)
 
 
 def _check_shape(model: Model, shape: Sequence[int]) -> tuple[int, ...]:
