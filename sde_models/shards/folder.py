@@ -75,8 +75,21 @@ class Folder:
             ValueError: With the differences.
         """
         file = self.path / SETTINGS
-        if file.is_file() and any(self.path.glob(SHARDS)):
-            self._check(json.loads(self.content), file)
+        if not (file.is_file() and any(self.path.glob(SHARDS))):
+            return
+        try:
+            found = dict(json.loads(file.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(
+                f"{file} is damaged ({error}), so that the settings of the results next to it are "
+                f"not known: choose another folder, or delete {self.path}"
+            ) from error
+        differing = list_differences(found, json.loads(self.content))
+        if differing:
+            raise ValueError(
+                f"{self.path} holds results of other settings ({'; '.join(differing)}): choose "
+                "another folder, or delete this one, or go back to the settings there"
+            )
 
     def begin(self, *, overwrite: bool) -> None:
         """Write the settings, before the first shard.
@@ -196,21 +209,6 @@ class Folder:
         if any(len(value) != last - first for value in tensors.values()):
             raise ValueError("it has another number of samples")
         return Shard(tensors, _read_counter(described["costs"]))
-
-    def _check(self, settings: Settings, file: Path) -> None:
-        try:
-            found = dict(json.loads(file.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise ValueError(
-                f"{file} is damaged ({error}), so that the settings of the results next to it are "
-                f"not known: choose another folder, or delete {self.path}"
-            ) from error
-        differing = list_differences(found, settings)
-        if differing:
-            raise ValueError(
-                f"{self.path} holds results of other settings ({'; '.join(differing)}): choose "
-                "another folder, or delete this one, or go back to the settings there"
-            )
 
     def _write(self, name: str, content: bytes) -> None:
         path = self.path / name

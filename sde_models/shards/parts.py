@@ -30,12 +30,12 @@ class FittingParts:
         size: Samples in a part as of now; it never grows.
 
     Example:
-        >>> parts = FittingParts(4)
+        >>> parts = FittingParts(4, "a smaller network")
         >>> parts.run(lambda first, last: (first, last), 0, 10)
         [(0, 4), (4, 8), (8, 10)]
     """
 
-    def __init__(self, size: int, relief: str = "a network of lower precision") -> None:
+    def __init__(self, size: int, relief: str) -> None:
         self.size = size
         self.relief = relief
 
@@ -59,7 +59,8 @@ class FittingParts:
             try:
                 result = work(first, end)
             except (RuntimeError, MemoryError) as error:
-                if not is_shortage(error):
+                known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+                if not (known or any(text in str(error) for text in SHORTAGE)):
                     raise
                 if end - first == 1:
                     raise torch.OutOfMemoryError(
@@ -74,15 +75,3 @@ class FittingParts:
             gc.collect()
             torch.cuda.empty_cache()
         return results
-
-
-def is_shortage(error: BaseException) -> bool:
-    """Whether an error means that memory ran out.
-
-    Example:
-        >>> is_shortage(RuntimeError("CUDA error: out of memory"))
-        True
-    """
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in SHORTAGE)
-    )
