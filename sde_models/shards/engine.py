@@ -123,7 +123,17 @@ class Engine:
             BlockingIOError: If another process is at work in it.
             OSError: If it cannot be written to, or the results do not fit on the disk.
         """
-        folder, processes = self._folder(out, samples, settings), self.processes
+        given = {f"argument {k}": describe(v) for k, v in self.arguments.items() if k != "callback"}
+        everything = {
+            "format": 1,
+            "model": describe(self.model),
+            "samples": samples,
+            "chunk": self.chunk,
+            "seed": self.seed,
+            **settings,
+            **given,
+        }
+        folder, processes = Folder(out, everything), self.processes
         with ExitStack() as held:
             processes.first(lambda: held.enter_context(folder.owned))
             if not folder.owned.check():
@@ -190,24 +200,6 @@ class Engine:
             total=len(own) * folder.chunk - missing, desc=f"{self.task.doing}{shares}{size}",
             unit=" samples", disable=not (progress and rank == 0),
         )  # fmt: skip
-
-    def _folder(
-        self, out: str | os.PathLike[str], samples: int, settings: Mapping[str, str | int | None]
-    ) -> Folder:
-        """The folder of this work, with everything that its results depend on as its settings."""
-        given = {k: describe(value) for k, value in self.arguments.items() if k != "callback"}
-        return Folder(
-            out,
-            {
-                "format": 1,
-                "model": describe(self.model),
-                "samples": samples,
-                "chunk": self.chunk,
-                "seed": self.seed,
-                **settings,
-                **{f"argument {name}": value for name, value in given.items()},
-            },
-        )
 
 
 def _work(prepare: Callable[[int, int], Part], parts: FittingParts, first: int, last: int) -> Shard:

@@ -175,17 +175,15 @@ def evaluate(
         >>> first.value.shape, again.resumed, torch.equal(first.value, again.value)
         (torch.Size([10]), 10, True)
     """
+    arguments: dict[str, Any] = {**options}
     engine = Engine(
-        EVALUATING, model, chunk=chunk, seed=seed, accelerator=accelerator,
-        arguments=dict(options),
-    )  # fmt: skip
+        EVALUATING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
+    )
     source = Source(dataset, cond, out)
     settings = describe_levels(levels, engine.model) | source.settings
 
     def work(first: int, x: Tensor, cond: Conditions) -> dict[str, Tensor]:
-        given: dict[str, Any] = {
-            "cond": cond, "generator": generator_at(engine.seed, first), **options
-        }  # fmt: skip
+        given = {"cond": cond, "generator": generator_at(engine.seed, first), **arguments}
         if levels is None:
             density = log_prob(engine.model, x, **given)
             value, unit = density.value, 1.0

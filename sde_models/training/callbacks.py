@@ -78,18 +78,13 @@ class SampleImages:
             return
         from torchvision.utils import save_image
 
-        shape = (self.count, *self.event_shape)
+        model, shape = progress.averaged, (self.count, *self.event_shape)
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
             drawn = sample(
-                progress.averaged,
-                shape,
-                self.solver,
-                cond=self.cond,
-                generator=generator,
-                **self.options,
+                model, shape, self.solver, cond=self.cond, generator=generator, **self.options
             ).x
-        low, high = self.data_range or progress.averaged.data_range or DATA_RANGE
+        low, high = self.data_range or model.data_range or DATA_RANGE
         images = ((drawn - low) / (high - low)).clamp(0, 1).cpu()
         progress.log.images("samples", images, progress.step)
         if self.folder is not None:
@@ -141,16 +136,12 @@ class BitsPerDimCurve:
         """Evaluate, in the first process."""
         if progress.step % self.every or not progress.main:
             return
+        model = progress.averaged
+        images = self.images.to(model.device)
         generator = torch.Generator().manual_seed(self.seed)
-        images = self.images.to(progress.averaged.device)
         with torch.no_grad():
             bits = bits_per_dim(
-                progress.averaged,
-                images,
-                self.levels,
-                cond=self.cond,
-                generator=generator,
-                **self.options,
+                model, images, self.levels, cond=self.cond, generator=generator, **self.options
             )
         self.curve[progress.step] = float(bits.value)
         progress.log.scalar("bits per dimension", float(bits.value), progress.step)

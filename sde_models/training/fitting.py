@@ -159,12 +159,8 @@ def fit(
         if folder is not None:
             group.first(partial(held.enter_context, folder.owned))
         found = None if folder is None or overwrite else _find_run(folder, group, resume)
-        order = Order(
-            _choose_seed(seed, generator, found, group),
-            settings.batch_size,
-            group.rank,
-            group.count,
-        )
+        chosen = _choose_seed(seed, generator, found, group)
+        order = Order(chosen, settings.batch_size, group.rank, group.count)
         source = make_source(data, order, model, check_integer("num_workers", num_workers, least=0))
         description = (
             {} if folder is None else describe_run(settings, order.seed, model, data, loss)

@@ -53,12 +53,7 @@ class Learner(Generic[AnyModel]):
     """
 
     def __init__(
-        self,
-        model: AnyModel,
-        loss: Loss,
-        settings: Settings,
-        order: Order,
-        group: Group,
+        self, model: AnyModel, loss: Loss, settings: Settings, order: Order, group: Group
     ) -> None:
         self.settings, self.order, self.group = settings, order, group
         self.states = find_states(loss)
