@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sde_models._utils.conditions import Conditions
 from sde_models._utils.counting import EvaluationCounter, count_evaluations
 from sde_models._utils.integers import check_integer
 from sde_models._utils.progress_bars import open_bar
@@ -153,6 +154,11 @@ class Engine:
                 raise
             processes.wait()
         return Shards(folder.path, resumed=processes.add_up(resumed))
+
+    def place(self, x: Tensor, cond: Conditions) -> tuple[Tensor, Conditions]:
+        """Data and conditions on the device of the model."""
+        device = self.model.device
+        return x.to(device), cond.mapped(lambda value: value.to(device))
 
     def _make(
         self, folder: Folder, prepare: Callable[[int, int], Part], bar: Any, overwrite: bool

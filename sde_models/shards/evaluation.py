@@ -183,6 +183,7 @@ def evaluate(
     settings = describe_levels(levels, engine.model) | source.settings
 
     def work(first: int, x: Tensor, cond: Conditions) -> dict[str, Tensor]:
+        x, cond = engine.place(x, cond)
         given = {"cond": cond, "generator": generator_at(engine.seed, first), **arguments}
         if levels is None:
             density = log_prob(engine.model, x, **given)
@@ -194,8 +195,8 @@ def evaluate(
         return {"value": value} | {name: unit * getattr(density, name) for name in RESULTS[1:]}
 
     shards = engine.run(
-        out, len(source), settings, source.each(work, engine.model.device),
-        size=NUMBERS * len(RESULTS), progress=progress, overwrite=overwrite,
+        out, len(source), settings, source.each(work), size=NUMBERS * len(RESULTS),
+        progress=progress, overwrite=overwrite,
     )  # fmt: skip
     results = list(shards.batches())
     return Evaluation(

@@ -89,13 +89,12 @@ class Source:
             return x, self.cond.take(slice(first, last))
         return x, as_conditions(self.cond(items), last - first)
 
-    def each(self, work: Work, device: torch.device) -> Callable[[int, int], Part]:
+    def each(self, work: Work) -> Callable[[int, int], Part]:
         """A function that reads a range once, and returns one that works on any part of it.
 
         Args:
             work: Called with the index of the first sample of the part, its data, and its
                 conditions; returns results by name.
-            device: Where these data and conditions are.
         """
 
         def prepare(start: int, end: int) -> Part:
@@ -103,16 +102,11 @@ class Source:
 
             def part(first: int, last: int) -> dict[str, Tensor]:
                 rows = slice(first - start, last - start)
-                return work(first, x[rows].to(device), place(cond.take(rows), device))
+                return work(first, x[rows], cond.take(rows))
 
             return part
 
         return prepare
-
-
-def place(cond: Conditions, device: torch.device) -> Conditions:
-    """Conditions with their tensors on a device."""
-    return cond.mapped(lambda value: value.to(device))
 
 
 def _data_of(item: Any) -> Tensor:

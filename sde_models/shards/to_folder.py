@@ -21,7 +21,7 @@ from sde_models.sampling.samples import SampleOptions, sample
 from sde_models.shards.engine import Engine, Task
 from sde_models.shards.fingerprints import describe, describe_levels
 from sde_models.shards.reader import Shards
-from sde_models.shards.source import Given, Source, place
+from sde_models.shards.source import Given, Source
 from sde_models.solvers import Solver
 from sde_models.solvers.options import StepOptions
 
@@ -109,7 +109,7 @@ def sample_to_folder(
     settings = {"verb": "sample", "name": "x", "sample": str(shape), "cond": describe(cond or None)}
 
     def draw(first: int, last: int) -> dict[str, Tensor]:
-        own = place(given.take(slice(first, last)), engine.model.device)
+        own = given.take(slice(first, last)).mapped(lambda value: value.to(engine.model.device))
         generator = generator_at(engine.seed, first)
         drawn = sample(
             engine.model, (last - first, *shape), cond=own, generator=generator, **arguments
@@ -186,10 +186,11 @@ def encode_to_folder(
         if levels is not None:
             generator = generator_at(engine.seed, first)
             x = dequantize(x, levels, data_range=data_range, generator=generator, dtype=dtype)
+        x, cond = engine.place(x, cond)
         return {"z": encode(engine.model, x, cond=cond, **arguments).z}
 
     return engine.run(
-        out, len(source), settings | source.settings, source.each(work, engine.model.device),
+        out, len(source), settings | source.settings, source.each(work),
         size=source.size, progress=progress, overwrite=overwrite,
     )  # fmt: skip
 
@@ -235,10 +236,11 @@ def decode_to_folder(
     )
 
     def work(first: int, z: Tensor, cond: Conditions) -> dict[str, Tensor]:
+        z, cond = engine.place(z, cond)
         return {"x": decode(engine.model, z, cond=cond, **arguments).x}
 
     settings = {"verb": "decode", "name": "x", **source.settings}
     return engine.run(
-        out, len(source), settings, source.each(work, engine.model.device), size=source.size,
+        out, len(source), settings, source.each(work), size=source.size,
         progress=progress, overwrite=overwrite,
     )  # fmt: skip
