@@ -17,12 +17,7 @@ from torch import Tensor
 from sde_models._utils.errors import nearest_names
 from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import rademacher_like, sphere_like, standard_normal_like
-from sde_models.divergence.base import (
-    Divergence,
-    Products,
-    TraceEstimate,
-    quadratic_forms,
-)
+from sde_models.divergence.base import Divergence, Products, TraceEstimate, quadratic_forms
 from sde_models.divergence.low_rank import XTrace
 
 
