@@ -107,9 +107,6 @@ class Hutchinson(Divergence):
 class Automatic(Hutchinson):
     """One probe of Hutchinson, and XTrace where that is too noisy: more accurate for a product."""
 
-    def __init__(self) -> None:
-        super().__init__(1)
-
     @property
     def alternatives(self) -> tuple[Divergence, ...]:
         return (XTrace(8),)
