@@ -51,7 +51,7 @@ def finite_difference_sliced(
         probes: Directions v for each sample.
         distribution: Of v: "rademacher", "gaussian" or "sphere".
         weighting: As in :func:`implicit_score_matching`.
-        options: ``sigma``, ``times``, ``stratified``, ``generator`` and ``cond``, as in
+        **options: ``sigma``, ``times``, ``stratified``, ``generator`` and ``cond``, as in
             :func:`denoising_score_matching`; the generator draws the probes too.
 
     Returns:

@@ -92,7 +92,7 @@ def fokker_planck_penalty(
         noise: Standard normal numbers, shape of ``x0``; drawn if None.
         divergence: As in :func:`fokker_planck_residual`. The square of an estimate is too large on
             average, by its variance.
-        options: ``sigma``, ``times``, ``stratified``, ``generator`` and ``cond``, as in
+        **options: ``sigma``, ``times``, ``stratified``, ``generator`` and ``cond``, as in
             :func:`denoising_score_matching`; the generator draws the probes too.
 
     Returns:

@@ -54,7 +54,7 @@ def implicit_score_matching(
             ``sm.Hutchinson(4)``; see :func:`~sde_models.log_prob`.
         weighting: "simple" (:math:`\lambda = \sigma^2`), "edm", "min-snr" or "likelihood", or an
             object, as in :func:`denoising_score_matching`.
-        options: ``sigma``, ``times``, ``stratified``, ``generator`` and ``cond``, as in
+        **options: ``sigma``, ``times``, ``stratified``, ``generator`` and ``cond``, as in
             :func:`denoising_score_matching`; the generator draws the probes too.
 
     Returns:

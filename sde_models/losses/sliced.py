@@ -47,7 +47,7 @@ def sliced_score_matching(
         distribution: Of v: "rademacher", "gaussian" or "sphere".
         variance_reduced: Whether the second term is averaged over v exactly.
         weighting: As in :func:`implicit_score_matching`.
-        options: ``sigma``, ``times``, ``stratified``, ``generator`` and ``cond``, as in
+        **options: ``sigma``, ``times``, ``stratified``, ``generator`` and ``cond``, as in
             :func:`denoising_score_matching`; the generator draws the probes too.
 
     Returns:
