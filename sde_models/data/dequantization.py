@@ -82,12 +82,7 @@ def dequantize(
 def cells(
     images: Tensor, levels: int, *, data_range: tuple[float, float], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    r"""Edges :math:`e_k` and :math:`e_{k+1}` of the cells, in a dtype, of the shape of images.
-
-    Raises:
-        TypeError: As :func:`dequantize` does.
-        ValueError: Likewise.
-    """
+    r"""Edges :math:`e_k` and :math:`e_{k+1}` of the cells, in a dtype, of the shape of images."""
     check_levels(images, levels)
     _check_range(levels, data_range, dtype)
     k = images.to(dtype)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -61,7 +60,11 @@ def read_levels(path: str | os.PathLike[str], transform: ImageTransform | None =
             depth = _depth(opened, path)
             _check_kept(opened, depth, path)
             if depth > 8 and opened.mode not in (*SIXTEEN, "F"):
-                _check_no_transform(transform, path)
+                if transform is not None:
+                    raise ValueError(
+                        f"{path} has 16-bit colour, which a PIL.Image cannot hold: leave out "
+                        "transform=, and crop or convert the files instead"
+                    )
                 return _deep_colour(path)
             image: Any = ImageOps.exif_transpose(opened)
     except (OSError, SyntaxError) as error:
@@ -74,11 +77,7 @@ def read_levels(path: str | os.PathLike[str], transform: ImageTransform | None =
 
 
 def _depth(image: Image.Image, path: str) -> int:
-    """Bits of a sample in the file.
-
-    Raises:
-        ValueError: For a format in which they are not known.
-    """
+    """Bits of a sample in the file, for the formats in which they are known."""
     if image.format in EIGHT_BITS:
         return 8
     if image.format == "TIFF":
@@ -115,14 +114,6 @@ def _check_kept(image: Image.Image, depth: int, path: str) -> None:
             )
 
 
-def _check_no_transform(transform: ImageTransform | None, path: str) -> None:
-    if transform is not None:
-        raise ValueError(
-            f"{path} has 16-bit colour, which a PIL.Image cannot hold: leave out transform=, and "
-            "crop or convert the files instead"
-        )
-
-
 def _deep_colour(path: str) -> Tensor:
     """16 bits with several channels, of a PNG file.
 
@@ -145,11 +136,7 @@ def _unpack(path: str, order: str) -> np.ndarray:
 
 
 def _levels_of(image: Image.Image, depth: int, path: str) -> Tensor:
-    """Levels of an image that came from a file of so many bits.
-
-    Raises:
-        ValueError: If it has none.
-    """
+    """Levels of an image that came from a file of so many bits."""
     if image.mode in SIXTEEN and 8 < depth <= 16:
         levels = np.array(image)
         if "transparency" not in image.info and levels.min() >= 0 and levels.max() <= 65535:
@@ -197,28 +184,14 @@ def _without_alpha(image: Image.Image, path: str) -> Image.Image:
     return image.convert(image.mode[:-1])
 
 
-@dataclass(frozen=True)
 class AlikeLevels:
-    """Reads image files that must all have the same size, channels and bits.
+    """Reads image files that must all have the size, channels and bits of a first one."""
 
-    Attributes:
-        transform: As for :func:`read_levels`.
-        first: File that the others are compared with.
-        dtype: Its dtype.
-        shape: Its shape.
-    """
-
-    transform: ImageTransform | None
-    first: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @classmethod
-    def of(cls, first: str, transform: ImageTransform | None) -> AlikeLevels:
-        """A reader of files like a first one; a random transform leaves torch's generator alone."""
-        with torch.random.fork_rng(devices=[]):
+    def __init__(self, first: str, transform: ImageTransform | None) -> None:
+        with torch.random.fork_rng(devices=[]):  # for a random transform
             levels = read_levels(first, transform)
-        return cls(transform, first, levels.dtype, tuple(levels.shape))
+        self.first, self.transform = first, transform
+        self.dtype, self.shape = levels.dtype, levels.shape
 
     @property
     def levels(self) -> int:
@@ -232,9 +205,9 @@ class AlikeLevels:
             ValueError: If it is of another kind than the first, naming both.
         """
         levels = read_levels(path, self.transform)
-        if levels.dtype == self.dtype and tuple(levels.shape) == self.shape:
-            return levels
         same_depth = levels.dtype == self.dtype
+        if same_depth and levels.shape == self.shape:
+            return levels
         remedy = (
             "bring them to one kind by transform=, such as lambda image: image.convert('RGB') or "
             "torchvision.transforms.CenterCrop(32)" if same_depth else "convert the files"

@@ -128,7 +128,7 @@ def image_folder(root: Root, transform: ImageTransform | None = None) -> LevelIm
             f"{os.fspath(root)!r} holds no images: put them into one folder for each class, as in "
             f"{os.fspath(root)}/<class>/<name>.png. {error}"
         ) from error
-    dataset.loader = alike = AlikeLevels.of(dataset.samples[0][0], transform)
+    dataset.loader = alike = AlikeLevels(dataset.samples[0][0], transform)
     return LevelImages(dataset, alike.levels)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -87,40 +88,39 @@ def spiral(n: int, generator: torch.Generator | None = None) -> Tensor:
     return (arms + 0.3 * _normal(n, generator)) / math.hypot(1.5 * math.pi, 0.3)
 
 
-def eight_gaussians(n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Eight Gaussians on a circle; see :func:`toy_mixture` for their density."""
-    return _draw_mixture(_eight(), n, generator)
-
-
-def twenty_five_gaussians(n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Twenty-five Gaussians on a grid; see :func:`toy_mixture` for their density."""
-    return _draw_mixture(_twenty_five(), n, generator)
-
-
 def _eight() -> MixtureParameters:
+    """Eight Gaussians on a circle."""
     angle = math.pi / 4 * torch.arange(8)
     radius = math.sqrt(2 * (1 - 0.15**2))
     return MixtureParameters(radius * torch.stack((angle.cos(), angle.sin()), dim=1), 0.15)
 
 
 def _twenty_five() -> MixtureParameters:
+    """Twenty-five Gaussians on a grid."""
     line = torch.arange(-2.0, 3.0) * math.sqrt((1 - 0.07**2) / 2)
     return MixtureParameters(torch.cartesian_prod(line, line), 0.07)
 
 
+def _draw_mixture(
+    make: Callable[[], MixtureParameters], n: int, generator: torch.Generator | None = None
+) -> Tensor:
+    mixture = make()
+    chosen = mixture.means[_choose(len(mixture.means), n, generator)]
+    return chosen + mixture.std * _normal(n, generator)
+
+
+MIXTURES: dict[str, Callable[[], MixtureParameters]] = {
+    "eight-gaussians": _eight,
+    "twenty-five-gaussians": _twenty_five,
+}
 TOYS: dict[str, Toy] = {
     "two-moons": two_moons,
     "swiss-roll": swiss_roll,
     "checkerboard": checkerboard,
     "pinwheel": pinwheel,
-    "eight-gaussians": eight_gaussians,
-    "twenty-five-gaussians": twenty_five_gaussians,
+    **{name: partial(_draw_mixture, make) for name, make in MIXTURES.items()},
     "rings": rings,
     "spiral": spiral,
-}
-MIXTURES: dict[str, Callable[[], MixtureParameters]] = {
-    "eight-gaussians": _eight,
-    "twenty-five-gaussians": _twenty_five,
 }
 
 
@@ -180,8 +180,3 @@ def _choose(count: int, n: int, generator: torch.Generator | None) -> Tensor:
 def _device(generator: torch.Generator | None) -> torch.device:
     own = check_generator(generator)
     return torch.device("cpu") if own is None else own.device
-
-
-def _draw_mixture(mixture: MixtureParameters, n: int, generator: torch.Generator | None) -> Tensor:
-    chosen = mixture.means[_choose(len(mixture.means), n, generator)]
-    return chosen + mixture.std * _normal(n, generator)

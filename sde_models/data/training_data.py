@@ -149,14 +149,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Batches:
-    """Draws batches from tensors, with replacement, for :func:`~sde_models.fit`.
-
-    Attributes:
-        x: Levels or numbers, shape ``(N, *event)``.
-        labels: Their labels, shape ``(N,)``, which become the condition ``label``; or None.
-        levels: Number of levels, None for numbers.
-        dtype: Floating dtype of the samples.
-    """
+    """Draws batches from tensors, with replacement, for :func:`~sde_models.fit`."""
 
     x: Tensor
     labels: Tensor | None
@@ -175,12 +168,6 @@ class Items(Dataset[Any]):
     """Another data set, in the form that :func:`~sde_models.fit` takes.
 
     Noise comes from torch's global generator, which ``fit`` seeds for each item.
-
-    Attributes:
-        dataset: Items x or ``(x, label)``.
-        levels: Number of levels, None for numbers.
-        labels: Whether labels become the condition ``label``, or are dropped.
-        dtype: Floating dtype of the items.
     """
 
     dataset: Dataset[Any]

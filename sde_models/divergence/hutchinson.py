@@ -17,12 +17,7 @@ from torch import Tensor
 from sde_models._utils.errors import nearest_names
 from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import rademacher_like, sphere_like, standard_normal_like
-from sde_models.divergence.base import (
-    Divergence,
-    Products,
-    TraceEstimate,
-    quadratic_forms,
-)
+from sde_models.divergence.base import Divergence, Products, TraceEstimate, quadratic_forms
 from sde_models.divergence.low_rank import XTrace
 
 
@@ -111,9 +106,6 @@ class Hutchinson(Divergence):
 
 class Automatic(Hutchinson):
     """One probe of Hutchinson, and XTrace where that is too noisy: more accurate for a product."""
-
-    def __init__(self) -> None:
-        super().__init__(1)
 
     @property
     def alternatives(self) -> tuple[Divergence, ...]:

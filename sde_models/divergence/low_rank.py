@@ -17,6 +17,7 @@ References:
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
@@ -37,7 +38,52 @@ of their mean: on random matrices of flat and of decaying spectra by up to this 
 with the share of all directions that they have in common."""
 
 
-class HutchPlusPlus(Divergence):
+class LowRank(Divergence):
+    """What both estimators have in common.
+
+    Attributes:
+        drawn_each: Probes that are drawn for each estimate.
+        products_each: Products that are taken for each.
+    """
+
+    drawn_each: int
+    products_each: int
+
+    def __init__(self, probes: int = 4) -> None:
+        self.probes = check_integer("probes", probes, least=2)
+
+    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        count = self.drawn_each * self.probes
+        return standard_normal_like(x.detach().expand(count, *x.shape), generator)
+
+    def estimate(self, products: Products, drawn: Tensor | None) -> TraceEstimate:
+        if drawn is None:
+            raise ValueError(f"{type(self).__name__} needs the probes that draw() returns")
+        size = drawn.shape[2]
+        if self.count_products(size) >= size:
+            return exact_trace(products, size, self.probes)
+        estimates = self._estimates(products, drawn)
+        return TraceEstimate(estimates, self.spread_error(estimates.detach(), size))
+
+    @abstractmethod
+    def _estimates(self, products: Products, drawn: Tensor) -> Tensor:
+        """Estimates ``(B, probes)`` from fewer products than there are directions."""
+
+    def count_products(self, size: int) -> int:
+        return min(self.products_each * self.probes, size)
+
+    @property
+    def degrees(self) -> int:
+        return self.probes - 1
+
+    def with_products(self, count: int) -> Divergence:
+        return type(self)(max(2, math.ceil(count / self.products_each)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(probes={self.probes})"
+
+
+class HutchPlusPlus(LowRank):
     r"""Hutch++: the trace in the range of :math:`J S`, and Hutchinson's estimate outside of it.
 
     Exact for Jacobians of rank up to ``probes``. Takes ``3 * probes`` products.
@@ -55,44 +101,22 @@ class HutchPlusPlus(Divergence):
         tensor([6.0000])
     """
 
-    def __init__(self, probes: int = 4) -> None:
-        self.probes = check_integer("probes", probes, least=2)
+    drawn_each, products_each = 2, 3
 
-    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return standard_normal_like(x.detach().expand(2 * self.probes, *x.shape), generator)
-
-    def estimate(self, products: Products, drawn: Tensor | None) -> TraceEstimate:
-        if drawn is None:
-            raise ValueError("HutchPlusPlus needs the probes that draw() returns")
-        size = drawn.shape[2]
-        if self.count_products(size) >= size:
-            return exact_trace(products, size, self.probes)
+    def _estimates(self, products: Products, drawn: Tensor) -> Tensor:
         sketch, probes = drawn.chunk(2)
-        basis = _orthonormal(products(sketch).detach().permute(1, 2, 0))
+        basis = torch.linalg.qr(products(sketch).detach().permute(1, 2, 0))[0]
         directions = basis.permute(2, 0, 1)
         inside = quadratic_forms(directions, products(directions)).sum(1, keepdim=True)
         probes = probes.permute(1, 2, 0)
         outside = (probes - basis @ (basis.mT @ probes)).permute(2, 0, 1)
-        lengths = math.sqrt(size - self.probes) / torch.linalg.vector_norm(outside, dim=2)
+        rest = drawn.shape[2] - self.probes
+        lengths = math.sqrt(rest) / torch.linalg.vector_norm(outside, dim=2)
         outside = outside * lengths[..., None]
-        estimates = inside + quadratic_forms(outside, products(outside))
-        return TraceEstimate(estimates, self.spread_error(estimates.detach(), size))
-
-    def count_products(self, size: int) -> int:
-        return min(3 * self.probes, size)
-
-    @property
-    def degrees(self) -> int:
-        return self.probes - 1
-
-    def with_products(self, count: int) -> HutchPlusPlus:
-        return HutchPlusPlus(max(2, math.ceil(count / 3)))
-
-    def __repr__(self) -> str:
-        return f"HutchPlusPlus(probes={self.probes})"
+        return inside + quadratic_forms(outside, products(outside))
 
 
-class XTrace(Divergence):
+class XTrace(LowRank):
     r"""XTrace: Hutchinson's estimate with each probe, outside of the directions of all others.
 
     The directions are those of the probes :math:`\Omega` and of :math:`J \Omega`, so that the trace
@@ -113,18 +137,10 @@ class XTrace(Divergence):
         tensor([19.0000])
     """
 
-    def __init__(self, probes: int = 4) -> None:
-        self.probes = check_integer("probes", probes, least=2)
+    drawn_each, products_each = 1, 2
 
-    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return standard_normal_like(x.detach().expand(self.probes, *x.shape), generator)
-
-    def estimate(self, products: Products, drawn: Tensor | None) -> TraceEstimate:
-        if drawn is None:
-            raise ValueError("XTrace needs the probes that draw() returns")
+    def _estimates(self, products: Products, drawn: Tensor) -> Tensor:
         count, _, size = drawn.shape
-        if self.count_products(size) >= size:
-            return exact_trace(products, size, self.probes)
         images = products(drawn)
         both = torch.cat([drawn, images.detach()]).permute(1, 2, 0)
         both = both / torch.linalg.vector_norm(both, dim=1, keepdim=True).clamp(min=_tiny(both))
@@ -136,8 +152,7 @@ class XTrace(Divergence):
         )
         second = products(basis[:, :, count:].permute(2, 0, 1)).permute(1, 2, 0)
         compressed = basis.mT @ torch.cat([first, second], 2)  # J in the basis
-        estimates = self._leave_one_out(found, compressed, size)
-        return TraceEstimate(estimates, self.spread_error(estimates.detach(), size))
+        return self._leave_one_out(found, compressed, size)
 
     def spread_error(self, estimates: Tensor, size: int) -> Tensor:
         products = self.count_products(size)
@@ -156,24 +171,6 @@ class XTrace(Divergence):
         matrix = compressed[:, None]
         within = (inside * (matrix @ inside)).sum((2, 3))
         return within + (size - ranks) * (own * (matrix @ own)).sum((2, 3))
-
-    def count_products(self, size: int) -> int:
-        return min(2 * self.probes, size)
-
-    @property
-    def degrees(self) -> int:
-        return self.probes - 1
-
-    def with_products(self, count: int) -> XTrace:
-        return XTrace(max(2, math.ceil(count / 2)))
-
-    def __repr__(self) -> str:
-        return f"XTrace(probes={self.probes})"
-
-
-def _orthonormal(columns: Tensor) -> Tensor:
-    """Orthonormal columns whose span contains those of ``(B, D, k)``, of any rank."""
-    return torch.linalg.qr(columns)[0]
 
 
 def _gram_schmidt(columns: Tensor) -> tuple[Tensor, Tensor]:

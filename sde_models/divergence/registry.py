@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sde_models._utils.errors import nearest_names
-from sde_models.divergence.base import (
-    Divergence,
-)
+from sde_models.divergence.base import Divergence
 from sde_models.divergence.exact import Exact
 from sde_models.divergence.hutchinson import Automatic, Hutchinson
 from sde_models.divergence.low_rank import HutchPlusPlus, XTrace
 
 SMALL = 32
 """Largest event for which the exact trace costs no more than a good estimate."""
-
 
 DIVERGENCES: dict[str, Callable[[], Divergence]] = {
     "exact": Exact,

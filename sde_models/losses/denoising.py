@@ -13,16 +13,12 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Unpack
 
-import torch
 from torch import Tensor
 
-from sde_models._utils.conditions import as_conditions
 from sde_models._utils.shapes import Time
-from sde_models.losses.noising import NoiseLevels
-from sde_models.losses.times import TimeSampler
+from sde_models.losses.noising import NoisingOptions, add_noise
 from sde_models.losses.weightings import Weighting, find_weighting
 from sde_models.models.base import Model
 
@@ -33,12 +29,8 @@ def denoising_score_matching(
     t: Time | None = None,
     noise: Tensor | None = None,
     *,
-    sigma: float | None = None,
     weighting: str | Weighting = "output",
-    times: str | TimeSampler | None = None,
-    stratified: bool = True,
-    generator: torch.Generator | None = None,
-    cond: Mapping[str, Any] | None = None,
+    **options: Unpack[NoisingOptions],
 ) -> Tensor:
     r"""Denoising score matching: a squared error averaged over samples and coordinates.
 
@@ -92,7 +84,5 @@ def denoising_score_matching(
         >>> loss.backward()
     """
     found = find_weighting(weighting)
-    levels = NoiseLevels(t, noise, sigma, times, stratified, generator)
-    batch = levels.apply(model, x0, found.times, found.divides_by_density)
-    given = as_conditions(cond, len(x0), x0.device)
+    batch, given = add_noise(model, x0, t, noise, found.times, found.divides_by_density, **options)
     return batch.mean(found.error(model, batch.copied(), given))

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from sde_models._utils.conditions import as_conditions
 from sde_models._utils.shapes import Time, per_sample
 from sde_models._utils.split_batches import draw_rows
 from sde_models.divergence.base import Field
 from sde_models.divergence.hutchinson import Hutchinson
-from sde_models.losses.integrated import mean_objective
-from sde_models.losses.noising import NoisedBatch, NoiseLevels
-from sde_models.losses.times import TimeSampler
+from sde_models.losses.implicit import mean_objective
+from sde_models.losses.noising import NoisedBatch, NoisingOptions
 from sde_models.losses.weightings import Weighting
 from sde_models.models.base import Model
 
@@ -27,15 +24,11 @@ def finite_difference_sliced(
     t: Time | None = None,
     noise: Tensor | None = None,
     *,
-    sigma: float | None = None,
     step: float = 0.05,
     probes: int = 1,
     distribution: str = "rademacher",
     weighting: str | Weighting = "simple",
-    times: str | TimeSampler | None = None,
-    stratified: bool = True,
-    generator: torch.Generator | None = None,
-    cond: Mapping[str, Any] | None = None,
+    **options: Unpack[NoisingOptions],
 ) -> Tensor:
     r"""Sliced score matching with the score at two points in place of its derivative.
 
@@ -53,16 +46,13 @@ def finite_difference_sliced(
         x0: Data, shape ``(B, *event)``.
         t: Times, scalar or ``(B,)``; drawn if None.
         noise: Standard normal numbers, shape of ``x0``; drawn if None.
-        sigma: A single noise level :math:`\sigma / \alpha` in place of ``t``.
         step: The step h in units of the noise :math:`\sigma_t`, the scale on which the score of
             diffused data varies. A smaller one has less bias and, in float32, more rounding.
         probes: Directions v for each sample.
         distribution: Of v: "rademacher", "gaussian" or "sphere".
         weighting: As in :func:`implicit_score_matching`.
-        times: As in :func:`denoising_score_matching`.
-        stratified: Whether times are drawn in strata or independently of each other.
-        generator: Source of times, noise and probes; torch's global one if None.
-        cond: Conditions by name, as for :func:`~sde_models.solve`.
+        **options: ``sigma``, ``times``, ``stratified``, ``generator`` and ``cond``, as in
+            :func:`denoising_score_matching`; the generator draws the probes too.
 
     Returns:
         The loss, a scalar; it may be negative.
@@ -90,14 +80,11 @@ def finite_difference_sliced(
     def objective(score: Field, batch: NoisedBatch) -> Tensor:
         h = step * batch.sde.sigma(batch.t)
         values = []
-        for probe in draw_rows(drawer.draw, batch.xt, generator, dim=1):
+        for probe in draw_rows(drawer.draw, batch.xt, batch.generator, dim=1):
             shift = per_sample(h, batch.xt) * probe
             ahead, behind = score(batch.xt + shift), score(batch.xt - shift)
             slope = (probe * (ahead - behind)).flatten(1).sum(1) / (2 * h)
             values.append(slope + (ahead + behind).flatten(1).square().sum(1) / 8)
         return torch.stack(values).mean(0)
 
-    levels = NoiseLevels(t, noise, sigma, times, stratified, generator)
-    return mean_objective(
-        model, x0, objective, levels, weighting, as_conditions(cond, len(x0), x0.device)
-    )
+    return mean_objective(model, x0, objective, t, noise, weighting, **options)

@@ -9,7 +9,7 @@ Densities that follow the forward SDE obey the Fokker-Planck equation, and so fo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ from sde_models._utils.shapes import Time, as_time, check_batch, leaf_copy, per_
 from sde_models._utils.split_batches import draw_rows
 from sde_models.divergence.base import Divergence
 from sde_models.divergence.registry import find_divergence
-from sde_models.losses.noising import NoiseLevels
-from sde_models.losses.times import TimeSampler, log_snr_rate
+from sde_models.losses.noising import NoisingOptions, add_noise
+from sde_models.losses.times import log_snr_rate
 from sde_models.models.base import Model
 
 
@@ -76,12 +76,8 @@ def fokker_planck_penalty(
     t: Time | None = None,
     noise: Tensor | None = None,
     *,
-    sigma: float | None = None,
     divergence: str | Divergence = "exact",
-    times: str | TimeSampler | None = None,
-    stratified: bool = True,
-    generator: torch.Generator | None = None,
-    cond: Mapping[str, Any] | None = None,
+    **options: Unpack[NoisingOptions],
 ) -> Tensor:
     r"""The mean square of the residual at noised data, to be added to a loss.
 
@@ -94,13 +90,10 @@ def fokker_planck_penalty(
         x0: Data, shape ``(B, *event)``.
         t: Times, scalar or ``(B,)``; drawn if None, uniform in the log-SNR.
         noise: Standard normal numbers, shape of ``x0``; drawn if None.
-        sigma: A single noise level :math:`\sigma / \alpha` in place of ``t``.
         divergence: As in :func:`fokker_planck_residual`. The square of an estimate is too large on
             average, by its variance.
-        times: As in :func:`denoising_score_matching`.
-        stratified: Whether times are drawn in strata or independently of each other.
-        generator: Source of times, noise and probes; torch's global one if None.
-        cond: Conditions by name, as for :func:`~sde_models.solve`.
+        **options: ``sigma``, ``times``, ``stratified``, ``generator`` and ``cond``, as in
+            :func:`denoising_score_matching`; the generator draws the probes too.
 
     Returns:
         The penalty, a scalar.
@@ -119,9 +112,8 @@ def fokker_planck_penalty(
         >>> network = sm.nn.ResidualNetwork((2,), width=16, depth=1)
         >>> loss(sm.ScoreModel(network, sm.VPSDE()), torch.randn(8, 2)).backward()
     """
-    levels = NoiseLevels(t, noise, sigma, times, stratified, generator)
-    batch = levels.apply(model, x0, "log-snr")
-    residual = _residual(model, batch.t, batch.xt, divergence, generator, cond)
+    batch, given = add_noise(model, x0, t, noise, "log-snr", **options)
+    residual = _residual(model, batch.t, batch.xt, divergence, batch.generator, given)
     unit = batch.sde.sigma(batch.t) / log_snr_rate(batch.sde, batch.t)
     return batch.mean((per_sample(unit, residual) * residual).square())
 

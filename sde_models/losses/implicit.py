@@ -1,23 +1,29 @@
-"""Implicit score matching, with the trace of the score's Jacobian."""
+r"""Implicit score matching, with the trace of the score's Jacobian.
+
+The squared error of a score against the unknown :math:`\nabla \log p`, integrated by parts, is
+
+.. math:: \tfrac12 E |s - \nabla \log p|^2 = E\,[\, \nabla \cdot s + \tfrac12 |s|^2 \,] + const .
+
+Other objectives replace the term in brackets by one that is cheaper.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Unpack
 
-import torch
 from torch import Tensor
 
-from sde_models._utils.conditions import as_conditions
 from sde_models._utils.shapes import Time
 from sde_models._utils.split_batches import draw_rows
 from sde_models.divergence.base import Divergence, Field
 from sde_models.divergence.registry import find_divergence
-from sde_models.losses.integrated import mean_objective
-from sde_models.losses.noising import NoisedBatch, NoiseLevels
-from sde_models.losses.times import TimeSampler
-from sde_models.losses.weightings import Weighting
+from sde_models.losses.noising import NoisedBatch, NoisingOptions, add_noise
+from sde_models.losses.weightings import Weighting, find_weighting
 from sde_models.models.base import Model
+
+Objective = Callable[[Field, NoisedBatch], Tensor]
+"""A function J of a score, shape ``(B,)``, at the noised points of a batch."""
 
 
 def implicit_score_matching(
@@ -26,13 +32,9 @@ def implicit_score_matching(
     t: Time | None = None,
     noise: Tensor | None = None,
     *,
-    sigma: float | None = None,
     divergence: str | Divergence = "exact",
     weighting: str | Weighting = "simple",
-    times: str | TimeSampler | None = None,
-    stratified: bool = True,
-    generator: torch.Generator | None = None,
-    cond: Mapping[str, Any] | None = None,
+    **options: Unpack[NoisingOptions],
 ) -> Tensor:
     r"""Implicit score matching of the diffused data, averaged over samples and coordinates.
 
@@ -48,15 +50,12 @@ def implicit_score_matching(
         t: Times, scalar or ``(B,)``; drawn if None. The smallest, ``model.sde.t_min``, with
             ``noise=torch.zeros_like(x0)`` takes the data as they are.
         noise: Standard normal numbers, shape of ``x0``; drawn if None.
-        sigma: A single noise level :math:`\sigma / \alpha` in place of ``t``.
         divergence: "exact", "hutchinson", "hutch++", "xtrace" or an object such as
             ``sm.Hutchinson(4)``; see :func:`~sde_models.log_prob`.
         weighting: "simple" (:math:`\lambda = \sigma^2`), "edm", "min-snr" or "likelihood", or an
             object, as in :func:`denoising_score_matching`.
-        times: As in :func:`denoising_score_matching`.
-        stratified: Whether times are drawn in strata or independently of each other.
-        generator: Source of times, noise and probes; torch's global one if None.
-        cond: Conditions by name, as for :func:`~sde_models.solve`.
+        **options: ``sigma``, ``times``, ``stratified``, ``generator`` and ``cond``, as in
+            :func:`denoising_score_matching`; the generator draws the probes too.
 
     Returns:
         The loss, a scalar; it may be negative.
@@ -79,11 +78,25 @@ def implicit_score_matching(
 
     def objective(score: Field, batch: NoisedBatch) -> Tensor:
         estimator = find_divergence(divergence, batch.xt[0].numel(), along_a_path=False)
-        probes = draw_rows(estimator.draw, batch.xt.clone(), generator, dim=1)
+        probes = draw_rows(estimator.draw, batch.xt.clone(), batch.generator, dim=1)
         value, trace = estimator(score, batch.xt, probes)
         return trace.value + 0.5 * value.flatten(1).square().sum(1)
 
-    levels = NoiseLevels(t, noise, sigma, times, stratified, generator)
-    return mean_objective(
-        model, x0, objective, levels, weighting, as_conditions(cond, len(x0), x0.device)
-    )
+    return mean_objective(model, x0, objective, t, noise, weighting, **options)
+
+
+def mean_objective(
+    model: Model,
+    x0: Tensor,
+    objective: Objective,
+    t: Time | None,
+    noise: Tensor | None,
+    weighting: str | Weighting,
+    **options: Unpack[NoisingOptions],
+) -> Tensor:
+    r"""The mean of :math:`\lambda J / D` over data, noise and times, a scalar."""
+    found = find_weighting(weighting)
+    batch, cond = add_noise(model, x0, t, noise, found.times, found.divides_by_density, **options)
+    weight = found.score_weight(batch) / x0[0].numel()
+    values = objective(lambda x: model.score(batch.t, x, **cond), batch)
+    return batch.mean(weight * values)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
+from sde_models._utils.conditions import Conditions, as_conditions
 from sde_models._utils.randomness import standard_normal_like
 from sde_models._utils.shapes import Time, as_time, check_batch
 from sde_models._utils.split_batches import draw_rows, pool_rows
@@ -15,6 +17,16 @@ from sde_models.losses.times import TimeSampler, draw_times, find_times
 from sde_models.models.base import Model
 from sde_models.sdes.gaussian import GaussianSDE
 from sde_models.sdes.grids import times_of_sigmas
+
+
+class NoisingOptions(TypedDict, total=False):
+    """Options that most losses have in common; :func:`denoising_score_matching` documents them."""
+
+    sigma: float | None
+    times: str | TimeSampler | None
+    stratified: bool
+    generator: torch.Generator | None
+    cond: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -59,94 +71,67 @@ class NoisedBatch:
         return terms.mean()
 
 
-@dataclass(frozen=True)
-class NoiseLevels:
-    """The noise to be added to data; see :func:`denoising_score_matching` for the meanings."""
+def add_noise(
+    model: Model,
+    x0: Tensor,
+    t: Time | None,
+    noise: Tensor | None,
+    usual_times: str,
+    divides_by_density: bool = False,
+    *,
+    sigma: float | None = None,
+    times: str | TimeSampler | None = None,
+    stratified: bool = True,
+    generator: torch.Generator | None = None,
+    cond: Mapping[str, Any] | None = None,
+) -> tuple[NoisedBatch, Conditions]:
+    """Noise data, and give the conditions of the batch; as :func:`denoising_score_matching` says.
 
-    t: Time | None = None
-    noise: Tensor | None = None
-    sigma: float | None = None
-    times: str | TimeSampler | None = None
-    stratified: bool = True
-    generator: torch.Generator | None = None
-
-    def apply(
-        self, model: Model, x0: Tensor, default: str, divides_by_density: bool = False
-    ) -> NoisedBatch:
-        """Noise the data.
-
-        Args:
-            model: Whose SDE it is.
-            x0: Data, shape ``(B, *event)``.
-            default: Times if none are given.
-            divides_by_density: Whether the loss is divided by the density of the times.
-
-        Raises:
-            TypeError: If ``x0`` is not floating, or the SDE has no Gaussian kernel.
-            ValueError: For shapes that do not fit, NaN, times out of range, more than one of
-                ``t``, ``sigma`` and ``times``, and times that do not go with the weighting.
-        """
-        check_batch(x0, model.event_shape, "x0")
-        sde = kernel_of(model)
-        named = {"t": self.t, "sigma": self.sigma, "times": self.times}
-        given = [name for name, value in named.items() if value is not None]
-        if len(given) > 1:
-            raise ValueError(
-                f"{given[0]} and {given[1]} both set the noise levels: give one of them, not both"
-            )
-        sampler = None
-        if self.t is None and self.sigma is None:
-            sampler = find_times(self.times or default)
-            if getattr(sampler, "divides_by_density", False) and not divides_by_density:
-                raise ValueError(
-                    f"{type(sampler).__name__} is for a loss that is divided by the density of its "
-                    "times: use weighting='likelihood', since elsewhere the times are part of the "
-                    "weighting"
-                )
-            draw = partial(_draw_both, sde, sampler, self.stratified)
-            t, inverse_density = draw_rows(draw, x0, self.generator, dim=1)
-        else:
-            at = time_of_sigma(sde, self.sigma) if self.sigma is not None else self.t
-            assert at is not None
-            sde.check_times(as_time(at))
-            t = as_time(at, x0)
-            inverse_density = torch.full_like(t, sde.t_max - sde.t_min)
-        noise = self.noise
-        if noise is None:
-            noise = draw_rows(standard_normal_like, x0, self.generator)
-        xt = sde.perturb(t, x0, noise)
-        return NoisedBatch(sde, x0, noise, t, inverse_density, xt, sampler, self.generator)
-
-
-def _draw_both(
-    sde: GaussianSDE,
-    times: TimeSampler,
-    stratified: bool,
-    like: Tensor,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """Times and their inverse densities, shape ``(2, B)``."""
-    return torch.stack(draw_times(sde, like, times, stratified=stratified, generator=generator))
-
-
-def time_of_sigma(sde: GaussianSDE, sigma: float) -> Tensor:
-    r"""The time at which :math:`\sigma_t / \alpha_t` has a value, a scalar in float64.
-
-    Raises:
-        ValueError: If the SDE does not reach it.
+    Args:
+        model: Whose SDE it is.
+        x0: Data, shape ``(B, *event)``.
+        t: Times.
+        noise: Standard normal numbers.
+        usual_times: Times if none are given.
+        divides_by_density: Whether the loss is divided by the density of the times.
     """
-    return times_of_sigmas(sde, [float(sigma)])[0]
-
-
-def kernel_of(model: Model) -> GaussianSDE:
-    """The SDE of a model, which must have a Gaussian kernel.
-
-    Raises:
-        TypeError: If it has none.
-    """
-    if not isinstance(model.sde, GaussianSDE):
+    check_batch(x0, model.event_shape, "x0")
+    sde = model.sde
+    if not isinstance(sde, GaussianSDE):
         raise TypeError(
             f"noising data at once needs the Gaussian kernel of a GaussianSDE, "
-            f"{type(model.sde).__name__} has none: use sm.losses.simulated_score_matching"
+            f"{type(sde).__name__} has none: use sm.losses.simulated_score_matching"
         )
-    return model.sde
+    named = {"t": t, "sigma": sigma, "times": times}
+    given = [name for name, value in named.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(
+            f"{given[0]} and {given[1]} both set the noise levels: give one of them, not both"
+        )
+    if sigma is not None:
+        t = times_of_sigmas(sde, [float(sigma)])[0]
+    if t is not None:
+        sampler = None
+        sde.check_times(as_time(t))
+        clock = as_time(t, x0)
+        inverse_density = torch.full_like(clock, sde.t_max - sde.t_min)
+    else:
+        sampler = chosen = find_times(times or usual_times)
+        if getattr(sampler, "divides_by_density", False) and not divides_by_density:
+            raise ValueError(
+                f"{type(sampler).__name__} is for a loss that is divided by the density of its "
+                "times: use weighting='likelihood', since elsewhere the times are part of the "
+                "weighting"
+            )
+
+        def draw(like: Tensor, source: torch.Generator | None) -> Tensor:
+            return torch.stack(
+                draw_times(sde, like, chosen, stratified=stratified, generator=source)
+            )
+
+        clock, inverse_density = draw_rows(draw, x0, generator, dim=1)
+    if noise is None:
+        noise = draw_rows(standard_normal_like, x0, generator)
+    xt = sde.perturb(clock, x0, noise)
+    batch = NoisedBatch(sde, x0, noise, clock, inverse_density, xt, sampler, generator)
+    return batch, as_conditions(cond, len(x0), x0.device)

@@ -45,17 +45,13 @@ def find_objective(
         torch.Size([])
     """
     objective = find_named("objective", name, OBJECTIVES)
-    if weighting is not None:
-        _check_weighting(weighting, name)
+    found = None if weighting is None else find_weighting(weighting)
+    if found is not None and found.noise_weight is None and name != "denoising":
+        raise ValueError(
+            f"weighting={weighting!r} is for the objective 'denoising', not for {name!r}: use "
+            "'simple', 'edm', 'min-snr' or 'likelihood'"
+        )
     if times is not None:
         find_times(times)
     named = {"weighting": weighting, "times": times}
     return partial(objective, **{key: v for key, v in named.items() if v is not None})
-
-
-def _check_weighting(weighting: str, objective: str) -> None:
-    if find_weighting(weighting).noise_weight is None and objective != "denoising":
-        raise ValueError(
-            f"weighting={weighting!r} is for the objective 'denoising', not for {objective!r}: use "
-            "'simple', 'edm', 'min-snr' or 'likelihood'"
-        )

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from sde_models._utils.conditions import as_conditions
 from sde_models._utils.shapes import Time
 from sde_models._utils.split_batches import draw_rows
 from sde_models.divergence.base import Field
 from sde_models.divergence.hutchinson import Hutchinson
-from sde_models.losses.integrated import mean_objective
-from sde_models.losses.noising import NoisedBatch, NoiseLevels
-from sde_models.losses.times import TimeSampler
+from sde_models.losses.implicit import mean_objective
+from sde_models.losses.noising import NoisedBatch, NoisingOptions
 from sde_models.losses.weightings import Weighting
 from sde_models.models.base import Model
 
@@ -26,15 +23,11 @@ def sliced_score_matching(
     t: Time | None = None,
     noise: Tensor | None = None,
     *,
-    sigma: float | None = None,
     probes: int = 1,
     distribution: str = "rademacher",
     variance_reduced: bool = True,
     weighting: str | Weighting = "simple",
-    times: str | TimeSampler | None = None,
-    stratified: bool = True,
-    generator: torch.Generator | None = None,
-    cond: Mapping[str, Any] | None = None,
+    **options: Unpack[NoisingOptions],
 ) -> Tensor:
     r"""Sliced score matching of the diffused data, averaged over samples and coordinates.
 
@@ -50,15 +43,12 @@ def sliced_score_matching(
         x0: Data, shape ``(B, *event)``.
         t: Times, scalar or ``(B,)``; drawn if None.
         noise: Standard normal numbers, shape of ``x0``; drawn if None.
-        sigma: A single noise level :math:`\sigma / \alpha` in place of ``t``.
         probes: Directions v for each sample.
         distribution: Of v: "rademacher", "gaussian" or "sphere".
         variance_reduced: Whether the second term is averaged over v exactly.
         weighting: As in :func:`implicit_score_matching`.
-        times: As in :func:`denoising_score_matching`.
-        stratified: Whether times are drawn in strata or independently of each other.
-        generator: Source of times, noise and probes; torch's global one if None.
-        cond: Conditions by name, as for :func:`~sde_models.solve`.
+        **options: ``sigma``, ``times``, ``stratified``, ``generator`` and ``cond``, as in
+            :func:`denoising_score_matching`; the generator draws the probes too.
 
     Returns:
         The loss, a scalar; it may be negative.
@@ -79,12 +69,9 @@ def sliced_score_matching(
     estimator = Hutchinson(probes, distribution)
 
     def objective(score: Field, batch: NoisedBatch) -> Tensor:
-        return sliced_objective(score, batch.xt, estimator, variance_reduced, generator)
+        return sliced_objective(score, batch.xt, estimator, variance_reduced, batch.generator)
 
-    levels = NoiseLevels(t, noise, sigma, times, stratified, generator)
-    return mean_objective(
-        model, x0, objective, levels, weighting, as_conditions(cond, len(x0), x0.device)
-    )
+    return mean_objective(model, x0, objective, t, noise, weighting, **options)
 
 
 def sliced_objective(

@@ -128,11 +128,7 @@ TIME_SAMPLERS: dict[str, TimeSampler] = {
 
 
 def find_times(times: str | TimeSampler) -> TimeSampler:
-    """Look up a sampler of times by name; a function is returned as it is.
-
-    Raises:
-        ValueError: For an unknown name, with the nearest ones.
-    """
+    """Look up a sampler of times by name; a function is returned as it is."""
     return find_named("times", times, TIME_SAMPLERS)
 
 

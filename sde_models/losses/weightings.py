@@ -130,9 +130,5 @@ WEIGHTINGS: dict[str, Weighting] = {
 
 
 def find_weighting(weighting: str | Weighting) -> Weighting:
-    """Look up a weighting by name; an object is returned as it is.
-
-    Raises:
-        ValueError: For an unknown name, with the nearest ones.
-    """
+    """Look up a weighting by name; an object is returned as it is."""
     return find_named("weighting", weighting, WEIGHTINGS)

@@ -23,13 +23,7 @@ from sde_models.nn.time_conditioning import TimeConditionedNetwork
 
 
 class MixingBlock(nn.Module):
-    """One residual block.
-
-    Args:
-        width: Channels.
-        pixels: Number of pixels.
-        embedding: Size of the embedding that scales and shifts it.
-    """
+    """One residual block, scaled and shifted by an embedding."""
 
     def __init__(self, width: int, pixels: int, embedding: int) -> None:
         super().__init__()
@@ -108,12 +102,7 @@ class MixingNetwork(TimeConditionedNetwork):
             nn.init.zeros_(parameter)
 
     def forward(self, t: Tensor, x: Tensor, *, label: Tensor | int | None = None) -> Tensor:
-        """Output in the shape of ``x``; arguments as for :class:`ResidualNetwork`.
-
-        Raises:
-            TypeError: If a label is not an integer, or the network has no classes.
-            ValueError: If a shape does not fit or a label is out of range.
-        """
+        """Output in the shape of ``x``; arguments and errors as for :class:`ResidualNetwork`."""
         embedding = self.embed(t, x, label)
         h = self.read(torch.cat([x, self.positions.expand(len(x), -1, -1, -1)], dim=1))
         for block in self.blocks:

@@ -20,8 +20,6 @@ MIXED_SIDE = 32
 MULTIPLIERS = (1, 2, 2, 2)
 """Channels of the levels of a U-Net; a small image uses only the first of them."""
 
-Make = Callable[[Sequence[int], dict[str, int]], nn.Module]
-
 
 def usual_network(event_shape: Sequence[int]) -> str:
     """Name of the network that suits samples of a shape.
@@ -64,33 +62,20 @@ def find_network(
     make = find_named("network", name, NETWORKS)
     sizes = {"width": width, "depth": depth, "classes": classes}
     given = {key: size for key, size in sizes.items() if size is not None}
-    return make(tuple(event_shape), given)
+    return make(tuple(event_shape), **given)
 
 
-def _residual(event_shape: Sequence[int], sizes: dict[str, int]) -> nn.Module:
-    return ResidualNetwork(event_shape, **sizes)
-
-
-def _mixing(event_shape: Sequence[int], sizes: dict[str, int]) -> nn.Module:
-    return MixingNetwork(event_shape, **sizes)
-
-
-def _unet(event_shape: Sequence[int], sizes: dict[str, int], layout: str) -> nn.Module:
-    names = {"width": "channels", "depth": "blocks", "classes": "classes"}
-    multipliers = MULTIPLIERS[: 1 + _halvings(event_shape)]
-    own: dict[str, Any] = {names[key]: size for key, size in sizes.items()}
-    return UNet(event_shape, layout, multipliers=multipliers, **own)
-
-
-def _halvings(event_shape: Sequence[int]) -> int:
-    """How often both sides of an image can be halved."""
+def _unet(event_shape: Sequence[int], layout: str, **sizes: int) -> nn.Module:
+    names = {"width": "channels", "depth": "blocks"}
     factor = math.gcd(*event_shape[1:])
-    return (factor & -factor).bit_length() - 1
+    halvings = (factor & -factor).bit_length() - 1  # of both sides
+    own: dict[str, Any] = {names.get(key, key): size for key, size in sizes.items()}
+    return UNet(event_shape, layout, multipliers=MULTIPLIERS[: 1 + halvings], **own)
 
 
-NETWORKS: dict[str, Make] = {
-    "residual": _residual,
-    "mixing": _mixing,
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "residual": ResidualNetwork,
+    "mixing": MixingNetwork,
     "ddpm++": partial(_unet, layout="ddpm++"),
     "ncsn++": partial(_unet, layout="ncsn++"),
 }

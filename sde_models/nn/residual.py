@@ -24,11 +24,7 @@ from sde_models.nn.time_conditioning import TimeConditionedNetwork
 
 
 class ResidualBlock(nn.Module):
-    """One residual block with adaptive normalisation.
-
-    Args:
-        width: Size of the state, and of the embedding that scales and shifts it.
-    """
+    """One residual block, scaled and shifted by an embedding of the same width."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from sde_models._utils.integers import check_integer, check_integers
-from sde_models.nn.labels import as_labels
 
 
 class FourierFeatures(nn.Module):
@@ -59,16 +59,7 @@ class FourierFeatures(nn.Module):
 class TimeConditionedNetwork(nn.Module):
     """Base class of networks with one embedding of the time and the label.
 
-    Args:
-        event_shape: Shape of one sample.
-        width: Size of the hidden state.
-        depth: Number of blocks.
-        embedding: Size of the embedding, in units of the width.
-        classes: Number of classes, None for no labels.
-        frequencies: Number of Fourier frequencies of the clock.
-
-    Raises:
-        ValueError: If a size is not positive.
+    Arguments are those of its subclasses, and ``embedding``, its size in units of the width.
     """
 
     def __init__(
@@ -100,17 +91,7 @@ class TimeConditionedNetwork(nn.Module):
         self.activation = nn.SiLU()
 
     def embed(self, t: Tensor, x: Tensor, label: Tensor | int | None) -> Tensor:
-        """The embedding of the clock and the label of each sample, shape ``(B, embedding)``.
-
-        Args:
-            t: Clock, shape ``(B,)``.
-            x: Noised samples, whose shape is checked.
-            label: As :func:`~sde_models.nn.labels.as_labels` takes it.
-
-        Raises:
-            TypeError: If a label is not an integer, or the network has no classes.
-            ValueError: If a shape does not fit or a label is out of range.
-        """
+        """The embedding of the clock and the label of each sample, shape ``(B, embedding)``."""
         if tuple(x.shape[1:]) != self.event_shape:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, this network takes events of shape "
@@ -121,3 +102,44 @@ class TimeConditionedNetwork(nn.Module):
         if self.label is not None:
             embedding = embedding + self.label(labels)
         return self.activation(embedding)
+
+
+def as_labels(label: Tensor | int | None, classes: int | None, like: Tensor) -> Tensor | None:
+    """Check labels and give one to each sample; ``classes`` stands for no label.
+
+    Args:
+        label: Class of each sample, an integer or shape ``(B,)``, from 0 to ``classes``; None for
+            no label.
+        classes: Number of classes; None for a network without, which gets None.
+        like: A tensor with the shape ``(B,)`` and the device of the result.
+
+    Raises:
+        TypeError: If a label is not an integer, or the network has no classes.
+        ValueError: If the shape does not fit or a label is out of range.
+    """
+    if classes is None:
+        if label is not None:
+            raise TypeError("label given to a network without classes: make it with classes=")
+        return None
+    label = classes if label is None else label
+    number = isinstance(label, int) and not isinstance(label, bool)
+    # Filled there: a number that is copied to an accelerator makes the host wait for it.
+    make = partial(torch.full, ()) if number else torch.as_tensor
+    labels = make(label, device=like.device)
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise TypeError(
+            f"label must hold integers, shape {tuple(like.shape)}, got dtype {labels.dtype}"
+        )
+    if labels.ndim and labels.shape != like.shape:
+        raise ValueError(
+            f"label must be one integer or have shape {tuple(like.shape)}, got "
+            f"{tuple(labels.shape)}"
+        )
+    if not torch.compiler.is_compiling():
+        low, high = (label, label) if number else torch.stack(torch.aminmax(labels)).tolist()
+        if low < 0 or high > classes:
+            raise ValueError(
+                f"labels must lie from 0 to {classes}, where {classes} is no label; got labels "
+                f"from {low} to {high}"
+            )
+    return labels.expand(like.shape)

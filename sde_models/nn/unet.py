@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sde_models._utils.errors import nearest_names
 from sde_models._utils.integers import check_integer, check_integers
-from sde_models.nn.labels import as_labels
+from sde_models.nn.time_conditioning import as_labels
 from sde_models.nn.unet_layouts import LAYOUTS, make_unet
 
 
@@ -110,18 +110,7 @@ class UNet(nn.Module):
         )
 
     def forward(self, t: Tensor, x: Tensor, *, label: Tensor | int | None = None) -> Tensor:
-        """Output in the shape of ``x``.
-
-        Args:
-            t: Clock, shape ``(B,)``, as the model's prediction or preconditioning gives it.
-            x: Noised images, shape ``(B, channels, height, width)``.
-            label: Class of each image, an integer or shape ``(B,)``, from 0 to ``classes - 1``;
-                ``classes`` or None for no label.
-
-        Raises:
-            TypeError: If a label is not an integer, or the network has no classes.
-            ValueError: If a shape does not fit or a label is out of range.
-        """
+        """Output in the shape of ``x``; arguments and errors as for :class:`ResidualNetwork`."""
         if tuple(x.shape[1:]) != self.image_shape:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, this network takes images of shape "
@@ -130,11 +119,7 @@ class UNet(nn.Module):
         return self.unet(x, t, as_labels(label, self.classes, t), return_dict=False)[0]
 
     def _heights(self) -> list[int]:
-        """Height of each level.
-
-        Raises:
-            ValueError: If the image cannot be halved so often.
-        """
+        """Height of each level."""
         levels, (_, height, width) = len(self.multipliers), self.image_shape
         factor = 2 ** (levels - 1)
         if height % factor or width % factor:

@@ -14,7 +14,6 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -116,11 +115,13 @@ def make_unet(
         blocks: Residual blocks of each level.
         embeddings: Number of labels, or None.
         dropout: Probability of dropping out an activation.
-
-    Raises:
-        ImportError: If diffusers is not installed.
     """
-    diffusers = import_diffusers()
+    try:
+        diffusers = importlib.import_module("diffusers")  # optional, and slow to import
+    except ImportError as error:
+        raise ImportError(
+            "sm.nn.UNet needs diffusers: pip install sde-models[diffusers]"
+        ) from error
     unet = diffusers.UNet2DModel(
         sample_size=image_shape[1:],
         in_channels=image_shape[0],
@@ -146,20 +147,6 @@ def make_unet(
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
     return unet
-
-
-def import_diffusers() -> ModuleType:
-    """Import diffusers, which is optional and slow to import.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
-    try:
-        return importlib.import_module("diffusers")
-    except ImportError as error:
-        raise ImportError(
-            "sm.nn.UNet needs diffusers: pip install sde-models[diffusers]"
-        ) from error
 
 
 def _narrow(unet: Any, image_channels: int, channels: int, width: int) -> None:

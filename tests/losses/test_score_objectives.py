@@ -327,3 +327,13 @@ def test_a_network_learns_the_score_at_one_level(objective: Any) -> None:
 def test_bad_arguments_are_refused(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(network_model(sm.VESDE()), torch.zeros(4, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [denoising_score_matching, *INTEGRATED.values(), sm.losses.fokker_planck_penalty],
+)
+def test_misspelt_options_are_refused(loss: Any) -> None:
+    model = sm.GaussianMixture(torch.zeros(1, 2), 1.0).score_model(sm.VPSDE())
+    with pytest.raises(TypeError, match="unexpected keyword argument 'stratifed'"):
+        loss(model, torch.zeros(4, 2), stratifed=False)

@@ -23,6 +23,7 @@ flow = sm.solve(sm.ProbabilityFlow(model), x, (1e-3, 1.0), "ode:rk4", steps=10, 
 loss = sm.maximum_likelihood_loss(model, x, intervals=12)
 result = sm.evaluate(model, x, "folder", tol=0.1, dequantization="uniform")
 shards = sm.sample_to_folder(model, 10, "folder", steps=20, denoise=True)
+value = sm.losses.sliced_score_matching(model, x, sigma=0.5, stratified=False, cond={"label": 3})
 """
 WRONG = {
     "misspelt": 'sm.sample(model, (4, 1), "ddim", step=20)',
@@ -30,6 +31,7 @@ WRONG = {
     "of no trace": "sm.log_prob(model, x, nodes=32)",
     "handed on": "sm.bits_per_dim(model, x, levels=4, rtoll=1e-3)",
     "of a path": 'sm.encode_to_folder(model, x, "folder", path=True)',
+    "of a loss": "sm.losses.sliced_score_matching(model, x, stratifed=False)",
     "a condition": "sm.decode(model, x, label=3)",
 }
 
