@@ -11,7 +11,7 @@ import torchsde
 from torch import Tensor
 
 from sde_models._utils.randomness import entropy_from, standard_normal_like
-from sde_models._utils.shapes import per_sample
+from sde_models._utils.shapes import per_sample, time_precision
 from sde_models._utils.split_batches import draw_rows
 from sde_models._utils.streams import Source, independent_parts, of_some_rows
 
@@ -161,8 +161,7 @@ class RememberedIncrements:
     def __init__(self, like: Tensor, generator: Source) -> None:
         self._like, self._generator = like.detach(), generator
         # A known point is how far ahead it lies (infinite: none) and the path's value there.
-        where = torch.float32 if like.device.type == "mps" else torch.float64
-        self._ahead = torch.empty(0, len(like), device=like.device, dtype=where)
+        self._ahead = torch.empty(0, len(like), device=like.device, dtype=time_precision(like))
         self._values = like.new_empty(0, *like.shape)
 
     def draw(self, rows: Tensor, h: Tensor) -> Tensor:

@@ -26,7 +26,14 @@ import torch
 from torch import Tensor
 
 from sde_models._utils.conditions import copied
-from sde_models._utils.shapes import Time, as_time, check_floating, leaf_copy, per_sample
+from sde_models._utils.shapes import (
+    Time,
+    as_time,
+    check_floating,
+    leaf_copy,
+    per_sample,
+    time_precision,
+)
 from sde_models.sdes.base import SDE
 from sde_models.sdes.priors import IsotropicGaussian
 from sde_models.sdes.system import AtNode, AtNodes, as_coefficients
@@ -83,9 +90,8 @@ class GaussianSDE(SDE):
 
     def times(self, values: Tensor | Sequence[float]) -> Tensor:
         """Times in double precision where the device has it, next to the parameters of the SDE."""
-        device = next((p.device for p in self.parameters()), torch.device("cpu"))
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        return torch.as_tensor(values, dtype=dtype, device=device)
+        like = next(self.parameters(), torch.empty(0, device="cpu"))
+        return torch.as_tensor(values, dtype=time_precision(like), device=like.device)
 
     def alpha_rate(self, t: Time) -> Tensor:
         """Time derivative of alpha, shape of ``t``."""

@@ -17,6 +17,7 @@ import torchdiffeq
 from torch import Tensor
 
 from sde_models._utils.errors import StepSizeError
+from sde_models._utils.shapes import time_precision
 from sde_models.solvers.base import Solver
 from sde_models.solvers.external.known_times import KnownTimes
 from sde_models.solvers.problem import Problem
@@ -118,7 +119,8 @@ class AdaptiveTorchdiffeq(TorchdiffeqSolver):
         drift.callback_accept_step = accepting  # type: ignore[assignment]
         drift.callback_reject_step = rejecting  # type: ignore[assignment]
 
-        times = _library_times(self._output_times(problem), problem.x)
+        output_times = torch.cat([problem.times[:1], problem.inner_times, problem.times[-1:]])
+        times = output_times.to(problem.x.device, time_precision(problem.x))
         try:
             states = self._odeint(problem, drift, times, self._control(problem, times))
         except AssertionError as error:
@@ -131,25 +133,9 @@ class AdaptiveTorchdiffeq(TorchdiffeqSolver):
                 t=reached[0], x=reached[1].detach(), nfe=recorder.cost.nfe,
             ) from error  # fmt: skip
         recorder.notify(float(problem.times[-1]), states[-1])
-        self._save(problem, states)
+        for t, x in zip(output_times[1:].tolist(), states[1:], strict=True):
+            recorder.save(t, x)
         return states[-1]
-
-    def _output_times(self, problem: Problem) -> Tensor:
-        if problem.recorder.save_at is None:
-            return problem.times
-        ends = problem.times[[0, -1]]
-        inner = problem.recorder.save_at
-        inner = inner[(inner != ends[0]) & (inner != ends[1])]
-        return torch.cat([ends[:1], inner, ends[1:]])
-
-    def _save(self, problem: Problem, states: Tensor) -> None:
-        recorder, times = problem.recorder, self._output_times(problem).tolist()
-        if recorder.save_all:
-            recorder.save(times[-1], states[-1])
-        elif recorder.save_at is not None:
-            for t, x in zip(times[1:], states[1:], strict=True):
-                if recorder.keeps(t):
-                    recorder.save(t, x)
 
     def _control(self, problem: Problem, times: Tensor) -> dict[str, Any]:
         return {"norm": problem.worst_error, "step_t": times[-1:], "dtype": times.dtype}
@@ -191,7 +177,7 @@ class FixedTorchdiffeq(TorchdiffeqSolver):
 
     def integrate(self, problem: Problem) -> Tensor:
         recorder = problem.recorder
-        nodes = _library_times(problem.times, problem.x)
+        nodes = problem.times.to(problem.x.device, time_precision(problem.x))
         reached: Iterator[float | None] = iter([None, *problem.times.tolist()[1:-1]])
 
         def stepping(t: Tensor, x: Tensor, dt: Tensor) -> None:
@@ -209,7 +195,7 @@ class FixedTorchdiffeq(TorchdiffeqSolver):
 
     def _adjoint_options(self, problem: Problem, times: Tensor) -> dict[str, Any]:
         # torchdiffeq has made the clock rise before it calls the adjoint.
-        nodes = problem.direction * _library_times(problem.times, problem.x).flip(0)
+        nodes = problem.times.to(times).flip(0) * problem.direction
         return {"grid_constructor": lambda func, x, t: nodes, **self._fixed_options()}
 
 
@@ -243,13 +229,6 @@ class AdamsTorchdiffeq(FixedTorchdiffeq):
 
     def _tolerances(self, problem: Problem) -> dict[str, float]:
         return {"rtol": 0.0, "atol": math.inf}  # the first correction counts as converged
-
-
-def _library_times(times: Tensor, x: Tensor) -> Tensor:
-    """Times on the device of the state, in double precision where there is any."""
-    if x.device.type == "mps":
-        return times.to(x)
-    return times.to(device=x.device, dtype=torch.float64)
 
 
 def torchdiffeq_solvers() -> dict[str, Callable[..., Solver]]:
