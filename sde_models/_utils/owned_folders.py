@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +36,9 @@ class OwnedFolder(os.PathLike[str]):
         pattern: Regular expression of the names of the files that are written there, besides those
             that :meth:`note` has noted down.
 
+    Attributes:
+        new: Whether it was marked when it was entered.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as path, OwnedFolder(path, "shards") as folder:
@@ -48,8 +52,8 @@ class OwnedFolder(os.PathLike[str]):
         self.kind = kind
         self.pattern = re.compile(pattern)
         self._lock = FolderLock(self.path)
+        self.new = False
         self._entered = 0
-        self._new = False
         self._made: list[Path] = []
 
     def __fspath__(self) -> str:
@@ -99,16 +103,11 @@ class OwnedFolder(os.PathLike[str]):
     ) -> None:  # fmt: skip
         self._entered -= 1
         if self._entered == 0:
-            if kind is not None and self._new and self._is_bare():
+            if kind is not None and self.new and self._is_bare():
                 (self.path / MARKER).unlink(missing_ok=True)
             self._lock.release()
             for folder in self._made if kind is not None else []:
                 _remove_if_empty(folder)
-
-    @property
-    def new(self) -> bool:
-        """Whether it was marked when it was entered."""
-        return self._new
 
     def check_names(self, *names: str) -> None:
         """Refuse files or folders that are there and were not noted down.
@@ -185,8 +184,8 @@ class OwnedFolder(os.PathLike[str]):
             ) from error
         try:
             self._lock.acquire()
-            self._new = not self.check()
-            if self._new:
+            self.new = not self.check()
+            if self.new:
                 self._mark([])
         except BaseException:
             self._lock.release()
@@ -226,7 +225,5 @@ def _missing(path: Path) -> list[Path]:
 
 
 def _remove_if_empty(path: Path) -> None:
-    try:
+    with suppress(OSError):
         path.rmdir()
-    except OSError:
-        return

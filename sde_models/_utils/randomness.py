@@ -28,9 +28,7 @@ def standard_normal(
 
 def standard_normal_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw N(0, 1) numbers with the shape, dtype and device of ``x``."""
-    where = _drawn_on(generator, x.device)
-    drawn = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=where)
-    return drawn if generator is None else drawn.to(x.device)
+    return standard_normal(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
 def sphere_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -73,11 +73,18 @@ class GaussianSDE(SDE):
     default_grid = "log-snr"
     default_solver = "adams-batch"
     gaussian = True
+    diverges_at: float = math.inf
+    """Time at which the diffusion is infinite, which ``t_max`` must lie below."""
 
     def __init__(self, *, t_min: float, t_max: float, data_std: float = 1.0) -> None:
         super().__init__(t_min=t_min, t_max=t_max)
         if not 0 < data_std < math.inf:
             raise ValueError(f"data_std must be positive and finite, got {data_std}")
+        if t_max >= self.diverges_at:
+            raise ValueError(
+                f"t_max of {type(self).__name__} must lie below {self.diverges_at:g}, where the "
+                f"noise of its SDE is infinite; got {self.t_max}"
+            )
         self.data_std = float(data_std)
 
     def alpha(self, t: Time) -> Tensor:

@@ -87,7 +87,8 @@ class DiffusersSolver(Solver):
         self._try_options()
         self.etas = (1, 1) if noisy else row.etas
         self.integrates = ("ODE",) * (self.etas[0] == 0) + ("SDE",) * (self.etas[1] > 0)
-        self.order = 1 if noisy else row.order(settings)
+        order = row.order(settings) if callable(row.order) else row.order
+        self.order = 1 if noisy else order
         self.evaluations = row.evaluations
 
     def check_system(self, system: System) -> None:
