@@ -110,11 +110,7 @@ class OwnedFolder(os.PathLike[str]):
                 _remove_if_empty(folder)
 
     def check_names(self, *names: str) -> None:
-        """Refuse files or folders that are there and were not noted down.
-
-        Raises:
-            FileExistsError: Naming one.
-        """
+        """Refuse files or folders that are there and were not noted down."""
         for name in names:
             if os.path.lexists(self.path / name) and not self.has(name):
                 raise FileExistsError(
@@ -123,23 +119,14 @@ class OwnedFolder(os.PathLike[str]):
                 )
 
     def note(self, *names: str) -> None:
-        """Note down files or folders before they are written.
-
-        Raises:
-            FileExistsError: As in :meth:`check_names`.
-        """
+        """Note down files or folders before they are written, checked as by :meth:`check_names`."""
         self.check_names(*names)
         known = self._files()
         if new := [name for name in names if name not in known]:
             self._mark([*known, *new])
 
     def write(self, name: str, content: bytes) -> None:
-        """Note a file down and write it.
-
-        Raises:
-            FileExistsError: As in :meth:`note`.
-            OSError: If it cannot be written; what was there before is as it was.
-        """
+        """Note a file down and write it."""
         self.note(name)
         atomic_write(self.path / name, content)
 
@@ -148,11 +135,7 @@ class OwnedFolder(os.PathLike[str]):
         return name in self._files()
 
     def clear(self) -> None:
-        """Delete the files that were written here, and no folder.
-
-        Raises:
-            OSError: If one cannot be deleted.
-        """
+        """Delete the files that were written here, and no folder."""
         if self._read() is None:
             return
         files = self._files()

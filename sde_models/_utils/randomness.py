@@ -59,11 +59,7 @@ def entropy_from(generator: torch.Generator | None) -> int:
 
 
 def check_generator(generator: Any) -> torch.Generator | None:
-    """Return a generator, or None; refuse what is neither.
-
-    Raises:
-        TypeError: If it is neither.
-    """
+    """Return a generator, or None; refuse what is neither."""
     if generator is None or isinstance(generator, torch.Generator):
         return generator
     if isinstance(generator, list | tuple):

@@ -116,11 +116,7 @@ def check_batch(x: Tensor, event_shape: tuple[int, ...] | None = None, name: str
 
 
 def check_floating(x: Tensor, name: str = "x") -> None:
-    """Refuse what is not a floating-point tensor.
-
-    Raises:
-        TypeError: If it is no tensor, or its dtype is not floating.
-    """
+    """Refuse what is not a floating-point tensor."""
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{name} must be a torch.Tensor, got {type(x).__name__}; use torch.as_tensor"

@@ -61,11 +61,7 @@ def as_source(generator: Any, count: int) -> Source:
 
 
 def independent_parts(source: Source, count: int) -> list[tuple[slice, torch.Generator | None]]:
-    """The parts of a batch that draw from a generator of their own: each sample, or all together.
-
-    Raises:
-        TypeError: If the source is a sequence where one generator draws for all.
-    """
+    """The parts of a batch with a generator of their own: each sample, or all together."""
     if isinstance(source, Streams):
         return [(slice(i, i + 1), own) for i, own in enumerate(source)]
     return [(slice(0, count), check_generator(source))]

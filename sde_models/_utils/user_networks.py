@@ -129,11 +129,7 @@ class NetworkCall:
 
 
 def check_shape(output: Tensor, x: Tensor) -> Tensor:
-    """Return an output that has the shape of ``x``.
-
-    Raises:
-        ValueError: If it has another shape.
-    """
+    """Return an output; refuse one that does not have the shape of ``x``."""
     if output.shape != x.shape:
         raise ValueError(
             f"the network returned {tuple(output.shape)} for x of shape {tuple(x.shape)}; it "

@@ -135,11 +135,7 @@ def time_grid(
 
 
 def check_monotone(times: Tensor, t0: float, t1: float, name: str = "grid") -> None:
-    """Refuse times that do not run strictly from ``t0`` to ``t1``.
-
-    Raises:
-        ValueError: Naming the first offending entry.
-    """
+    """Refuse times that do not run strictly from ``t0`` to ``t1``."""
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"{name} must hold two or more times, got shape {tuple(times.shape)}")
     values = times.tolist()

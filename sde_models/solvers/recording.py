@@ -127,11 +127,7 @@ class Recorder:
         self.rejected = (self.rejected or 0) + 1
 
     def check_cap(self, t: float, x: Tensor) -> None:
-        """End a solve that has tried as many steps as it may.
-
-        Raises:
-            StepLimitError: With the time and state reached.
-        """
+        """End a solve that has tried as many steps as it may."""
         tried = self.accepted + (self.rejected or 0)
         if self._max_steps is not None and tried >= self._max_steps:
             raise StepLimitError(

@@ -157,11 +157,7 @@ class DiffusersSolver(Solver):
         return partial(scheduler.step, **{key: given[key] for key in given if key in taken})
 
     def _try_options(self) -> None:
-        """Refuse options for which the scheduler has no formula, by taking a few steps.
-
-        Raises:
-            ValueError: With the error of diffusers.
-        """
+        """Refuse options for which the scheduler has no formula, by taking a few steps."""
         x = torch.zeros(1, 1)
         try:
             scheduler = self._make(10, 1.0)
@@ -212,12 +208,7 @@ def diffusers_solvers() -> dict[str, Callable[..., Solver]]:
 
 
 def _find_class(name: str) -> Any:
-    """The class of a scheduler.
-
-    Raises:
-        ImportError: If diffusers is not installed.
-        ValueError: If it is unknown or left out.
-    """
+    """The class of a scheduler; refuse one that is unknown, left out or not installed."""
     scheduler = name.removeprefix(PREFIX)
     if scheduler in LEFT_OUT:
         raise ValueError(f"there is no solver {name!r}: {scheduler} {LEFT_OUT[scheduler]}")

@@ -139,11 +139,7 @@ class Picard(Solver):
 
 
 def _find_method(method: Any) -> MultistepSolver:
-    """Return the multistep solver of this name, or the one given.
-
-    Raises:
-        ValueError: If it is none, or of too high an order.
-    """
+    """Return the multistep solver of this name, or the one given; refuse any other."""
     found = METHODS[method]() if isinstance(method, str) and method in METHODS else method
     if isinstance(found, MultistepSolver) and found.order <= HIGHEST_ORDER:
         return found
