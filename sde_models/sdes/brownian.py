@@ -10,10 +10,15 @@ import torch
 import torchsde
 from torch import Tensor
 
-from sde_models._utils.randomness import entropy_from, standard_normal_like
+from sde_models._utils.randomness import (
+    Source,
+    entropy_from,
+    independent_parts,
+    of_some_rows,
+    standard_normal_like,
+)
 from sde_models._utils.shapes import per_sample, time_precision
 from sde_models._utils.split_batches import draw_rows
-from sde_models._utils.streams import Source, independent_parts, of_some_rows
 
 
 class _OfState(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde is untyped

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_models._utils.conditions import find_tensors
-from sde_models._utils.streams import Source, as_source
+from sde_models._utils.randomness import Source, as_source
 from sde_models.sdes.base import rounding_of
 from sde_models.sdes.grids import Grid, check_monotone
 from sde_models.sdes.system import System

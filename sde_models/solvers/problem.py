@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sde_models._utils.errors import NonFiniteError
-from sde_models._utils.randomness import standard_normal_like
+from sde_models._utils.randomness import Source, standard_normal_like
 from sde_models._utils.shapes import describe_rows, has_finite_sum, non_finite_rows
 from sde_models._utils.split_batches import draw_rows
-from sde_models._utils.streams import Source
 from sde_models.sdes.system import AtNode, AtNodes, System
 from sde_models.solvers.recording import Recorder
 

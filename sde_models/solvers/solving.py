@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sde_models._utils.counting import count_evaluations
 from sde_models._utils.integers import check_integer
+from sde_models._utils.randomness import Source
 from sde_models._utils.shapes import check_batch
-from sde_models._utils.streams import Source
 from sde_models._utils.user_networks import check_is_function
 from sde_models.sdes.grids import Grid, time_grid
 from sde_models.sdes.system import System

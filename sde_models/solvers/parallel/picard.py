@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sde_models._utils.errors import nearest_names
-from sde_models._utils.streams import independent_parts
+from sde_models._utils.randomness import independent_parts
 from sde_models.sdes.system import System
 from sde_models.solvers.base import Solver
 from sde_models.solvers.multistep.base import MultistepSolver
