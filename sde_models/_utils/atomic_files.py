@@ -38,25 +38,13 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def atomic_write(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file under a temporary name next to ``path``, then rename it.
-
-    Args:
-        path: The file; one that is there is replaced.
-        content: What it will hold.
-
-    Raises:
-        OSError: If it cannot be written; what was there before is as it was.
-    """
+    """Write a file as :func:`atomic_writer` does."""
     with atomic_writer(path) as file:
         file.write(content)
 
 
 def write_synced(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file and wait until the disk has it: for folders that are renamed as one.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """Write a file and wait until the disk has it: for folders that are renamed as one."""
     with _synced_writer(path) as file:
         file.write(content)
 

@@ -102,11 +102,11 @@ def as_conditions(cond: Mapping[str, Any] | None, count: int, device: Any = None
                 "name"
             )
     values = _each(cond, lambda place, value: _as_value(place, value, device))
-    rows = {place: len(value) for place, value in _leaves(values) if _has_rows(value)}
-    for place, found in rows.items():
-        if found not in (1, count):
-            raise ValueError(_wrong_length(place, dict(_leaves(values))[place], count))
-    own = frozenset(place for place, found in rows.items() if found == count != 1)
+    rows = {place: value for place, value in _leaves(values) if _has_rows(value)}
+    for place, value in rows.items():
+        if len(value) not in (1, count):
+            raise ValueError(_wrong_length(place, value, count))
+    own = frozenset(place for place, value in rows.items() if len(value) == count != 1)
     return Conditions(values, own, count, count != 1 or not rows)
 
 

@@ -36,11 +36,7 @@ def check_integer(name: str, value: Any, least: int = 1, most: int | None = None
 
 
 def check_integers(name: str, values: Any, least: int = 1) -> tuple[int, ...]:
-    """Return integers as a tuple, such as the sizes of an event shape; arguments as above.
-
-    Raises:
-        ValueError: If one is no integer, or too small.
-    """
+    """Return integers as a tuple, such as the sizes of an event shape; arguments as above."""
     numbers = [_as_integer(value) for value in values] if isinstance(values, Iterable) else [None]
     found = tuple(number for number in numbers if number is not None and number >= least)
     if len(found) < len(numbers):

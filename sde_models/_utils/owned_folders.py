@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +36,9 @@ class OwnedFolder(os.PathLike[str]):
         pattern: Regular expression of the names of the files that are written there, besides those
             that :meth:`note` has noted down.
 
+    Attributes:
+        new: Whether it was marked when it was entered.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as path, OwnedFolder(path, "shards") as folder:
@@ -48,8 +52,8 @@ class OwnedFolder(os.PathLike[str]):
         self.kind = kind
         self.pattern = re.compile(pattern)
         self._lock = FolderLock(self.path)
+        self.new = False
         self._entered = 0
-        self._new = False
         self._made: list[Path] = []
 
     def __fspath__(self) -> str:
@@ -99,23 +103,14 @@ class OwnedFolder(os.PathLike[str]):
     ) -> None:  # fmt: skip
         self._entered -= 1
         if self._entered == 0:
-            if kind is not None and self._new and self._is_bare():
+            if kind is not None and self.new and self._is_bare():
                 (self.path / MARKER).unlink(missing_ok=True)
             self._lock.release()
             for folder in self._made if kind is not None else []:
                 _remove_if_empty(folder)
 
-    @property
-    def new(self) -> bool:
-        """Whether it was marked when it was entered."""
-        return self._new
-
     def check_names(self, *names: str) -> None:
-        """Refuse files or folders that are there and were not noted down.
-
-        Raises:
-            FileExistsError: Naming one.
-        """
+        """Refuse files or folders that are there and were not noted down."""
         for name in names:
             if os.path.lexists(self.path / name) and not self.has(name):
                 raise FileExistsError(
@@ -124,23 +119,14 @@ class OwnedFolder(os.PathLike[str]):
                 )
 
     def note(self, *names: str) -> None:
-        """Note down files or folders before they are written.
-
-        Raises:
-            FileExistsError: As in :meth:`check_names`.
-        """
+        """Note down files or folders before they are written, checked as by :meth:`check_names`."""
         self.check_names(*names)
         known = self._files()
         if new := [name for name in names if name not in known]:
             self._mark([*known, *new])
 
     def write(self, name: str, content: bytes) -> None:
-        """Note a file down and write it.
-
-        Raises:
-            FileExistsError: As in :meth:`note`.
-            OSError: If it cannot be written; what was there before is as it was.
-        """
+        """Note a file down and write it."""
         self.note(name)
         atomic_write(self.path / name, content)
 
@@ -149,11 +135,7 @@ class OwnedFolder(os.PathLike[str]):
         return name in self._files()
 
     def clear(self) -> None:
-        """Delete the files that were written here, and no folder.
-
-        Raises:
-            OSError: If one cannot be deleted.
-        """
+        """Delete the files that were written here, and no folder."""
         if self._read() is None:
             return
         files = self._files()
@@ -185,8 +167,8 @@ class OwnedFolder(os.PathLike[str]):
             ) from error
         try:
             self._lock.acquire()
-            self._new = not self.check()
-            if self._new:
+            self.new = not self.check()
+            if self.new:
                 self._mark([])
         except BaseException:
             self._lock.release()
@@ -226,7 +208,5 @@ def _missing(path: Path) -> list[Path]:
 
 
 def _remove_if_empty(path: Path) -> None:
-    try:
+    with suppress(OSError):
         path.rmdir()
-    except OSError:
-        return

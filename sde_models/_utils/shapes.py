@@ -60,6 +60,11 @@ def per_sample(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.reshape(-1, *(1,) * (x.ndim - 1))
 
 
+def time_precision(x: Tensor) -> torch.dtype:
+    """The dtype of times and steps for a state: double precision, where its device has any."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
 def leaf_copy(x: Tensor) -> Tensor:
     """A leaf with the values of ``x`` that a derivative can be taken at, in any autograd mode."""
     return x.detach().clone().requires_grad_()
@@ -111,11 +116,7 @@ def check_batch(x: Tensor, event_shape: tuple[int, ...] | None = None, name: str
 
 
 def check_floating(x: Tensor, name: str = "x") -> None:
-    """Refuse what is not a floating-point tensor.
-
-    Raises:
-        TypeError: If it is no tensor, or its dtype is not floating.
-    """
+    """Refuse what is not a floating-point tensor."""
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{name} must be a torch.Tensor, got {type(x).__name__}; use torch.as_tensor"

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sde_models._utils.streams import Source, independent_parts
+from sde_models._utils.randomness import Source, independent_parts
 
 Drawn = TypeVar("Drawn", Tensor, Tensor | None)
 

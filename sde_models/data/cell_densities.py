@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from sde_models._utils.errors import nearest_names
-from sde_models._utils.randomness import uniform_like
+from sde_models._utils.randomness import Source, as_source, uniform_like
 from sde_models._utils.split_batches import draw_rows
-from sde_models._utils.streams import Source, as_source
 from sde_models.data.dequantization import cells, dequantize, within
 from sde_models.data.truncated_normal import LOG_ROOT_TWO_PI, log_mass, quantile
 

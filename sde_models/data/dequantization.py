@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from sde_models._utils.integers import check_integer
-from sde_models._utils.randomness import uniform_like
+from sde_models._utils.randomness import Source, as_source, uniform_like
 from sde_models._utils.shapes import check_batch
 from sde_models._utils.split_batches import draw_rows
-from sde_models._utils.streams import Source, as_source
 
 DATA_RANGE = (-1.0, 1.0)
 """Lowest and highest number of data whose range is not given."""

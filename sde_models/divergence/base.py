@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from sde_models._utils.counting import record_vjps
-from sde_models._utils.dependence import value_with_graph
 from sde_models._utils.shapes import check_not_empty, leaf_copy
+from sde_models._utils.user_networks import value_with_graph
 
 Field = Callable[[Tensor], Tensor]
 MOST_NUMBERS = 2**18

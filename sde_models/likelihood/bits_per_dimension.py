@@ -27,8 +27,8 @@ from torch.distributions import Transform, identity_transform
 
 from sde_models._utils.counting import Cost, HasCost, count_evaluations
 from sde_models._utils.integers import check_integer
+from sde_models._utils.randomness import Source, as_source, independent_parts
 from sde_models._utils.shapes import check_batch
-from sde_models._utils.streams import Source, as_source, independent_parts
 from sde_models.data.cell_densities import Dequantization, find_dequantization
 from sde_models.data.dequantization import DATA_RANGE, check_data_range, check_levels
 from sde_models.divergence.hutchinson import standard_error

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sde_models._utils.conditions import as_conditions
 from sde_models._utils.counting import Cost, HasCost, count_evaluations
-from sde_models._utils.streams import Source, as_source, repeatable
+from sde_models._utils.randomness import Source, as_source, repeatable
 from sde_models.likelihood.settings import LogProbOptions, Settings
 from sde_models.likelihood.strategies import (
     STRATEGIES,

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from sde_models._utils.conditions import Conditions, copied
+from sde_models._utils.randomness import Source, of_some_rows
 from sde_models._utils.split_batches import draw_rows
-from sde_models._utils.streams import Source, of_some_rows
 from sde_models.divergence.base import MOST_NUMBERS, Divergence
 from sde_models.models.base import Model
 

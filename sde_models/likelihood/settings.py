@@ -17,8 +17,7 @@ from sde_models.divergence.registry import find_divergence
 from sde_models.models.base import Model, check_model
 from sde_models.sdes.priors import Prior
 from sde_models.solvers import Solver, make_solver
-from sde_models.solvers.arguments import check_callback
-from sde_models.solvers.options import SolveOptions, check_options
+from sde_models.solvers.options import SolveOptions, check_callback, check_options
 
 DEFAULT_INTERVALS = 64
 """Intervals between the nodes of a quadrature, where none are given."""

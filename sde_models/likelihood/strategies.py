@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from sde_models._utils.conditions import Conditions
+from sde_models._utils.randomness import Source, Streams, of_some_rows
+from sde_models._utils.shapes import time_precision
 from sde_models._utils.split_batches import draw_rows
-from sde_models._utils.streams import Source, Streams, of_some_rows
 from sde_models.divergence.base import Divergence
 from sde_models.likelihood.augmented_flow import AugmentedFlow
 from sde_models.likelihood.probe_allocation import Allocation, Pairs
@@ -28,7 +29,6 @@ from sde_models.models.base import Model
 from sde_models.models.systems import ProbabilityFlow
 from sde_models.sdes.priors import Prior
 from sde_models.solvers import Solution, Solver, Step, solve
-from sde_models.solvers.adaptive.batch_parts import time_precision
 from sde_models.solvers.options import SolveOptions
 
 STEPS_IN_ERROR = 3.0

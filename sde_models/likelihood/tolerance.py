@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._utils.streams import Source, of_some_rows
+from sde_models._utils.randomness import Source, of_some_rows
 from sde_models.likelihood.quadrature import TraceIntegral, Traces, integrate_traces
 from sde_models.likelihood.strategies import STEPS_IN_ERROR, Estimate, QuadratureLikelihood
 from sde_models.solvers import Solution

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sde_models._utils.conditions import as_conditions
 from sde_models._utils.counting import record_vjps
-from sde_models._utils.dependence import value_with_graph
 from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import standard_normal_like
 from sde_models._utils.shapes import Time, check_batch, leaf_copy
+from sde_models._utils.user_networks import value_with_graph
 from sde_models.divergence.base import Products
 from sde_models.models.base import Model
 

@@ -232,11 +232,7 @@ class BoundModel(Model):
 
 
 def check_model(model: Any) -> None:
-    """Refuse what is not a model.
-
-    Raises:
-        TypeError: If it is not a model.
-    """
+    """Refuse what is not a model."""
     if isinstance(getattr(model, "_orig_mod", model), Model):  # torch.compile wraps
         return
     hint = "sm.ScoreModel(network, sde) makes one of a network"
@@ -255,11 +251,7 @@ def _check_sde(sde: Any) -> None:
 
 
 def check_network(network: Any) -> nn.Module:
-    """Return a network; refuse what is not a module.
-
-    Raises:
-        TypeError: If it is not a module.
-    """
+    """Return a network; refuse what is not a module."""
     if isinstance(network, nn.Module):
         return network
     given = f"the class {network.__name__}" if isinstance(network, type) else f"{network!r}"

@@ -9,13 +9,9 @@ from torch import Tensor, nn
 
 from sde_models._utils.conditions import leave_inference_mode
 from sde_models._utils.counting import record_call, record_vjps
-from sde_models._utils.shapes import (
-    Time,
-    leaf_copy,
-    per_sample,
-)
+from sde_models._utils.shapes import Time, leaf_copy, per_sample
+from sde_models._utils.user_networks import NetworkCall
 from sde_models.models.base import Model, check_network
-from sde_models.models.network_calls import call_network
 from sde_models.sdes.base import SDE
 
 
@@ -56,7 +52,7 @@ class EnergyModel(Model):
 
     def _energy(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
         record_call(len(x))
-        energy = call_network(self.network, t.expand(x.shape[0]), x, cond)
+        energy = NetworkCall(self.network)(t.expand(x.shape[0]), x, cond)
         if energy.shape not in ((x.shape[0],), (x.shape[0], 1)):
             raise ValueError(
                 f"the energy network returned shape {tuple(energy.shape)} for a batch of "

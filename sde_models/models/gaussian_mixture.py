@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from sde_models._utils.counting import record_call
 from sde_models._utils.integers import check_integer, check_integers
-from sde_models._utils.randomness import standard_normal_like
+from sde_models._utils.randomness import Source, as_source, standard_normal_like
 from sde_models._utils.shapes import Time, as_time, per_sample
 from sde_models._utils.split_batches import draw_rows
-from sde_models._utils.streams import Source, as_source
 from sde_models.models.base import Model
 from sde_models.sdes.gaussian import GaussianSDE
 

@@ -132,11 +132,7 @@ def load_model(path: str | os.PathLike[str]) -> ScoreModel:
 
 
 def describe_model(model: ScoreModel) -> dict[str, Any]:
-    """Return the settings of a score model, from which :func:`build_model` makes it again.
-
-    Raises:
-        TypeError: As in :func:`save_model`.
-    """
+    """Return the settings of a score model, from which :func:`build_model` makes it again."""
     if type(model) is not ScoreModel:
         made_of_one = isinstance(getattr(model, "model", None), ScoreModel)
         hint = ": save its .model, and make it again after loading" if made_of_one else ""
@@ -189,11 +185,7 @@ UNFIT = (
 
 
 def _check_fit(settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Compare names and shapes with those of a model without memory, however large it would be.
-
-    Raises:
-        ValueError: If they differ.
-    """
+    """Compare names and shapes with those of a model without memory, however large it would be."""
     with torch.device("meta"), _at_most(100 + 10 * len(tensors)):  # constructors replace some
         model = build_model(settings)
     needed = dict(model.state_dict()) if settings["format"] == 1 else find_tensors(model)

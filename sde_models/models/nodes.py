@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sde_models._utils.conditions import copied
 from sde_models._utils.counting import record_call
-from sde_models.models.network_calls import NetworkCall, check_shape
-from sde_models.sdes.system import AtNode, add_scaled, as_coefficients, linear_sum, scalars_like
+from sde_models._utils.user_networks import NetworkCall, check_shape
+from sde_models.sdes.system import AtNode, add_scaled, as_coefficients, linear_sum
 
 
 class ModelNodes:
@@ -33,7 +33,7 @@ class ModelNodes:
     @cached_property
     def t(self) -> tuple[Tensor, ...]:
         """Each node as a scalar tensor like the state."""
-        return scalars_like(self._times, self._like)
+        return self._times.to(self._like).unbind()
 
     def denoise(self, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """The estimates (x0, eps) at node ``k``."""

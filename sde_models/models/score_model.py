@@ -8,12 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from sde_models._utils.counting import record_call
-from sde_models._utils.shapes import (
-    Time,
-    per_sample,
-)
+from sde_models._utils.shapes import Time, per_sample
+from sde_models._utils.user_networks import NetworkCall, check_shape
 from sde_models.models.base import Model, check_network
-from sde_models.models.network_calls import call_network, check_shape
 from sde_models.models.nodes import ModelNodes, NetworkNodes
 from sde_models.models.predictions import Prediction, find_prediction
 from sde_models.sdes.base import SDE
@@ -79,8 +76,8 @@ class ScoreModel(Model):
 
     def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         alpha, sigma = self._scales(t, x)
-        output = self._run(*self._network_input(t, x, alpha, sigma), **cond)
-        return self.prediction.denoise(output, x, alpha, sigma)
+        inputs = self.prediction.network_input(t.expand(x.shape[0]), x, alpha, sigma)
+        return self.prediction.denoise(self._run(*inputs, **cond), x, alpha, sigma)
 
     def at_nodes(self, times: Tensor, like: Tensor, cond: Mapping[str, Any]) -> ModelNodes:
         if type(self).denoise is not ScoreModel.denoise:  # a subclass has its own estimates
@@ -89,7 +86,8 @@ class ScoreModel(Model):
 
     def output(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
         """The network's own output at noised samples, as a loss compares it to a target."""
-        return self._run(*self._network_input(t, x, *self._scales(t, x)), **cond)
+        inputs = self.prediction.network_input(t.expand(x.shape[0]), x, *self._scales(t, x))
+        return self._run(*inputs, **cond)
 
     def target(self, t: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
         """The regression target of :meth:`output` for data ``x0`` with noise ``eps``."""
@@ -99,11 +97,6 @@ class ScoreModel(Model):
         sde = self._gaussian()
         return per_sample(sde.alpha(t), x), per_sample(sde.sigma(t), x)
 
-    def _network_input(
-        self, t: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return self.prediction.network_input(t.expand(x.shape[0]), x, alpha, sigma)
-
     def _run(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
         record_call(len(x))
-        return check_shape(call_network(self.network, t, x, cond), x)
+        return check_shape(NetworkCall(self.network)(t, x, cond), x)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
 from sde_models._utils.integers import check_integers
-from sde_models._utils.streams import Source
+from sde_models._utils.randomness import Source
 from sde_models.likelihood.log_densities import log_prob
 from sde_models.models.base import Model, check_model
 from sde_models.sampling.latents import decode, encode

@@ -14,9 +14,9 @@ from sde_models._utils.conditions import as_conditions, copied
 from sde_models._utils.counting import count_evaluations
 from sde_models._utils.errors import NonFiniteError
 from sde_models._utils.integers import check_integers
+from sde_models._utils.randomness import Source, as_source
 from sde_models._utils.shapes import describe_rows, non_finite_rows
 from sde_models._utils.split_batches import draw_rows
-from sde_models._utils.streams import Source, as_source
 from sde_models.likelihood.log_densities import LogProb, decode_with_log_prob
 from sde_models.likelihood.settings import LogProbOptions
 from sde_models.models.base import Model, check_model

@@ -108,11 +108,9 @@ class SDE(System):
         """
         if t.numel() == 0 or not may_look_at(t):
             return
-        # An end rounded to float32 may lie outside, also when it arrives as float64.
-        slack = 4 * max(torch.finfo(t.dtype).eps, torch.finfo(torch.float32).eps)
         low, high = (float(v) for v in torch.aminmax(t.detach()))
-        least = self.t_min - slack * (self.t_min or self.t_max)
-        if not (least <= low and high <= (1 + slack) * self.t_max):
+        below, above = (rounding_of(end, self.t_max, t.dtype) for end in (self.t_min, self.t_max))
+        if not (self.t_min - below <= low and high <= self.t_max + above):
             one = low == high or math.isnan(low)
             given = f"t={low:g}" if one else f"times from {low:g} to {high:g}"
             raise ValueError(
@@ -135,3 +133,14 @@ class SDE(System):
                 "divergence of g^2, which is not known here; reverse an SDE whose g depends on "
                 "t alone"
             )
+
+
+def rounding_of(end: float, length: float, dtype: torch.dtype = torch.float32) -> float:
+    """How far a time that is meant to be an end of a span may be from it.
+
+    A few roundings of the end itself, not of the span: from 1e-8 to 1e-7 a log-SNR changes as much
+    as from 0.01 to 0.1. For an end at 0 the scale is the length of the span. It may have been
+    rounded to float32, whatever dtype it arrives in.
+    """
+    eps = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+    return 4 * eps * (abs(end) or length)

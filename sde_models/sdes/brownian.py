@@ -10,13 +10,42 @@ import torch
 import torchsde
 from torch import Tensor
 
-from sde_models._utils.randomness import entropy_from, standard_normal_like
-from sde_models._utils.shapes import per_sample
+from sde_models._utils.randomness import (
+    Source,
+    entropy_from,
+    independent_parts,
+    of_some_rows,
+    standard_normal_like,
+)
+from sde_models._utils.shapes import per_sample, time_precision
 from sde_models._utils.split_batches import draw_rows
-from sde_models._utils.streams import Source, independent_parts, of_some_rows
 
 
-class FreshBrownian(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde is untyped
+class _OfState(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde is untyped
+    """Shape, dtype and device of a flat state, which torchsde looks at."""
+
+    __slots__ = ("_like",)
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={tuple(self.shape)})"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._like.device
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._like.shape
+
+
+class FreshBrownian(_OfState):
     r"""Increments drawn anew at each call, with the law of a Brownian motion.
 
     A fixed-step forward solve asks for each interval once, so nothing is stored and memory does not
@@ -33,10 +62,10 @@ class FreshBrownian(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde is
         generator: Source of randomness, torch's global one if None.
     """
 
-    __slots__ = ("_generator", "_like")
+    __slots__ = ("_generator",)
 
     def __init__(self, like: Tensor, generator: Source) -> None:
-        self._like = like
+        super().__init__(like)
         self._generator = generator
 
     def __call__(
@@ -62,36 +91,23 @@ class FreshBrownian(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde is
     def _draw(self) -> Tensor:
         return draw_rows(standard_normal_like, self._like, self._generator)
 
-    def __repr__(self) -> str:
-        return f"FreshBrownian(shape={tuple(self.shape)})"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._like.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._like.device
-
-    @property
-    def shape(self) -> torch.Size:
-        return self._like.shape
-
     @property
     def levy_area_approximation(self) -> str:
         return "foster"
 
 
-class StackedBrownian(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde is untyped
+class StackedBrownian(_OfState):
     """A Brownian motion of a batch, put together from one for each sample.
 
     Args:
+        like: The flat state ``(B, D)``.
         parts: Those of the samples, with flat shapes ``(1, D)``.
     """
 
     __slots__ = ("_parts",)
 
-    def __init__(self, parts: Sequence[torchsde.BaseBrownian]) -> None:
+    def __init__(self, like: Tensor, parts: Sequence[torchsde.BaseBrownian]) -> None:
+        super().__init__(like)
         self._parts = parts
 
     def __call__(self, *interval: Any, **asked: Any) -> Tensor | tuple[Tensor, ...]:
@@ -102,20 +118,6 @@ class StackedBrownian(torchsde.BaseBrownian):  # type: ignore[misc]  # torchsde 
 
     def __repr__(self) -> str:
         return f"StackedBrownian({len(self._parts)} of {self._parts[0]!r})"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self._parts[0].dtype
-        return dtype
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self._parts[0].device
-        return device
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size((len(self._parts), *self._parts[0].shape[1:]))
 
     @property
     def levy_area_approximation(self) -> str:
@@ -143,7 +145,7 @@ def remembering_brownian(
         )
         for rows, own in independent_parts(generator, len(like))
     ]
-    return parts[0] if len(parts) == 1 else StackedBrownian(parts)
+    return parts[0] if len(parts) == 1 else StackedBrownian(like, parts)
 
 
 class RememberedIncrements:
@@ -161,8 +163,7 @@ class RememberedIncrements:
     def __init__(self, like: Tensor, generator: Source) -> None:
         self._like, self._generator = like.detach(), generator
         # A known point is how far ahead it lies (infinite: none) and the path's value there.
-        where = torch.float32 if like.device.type == "mps" else torch.float64
-        self._ahead = torch.empty(0, len(like), device=like.device, dtype=where)
+        self._ahead = torch.empty(0, len(like), device=like.device, dtype=time_precision(like))
         self._values = like.new_empty(0, *like.shape)
 
     def draw(self, rows: Tensor, h: Tensor) -> Tensor:

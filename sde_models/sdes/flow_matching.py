@@ -7,7 +7,6 @@ from torch import Tensor
 
 from sde_models._utils.shapes import Time, as_time
 from sde_models.sdes.gaussian import GaussianSDE
-from sde_models.sdes.unit_interval import require_below_one
 
 
 class FlowMatchingSDE(GaussianSDE):
@@ -31,9 +30,10 @@ class FlowMatchingSDE(GaussianSDE):
         tensor(1.4142)
     """
 
+    diverges_at = 1.0
+
     def __init__(self, *, t_min: float = 1e-3, t_max: float = 0.995, data_std: float = 1.0) -> None:
         super().__init__(t_min=t_min, t_max=t_max, data_std=data_std)
-        require_below_one(self)
 
     def alpha(self, t: Time) -> Tensor:
         return 1 - as_time(t)

@@ -26,7 +26,14 @@ import torch
 from torch import Tensor
 
 from sde_models._utils.conditions import copied
-from sde_models._utils.shapes import Time, as_time, check_floating, leaf_copy, per_sample
+from sde_models._utils.shapes import (
+    Time,
+    as_time,
+    check_floating,
+    leaf_copy,
+    per_sample,
+    time_precision,
+)
 from sde_models.sdes.base import SDE
 from sde_models.sdes.priors import IsotropicGaussian
 from sde_models.sdes.system import AtNode, AtNodes, as_coefficients
@@ -66,11 +73,18 @@ class GaussianSDE(SDE):
     default_grid = "log-snr"
     default_solver = "adams-batch"
     gaussian = True
+    diverges_at: float = math.inf
+    """Time at which the diffusion is infinite, which ``t_max`` must lie below."""
 
     def __init__(self, *, t_min: float, t_max: float, data_std: float = 1.0) -> None:
         super().__init__(t_min=t_min, t_max=t_max)
         if not 0 < data_std < math.inf:
             raise ValueError(f"data_std must be positive and finite, got {data_std}")
+        if t_max >= self.diverges_at:
+            raise ValueError(
+                f"t_max of {type(self).__name__} must lie below {self.diverges_at:g}, where the "
+                f"noise of its SDE is infinite; got {self.t_max}"
+            )
         self.data_std = float(data_std)
 
     def alpha(self, t: Time) -> Tensor:
@@ -83,9 +97,8 @@ class GaussianSDE(SDE):
 
     def times(self, values: Tensor | Sequence[float]) -> Tensor:
         """Times in double precision where the device has it, next to the parameters of the SDE."""
-        device = next((p.device for p in self.parameters()), torch.device("cpu"))
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        return torch.as_tensor(values, dtype=dtype, device=device)
+        like = next(self.parameters(), torch.empty(0, device="cpu"))
+        return torch.as_tensor(values, dtype=time_precision(like), device=like.device)
 
     def alpha_rate(self, t: Time) -> Tensor:
         """Time derivative of alpha, shape of ``t``."""

@@ -18,8 +18,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sde_models._utils.errors import nearest_names
-from sde_models.sdes.base import SDE
+from sde_models._utils.errors import find_named
+from sde_models.sdes.base import SDE, rounding_of
 from sde_models.sdes.gaussian import GaussianSDE
 
 Grid = str | Tensor | Sequence[float] | Callable[[SDE, float, float, int], Tensor]
@@ -110,9 +110,7 @@ def time_grid(
     """
     t0, t1 = t_span
     if isinstance(grid, str):
-        if grid not in GRIDS:
-            raise ValueError(f"unknown grid {grid!r}; {nearest_names(grid, GRIDS)}")
-        grid = GRIDS[grid]
+        grid = find_named("grid", grid, GRIDS)
     if callable(grid):
         if steps is None:
             raise ValueError("a grid given by name or function needs steps, got None: give steps=")
@@ -136,21 +134,8 @@ def time_grid(
     return _with_ends(times, t0, t1)
 
 
-def rounding_of(end: float, length: float) -> float:
-    """How far a time that is meant to be an end of a span may be from it.
-
-    A few float32 roundings of the end itself, not of the span: from 1e-8 to 1e-7 a log-SNR changes
-    as much as from 0.01 to 0.1. For an end at 0 the scale is the length of the span.
-    """
-    return 4 * torch.finfo(torch.float32).eps * (abs(end) or length)
-
-
 def check_monotone(times: Tensor, t0: float, t1: float, name: str = "grid") -> None:
-    """Refuse times that do not run strictly from ``t0`` to ``t1``.
-
-    Raises:
-        ValueError: Naming the first offending entry.
-    """
+    """Refuse times that do not run strictly from ``t0`` to ``t1``."""
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"{name} must hold two or more times, got shape {tuple(times.shape)}")
     values = times.tolist()

@@ -16,7 +16,13 @@ class _LinearBeta(GaussianSDE):
     r"""What VP and sub-VP share: :math:`\beta(t) = \beta_{min} + t(\beta_{max} - \beta_{min})`."""
 
     def __init__(
-        self, beta_min: float, beta_max: float, *, t_min: float, t_max: float, data_std: float
+        self,
+        beta_min: float = 0.1,
+        beta_max: float = 20.0,
+        *,
+        t_min: float = 1e-5,
+        t_max: float = 1.0,
+        data_std: float = 1.0,
     ) -> None:
         super().__init__(t_min=t_min, t_max=t_max, data_std=data_std)
         if not 0 < beta_min <= beta_max < math.inf:
@@ -75,17 +81,6 @@ class VPSDE(_LinearBeta):
         >>> bool((sde.alpha(t) ** 2 + sde.sigma(t) ** 2 - 1).abs() < 1e-6)
         True
     """
-
-    def __init__(
-        self,
-        beta_min: float = 0.1,
-        beta_max: float = 20.0,
-        *,
-        t_min: float = 1e-5,
-        t_max: float = 1.0,
-        data_std: float = 1.0,
-    ) -> None:
-        super().__init__(beta_min, beta_max, t_min=t_min, t_max=t_max, data_std=data_std)
 
     def sigma(self, t: Time) -> Tensor:
         return torch.sqrt(-torch.expm1(-self.integrated_beta(t)))

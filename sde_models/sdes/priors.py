@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from sde_models._utils.randomness import standard_normal
+from sde_models._utils.randomness import Source, as_source, standard_normal
 from sde_models._utils.split_batches import draw_rows
-from sde_models._utils.streams import Source, as_source
 
 
 class Prior(Protocol):

@@ -61,7 +61,7 @@ class System(nn.Module):
             times: Model times, float64 on the CPU.
             like: State whose dtype and device the solve has.
         """
-        t = scalars_like(times, like)
+        t = times.to(like).unbind()
         return AtNodes(
             self,
             drift=lambda: lambda k, x: self.drift(t[k].clone(), x.clone()),
@@ -152,8 +152,3 @@ def linear_sum(
         else:
             total = total + factor * term
     return total
-
-
-def scalars_like(values: Tensor, like: Tensor) -> tuple[Tensor, ...]:
-    """One scalar tensor for each node, with the dtype and device of the state."""
-    return values.to(like).unbind()

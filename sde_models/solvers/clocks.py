@@ -17,8 +17,7 @@ Reference:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +25,7 @@ from torch import Tensor
 from sde_models.sdes.system import System
 
 
-@dataclass(frozen=True)
-class Rates:
+class Rates(NamedTuple):
     r"""How model time and scale change with the clock, each in the shape of the times given.
 
     Attributes:
@@ -42,14 +40,11 @@ class Rates:
 
     def shaped(self, shape: tuple[int, ...], dtype: torch.dtype) -> Rates:
         """The same in another shape and precision."""
-        return Rates(*(value.reshape(shape).to(dtype) for value in self._all()))
+        return Rates(*(value.reshape(shape).to(dtype) for value in self))
 
     def unbind(self) -> list[Rates]:
         """One for each entry of the first dimension."""
-        return [Rates(*parts) for parts in zip(*(v.unbind() for v in self._all()), strict=True)]
-
-    def _all(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.pace, self.scale, self.growth
+        return [Rates(*parts) for parts in zip(*(v.unbind() for v in self), strict=True)]
 
 
 class Clock(ABC):

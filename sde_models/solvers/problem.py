@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sde_models._utils.errors import NonFiniteError
-from sde_models._utils.randomness import standard_normal_like
+from sde_models._utils.randomness import Source, standard_normal_like
 from sde_models._utils.shapes import describe_rows, has_finite_sum, non_finite_rows
 from sde_models._utils.split_batches import draw_rows
-from sde_models._utils.streams import Source
 from sde_models.sdes.system import AtNode, AtNodes, System
 from sde_models.solvers.recording import Recorder
 
@@ -53,6 +52,14 @@ class Problem:
         """Sign of dt."""
         return 1 if self.times[-1] > self.times[0] else -1
 
+    @property
+    def inner_times(self) -> Tensor:
+        """Times of ``path=`` within the span, shape ``(T,)``, float64 on the CPU."""
+        asked = self.recorder.save_at
+        if asked is None:
+            return self.times[:0]
+        return asked[(asked != self.times[0]) & (asked != self.times[-1])]
+
     def at_nodes(self, times: Tensor | None = None) -> GuardedNodes:
         """The equation at the nodes of the solve, or at other times known beforehand."""
         times = self.times if times is None else times
@@ -79,11 +86,7 @@ class Problem:
         return scale
 
     def check_noise_scale(self, scale: Any, x: Tensor) -> Any:
-        """Return a noise scale: a number, or broadcastable against ``x`` sample by sample.
-
-        Raises:
-            ValueError: If its shape does not fit.
-        """
+        """Return a noise scale; refuse one that is no number and does not broadcast against x."""
         if isinstance(scale, float):
             return scale
         scale = torch.as_tensor(scale)
@@ -98,12 +101,12 @@ class Problem:
             )
         return scale
 
-    def check_finite(self, x: Tensor) -> None:
-        """Refuse a result that is NaN or infinite though every drift was finite.
+    def spread(self, rows: Tensor, values: Tensor) -> Tensor:
+        """A batch with these values in their rows and 0 elsewhere."""
+        return torch.zeros_like(self.x).index_copy(0, rows, values.detach())
 
-        Raises:
-            NonFiniteError: With the rows.
-        """
+    def check_finite(self, x: Tensor) -> None:
+        """Refuse a result that is NaN or infinite though every drift was finite."""
         rows = non_finite_rows(x)
         if rows:
             cost, t = self.recorder.cost, float(self.times[-1])
@@ -116,10 +119,8 @@ class Problem:
     @contextmanager
     def recording(self) -> Iterator[Recorder]:
         """Keep the first state, and close the progress bar whatever happens."""
-        start = float(self.times[0])
         try:
-            if self.recorder.keeps(start):
-                self.recorder.save(start, self.x)
+            self.recorder.save(float(self.times[0]), self.x)
             yield self.recorder
             self.recorder.complete()
         finally:
@@ -141,12 +142,7 @@ class GuardedDrift(nn.Module):
         self._recorder = recorder
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """Evaluate the drift at model time ``t``.
-
-        Raises:
-            NonFiniteError: If any entry is NaN or infinite.
-            ValueError: If the shape is not that of ``x``.
-        """
+        """Evaluate the drift at model time ``t``."""
         # Adaptive solvers probe beyond the end of their span, where sigma may be NaN.
         t = t.clamp(self.system.t_min, self.system.t_max)
         drift = self.system.drift(t.clone(), x.clone())
@@ -195,62 +191,33 @@ class GuardedNodes:
         return self._nodes.noise_scale
 
     def drift(self, k: int, x: Tensor) -> Tensor:
-        """The drift at node ``k``.
-
-        Raises:
-            NonFiniteError: If any entry is NaN or infinite.
-            ValueError: If the shape is not that of ``x``.
-        """
+        """The drift at node ``k``."""
         drift = self._nodes.drift(k, x)
         check_drift(self._nodes.system, drift, x)
-        if not has_finite_sum(drift):
-            refuse_non_finite("drift", self._times[k], x, drift, self._recorder)
-        return drift.clone()
+        return self._finite("drift", k, x, drift).clone()
 
     def denoise(self, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The estimates (x0, eps) at node ``k``.
-
-        Raises:
-            NonFiniteError: If any entry is NaN or infinite.
-        """
+        """The estimates (x0, eps) at node ``k``."""
         x0, eps = self._nodes.model.denoise(k, x)
-        if not has_finite_sum(x0):
-            refuse_non_finite("estimate of x0", self._times[k], x, x0, self._recorder)
-        return x0, eps
+        return self._finite("estimate of x0", k, x, x0), eps
 
     def x0(self, k: int, x: Tensor) -> Tensor:
-        """The estimate of x0 alone, which costs less.
-
-        Raises:
-            NonFiniteError: If any entry is NaN or infinite.
-        """
-        x0 = self._nodes.model.x0(k, x)
-        if not has_finite_sum(x0):
-            refuse_non_finite("estimate of x0", self._times[k], x, x0, self._recorder)
-        return x0
+        """The estimate of x0 alone, which costs less."""
+        return self._finite("estimate of x0", k, x, self._nodes.model.x0(k, x))
 
     def weighted(self, of_x0: Tensor, of_eps: Tensor) -> AtNode:
-        """The function of node and state that gives of_x0 x0 + of_eps eps.
-
-        It raises :class:`~sde_models.NonFiniteError` if any entry is NaN or infinite.
-        """
+        """The function of node and state that gives of_x0 x0 + of_eps eps."""
         estimate = self._nodes.model.weighted(of_x0, of_eps)
+        return lambda k, x: self._finite("estimate", k, x, estimate(k, x))
 
-        def guarded(k: int, x: Tensor) -> Tensor:
-            value = estimate(k, x)
-            if not has_finite_sum(value):
-                refuse_non_finite("estimate", self._times[k], x, value, self._recorder)
-            return value
-
-        return guarded
+    def _finite(self, what: str, k: int, x: Tensor, values: Tensor) -> Tensor:
+        if not has_finite_sum(values):
+            refuse_non_finite(what, self._times[k], x, values, self._recorder)
+        return values
 
 
 def check_drift(system: System, drift: Any, x: Tensor) -> None:
-    """Refuse a drift that is not like the state.
-
-    Raises:
-        ValueError: If it is no tensor, or of another shape.
-    """
+    """Refuse a drift that is no tensor of the shape of the state."""
     if not isinstance(drift, Tensor) or drift.shape != x.shape:
         got = f"shape {tuple(drift.shape)}" if isinstance(drift, Tensor) else repr(drift)
         raise ValueError(
@@ -260,11 +227,7 @@ def check_drift(system: System, drift: Any, x: Tensor) -> None:
 
 
 def refuse_non_finite(what: str, t: float, x: Tensor, values: Tensor, recorder: Recorder) -> None:
-    """End a solve whose network has returned NaN or infinity; a sum that overflowed may pass.
-
-    Raises:
-        NonFiniteError: With time, evaluations and rows.
-    """
+    """End a solve whose network has returned NaN or infinity; a sum that overflowed may pass."""
     diverged = non_finite_rows(x)
     rows = diverged or non_finite_rows(values)
     if not rows:

@@ -99,22 +99,17 @@ class Recorder:
         """What the solve has cost so far."""
         return self._counter.cost(self._batch)
 
-    def keeps(self, t: float) -> bool:
-        """Whether the state at this node is to be kept."""
-        if self.save_all:
-            return True
-        return self.save_at is not None and bool((self.save_at == t).any())
-
     def save(self, t: float, x: Tensor) -> None:
-        """Keep a state."""
-        self._saved.append((t, x))
+        """Keep a state if that at this time was asked for."""
+        asked = self.save_at is not None and bool((self.save_at == t).any())
+        if self.save_all or asked:
+            self._saved.append((t, x))
 
     def reach(self, t: float, x: Tensor) -> None:
         """Note a step that ended at ``t`` in the state ``x``, and keep the state if asked for."""
         self.accept(t)
         self.notify(t, x)
-        if self.keeps(t):
-            self.save(t, x)
+        self.save(t, x)
 
     def notify(self, t: float | Tensor, x: Tensor) -> None:
         """Call the user's callback."""
@@ -132,11 +127,7 @@ class Recorder:
         self.rejected = (self.rejected or 0) + 1
 
     def check_cap(self, t: float, x: Tensor) -> None:
-        """End a solve that has tried as many steps as it may.
-
-        Raises:
-            StepLimitError: With the time and state reached.
-        """
+        """End a solve that has tried as many steps as it may."""
         tried = self.accepted + (self.rejected or 0)
         if self._max_steps is not None and tried >= self._max_steps:
             raise StepLimitError(

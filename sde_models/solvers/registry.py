@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from sde_models._utils.errors import nearest_names
@@ -51,7 +51,7 @@ MAKERS: dict[str, Callable[..., Solver]] = {
 }
 
 
-class SolverTable(Mapping[str, Solver]):
+class SolverTable(dict[str, Solver]):
     """Every solver by name, with its properties. Prints as a table.
 
     Example:
@@ -61,16 +61,7 @@ class SolverTable(Mapping[str, Solver]):
     """
 
     def __init__(self) -> None:
-        self._solvers = {name: make() for name, make in MAKERS.items()}
-
-    def __getitem__(self, name: str) -> Solver:
-        return self._solvers[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._solvers)
-
-    def __len__(self) -> int:
-        return len(self._solvers)
+        super().__init__({name: make() for name, make in MAKERS.items()})
 
     def rows(self) -> list[tuple[str, ...]]:
         """Heading and rows, as text."""

@@ -11,23 +11,23 @@ from torch import Tensor
 
 from sde_models._utils.counting import count_evaluations
 from sde_models._utils.integers import check_integer
-from sde_models._utils.model_modes import check_is_function
+from sde_models._utils.randomness import Source
 from sde_models._utils.shapes import check_batch
-from sde_models._utils.streams import Source
+from sde_models._utils.user_networks import check_is_function
 from sde_models.sdes.grids import Grid, time_grid
 from sde_models.sdes.system import System
-from sde_models.solvers.arguments import (
-    check_adjoint,
+from sde_models.solvers.base import Solver
+from sde_models.solvers.options import (
+    SolveOptions,
     check_arguments,
     check_callback,
     check_gradient,
     check_noise_source,
+    check_options,
     check_precision,
     check_span,
     save_times,
 )
-from sde_models.solvers.base import Solver
-from sde_models.solvers.options import SolveOptions, check_options
 from sde_models.solvers.problem import Problem
 from sde_models.solvers.progress import SolveProgress
 from sde_models.solvers.recording import Recorder, Solution
@@ -120,15 +120,14 @@ def solve(
     steps, max_steps = options.get("steps"), options.get("max_steps")
     steps = None if steps is None else check_integer("steps", steps)
     max_steps = None if max_steps is None else check_integer("max_steps", max_steps)
-    check_arguments(method, steps, rtol, atol, grid, max_steps)
+    check_arguments(method, options)
     source = check_noise_source(method, system, generator, len(x))
     check_callback(callback)
     check_precision(method, x, rtol)
     system = system.conditioned(cond, x)
     check_is_function(system)
-    differentiate = check_gradient(method, gradient, x, system)
+    differentiate = check_gradient(method, gradient, path, x, system)
     save_at = save_times(path, span)
-    check_adjoint(method, gradient, path, system)
     times = torch.tensor(span, dtype=torch.float64)
     if not method.adaptive:
         times = _nodes(method, system, span, steps, grid, save_at)

@@ -17,7 +17,7 @@ from support.marginals import ProductMixture
 from torch import Tensor
 
 import sde_models as sm
-from sde_models._utils.streams import Streams, as_source
+from sde_models._utils.randomness import Streams, as_source
 from sde_models.divergence.hutchinson import Automatic
 from sde_models.likelihood import probe_allocation
 from sde_models.likelihood.quadrature import Traces

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._utils.shapes import per_sample
+from sde_models._utils.shapes import per_sample, time_precision
 from sde_models.sdes.brownian import RememberedIncrements
-from sde_models.solvers.adaptive.batch_parts import PartOfBatch, time_precision
+from sde_models.solvers.adaptive.batch_solve import PartOfBatch
 from sde_models.solvers.adaptive.step_control import StepControl, integral, is_accepted
 from sde_models.solvers.base import Solver
 from sde_models.solvers.problem import Problem
@@ -85,7 +85,9 @@ class AdaptiveSDE(Solver):
                 f"solver {self.name!r} cannot use path=True, since each sample takes steps of its "
                 "own: give the times at which to keep the states, or callback="
             )
-        stops = _stops(problem).to(x.device, time_precision(x))
+        # What every sample steps onto: the times of the path, and the end.
+        stop_times = torch.cat([problem.inner_times, problem.times[-1:]])
+        stops = stop_times.to(x.device, time_precision(x))
         kept = None if recorder.save_at is None else x.new_empty(len(stops), *x.shape)
         t = stops.new_full(x.shape[:1], float(problem.times[0]))
         span = abs(float(problem.times[-1] - problem.times[0]))
@@ -129,9 +131,8 @@ class AdaptiveSDE(Solver):
                 aim[arrived] += 1
                 part = PartOfBatch(problem, (aim < len(stops)).nonzero().flatten())
         if kept is not None:
-            for stop, state in zip(_stops(problem).tolist(), kept, strict=True):
-                if recorder.keeps(stop):
-                    recorder.save(stop, state)
+            for stop, state in zip(stop_times.tolist(), kept, strict=True):
+                recorder.save(stop, state)
         return x
 
 
@@ -144,12 +145,3 @@ def _tolerance(problem: Problem, t: Tensor) -> Tensor:
     variance = alpha.square() * data + sigma.square()
     relative, absolute = variance.sqrt(), variance / (alpha * data)
     return torch.minimum(problem.rtol * relative, problem.atol * absolute).to(t)
-
-
-def _stops(problem: Problem) -> Tensor:
-    """Times that every sample steps onto: those of the path, and the end."""
-    end = problem.times[-1:]
-    if problem.recorder.save_at is None:
-        return end
-    inner = problem.recorder.save_at
-    return torch.cat([inner[(inner != problem.times[0]) & (inner != end)], end])

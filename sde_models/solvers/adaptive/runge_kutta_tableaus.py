@@ -16,9 +16,9 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
+from scipy.integrate import RK23, RK45
 from torch import Tensor
 
 from sde_models.sdes.system import add_scaled
@@ -58,52 +58,19 @@ def weighted_sum(weights: Row, slopes: list[Tensor]) -> Tensor:
     return total
 
 
-def _row(text: str) -> Row:
-    return tuple(float(Fraction(number)) for number in text.split())
+def _of_scipy(method: Any) -> Tableau:
+    """The coefficients of an explicit method of SciPy."""
+    inner = (tuple(row[:i]) for i, row in enumerate(method.A.tolist()) if i)
+    return Tableau(
+        order=method.order,
+        nodes=(*method.C.tolist(), 1.0),
+        stages=(*inner, tuple(method.B.tolist())),
+        error=tuple((-method.E).tolist()),  # SciPy takes the smaller order minus the larger
+        dense=tuple(map(tuple, method.P.tolist())),
+    )
 
 
-def _rows(text: str) -> tuple[Row, ...]:
-    return tuple(map(_row, text.strip().splitlines()))
-
-
-BOGACKI_SHAMPINE = Tableau(
-    order=3,
-    nodes=_row("0 1/2 3/4 1"),
-    stages=_rows("""
-        1/2
-        0 3/4
-        2/9 1/3 4/9
-    """),
-    error=_row("-5/72 1/12 1/9 -1/8"),
-    dense=_rows("""
-        1 -4/3 5/9
-        0 1 -2/3
-        0 4/3 -8/9
-        0 -1 1
-    """),
-)
+BOGACKI_SHAMPINE = _of_scipy(RK23)
 """Bogacki-Shampine 3(2) with the cubic through both ends and their slopes."""
-
-DORMAND_PRINCE = Tableau(
-    order=5,
-    nodes=_row("0 1/5 3/10 4/5 8/9 1 1"),
-    stages=_rows("""
-        1/5
-        3/40 9/40
-        44/45 -56/15 32/9
-        19372/6561 -25360/2187 64448/6561 -212/729
-        9017/3168 -355/33 46732/5247 49/176 -5103/18656
-        35/384 0 500/1113 125/192 -2187/6784 11/84
-    """),
-    error=_row("71/57600 0 -71/16695 71/1920 -17253/339200 22/525 -1/40"),
-    dense=_rows("""
-        1 -8048581381/2820520608 8663915743/2820520608 -12715105075/11282082432
-        0 0 0 0
-        0 131558114200/32700410799 -68118460800/10900136933 87487479700/32700410799
-        0 -1754552775/470086768 14199869525/1410260304 -10690763975/1880347072
-        0 127303824393/49829197408 -318862633887/49829197408 701980252875/199316789632
-        0 -282668133/205662961 2019193451/616988883 -1453857185/822651844
-        0 40617522/29380423 -110615467/29380423 69997945/29380423
-    """),
-)
+DORMAND_PRINCE = _of_scipy(RK45)
 """Dormand-Prince 5(4) with Shampine's dense output of order 4."""

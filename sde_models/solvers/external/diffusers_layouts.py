@@ -96,11 +96,7 @@ def integer_timesteps(scheduler: Any, ratios: Tensor) -> Evaluations:
 
 
 def half_integer_timesteps(scheduler: Any, ratios: Tensor) -> Evaluations:
-    """Such a table for PNDM, which needs the middles for the Runge-Kutta steps at its start.
-
-    Raises:
-        ValueError: If there are fewer steps than it starts with.
-    """
+    """Such a table for PNDM, which needs the middles for the Runge-Kutta steps at its start."""
     steps = len(ratios) - 1
     if steps < 4 and not scheduler.config.skip_prk_steps:
         raise ValueError(

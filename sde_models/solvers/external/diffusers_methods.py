@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sde_models._utils.errors import nearest_names
-from sde_models._utils.streams import independent_parts
+from sde_models._utils.randomness import independent_parts
 from sde_models.sdes.system import System, as_coefficients
 from sde_models.solvers.base import Solver
 from sde_models.solvers.external.diffusers_schedulers import LEFT_OUT, OPTIONS, SCHEDULERS, SETTINGS
@@ -87,7 +87,8 @@ class DiffusersSolver(Solver):
         self._try_options()
         self.etas = (1, 1) if noisy else row.etas
         self.integrates = ("ODE",) * (self.etas[0] == 0) + ("SDE",) * (self.etas[1] > 0)
-        self.order = 1 if noisy else row.order(settings)
+        order = row.order(settings) if callable(row.order) else row.order
+        self.order = 1 if noisy else order
         self.evaluations = row.evaluations
 
     def check_system(self, system: System) -> None:
@@ -156,11 +157,7 @@ class DiffusersSolver(Solver):
         return partial(scheduler.step, **{key: given[key] for key in given if key in taken})
 
     def _try_options(self) -> None:
-        """Refuse options for which the scheduler has no formula, by taking a few steps.
-
-        Raises:
-            ValueError: With the error of diffusers.
-        """
+        """Refuse options for which the scheduler has no formula, by taking a few steps."""
         x = torch.zeros(1, 1)
         try:
             scheduler = self._make(10, 1.0)
@@ -211,12 +208,7 @@ def diffusers_solvers() -> dict[str, Callable[..., Solver]]:
 
 
 def _find_class(name: str) -> Any:
-    """The class of a scheduler.
-
-    Raises:
-        ImportError: If diffusers is not installed.
-        ValueError: If it is unknown or left out.
-    """
+    """The class of a scheduler; refuse one that is unknown, left out or not installed."""
     scheduler = name.removeprefix(PREFIX)
     if scheduler in LEFT_OUT:
         raise ValueError(f"there is no solver {name!r}: {scheduler} {LEFT_OUT[scheduler]}")

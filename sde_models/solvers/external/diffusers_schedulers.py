@@ -69,14 +69,6 @@ Order = Callable[[Mapping[str, Any]], float]
 """Order of convergence, by the settings."""
 
 
-def order(number: float) -> Order:
-    """An order that does not depend on settings."""
-    return lambda settings: number
-
-
-_first_order = order(1)
-
-
 def order_of(option: str, at_most: float) -> Order:
     """The order that an option sets, up to a highest one."""
     return lambda settings: min(settings[option], at_most)
@@ -98,7 +90,7 @@ class Scheduler:
 
     Attributes:
         layout: Its table of ratios.
-        order: Order of convergence of the flow.
+        order: Order of convergence of the flow, or how it follows from the settings.
         size: Scale of its state.
         output: The network's output as it reads it.
         settings: Settings that are not its own defaults.
@@ -108,7 +100,7 @@ class Scheduler:
     """
 
     layout: Layout = one_evaluation
-    order: Order = _first_order
+    order: Order | float = 1
     size: Size = vp
     output: Output = eps
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -155,12 +147,12 @@ SCHEDULERS: Mapping[str, Scheduler] = {
     "DEISMultistepScheduler": Scheduler(order=order_of("solver_order", 3)),
     "UniPCMultistepScheduler": Scheduler(order=order_of_unipc),
     "SASolverScheduler": Scheduler(order=order_of_sa_solver, etas=(0, math.inf)),
-    "PNDMScheduler": Scheduler(half_integer_timesteps, order=order(2)),
-    "IPNDMScheduler": Scheduler(angles, order=order(2), output=v),
+    "PNDMScheduler": Scheduler(half_integer_timesteps, order=2),
+    "IPNDMScheduler": Scheduler(angles, order=2, output=v),
     "EulerDiscreteScheduler": Scheduler(size=ve),
     "EulerAncestralDiscreteScheduler": Scheduler(size=ve, etas=(1, 1)),
-    "HeunDiscreteScheduler": Scheduler(heun, order(2), ve, evaluations=2),
-    "KDPM2DiscreteScheduler": Scheduler(midpoint, order(2), ve, evaluations=2),
+    "HeunDiscreteScheduler": Scheduler(heun, 2, ve, evaluations=2),
+    "KDPM2DiscreteScheduler": Scheduler(midpoint, 2, ve, evaluations=2),
     "KDPM2AncestralDiscreteScheduler": Scheduler(
         ancestral_midpoint, size=ve, evaluations=2, etas=(1, 1)
     ),
@@ -177,7 +169,7 @@ SCHEDULERS: Mapping[str, Scheduler] = {
         in_flow_time(one_evaluation), size=flow, output=eps_minus_x0
     ),
     "FlowMatchHeunDiscreteScheduler": Scheduler(
-        in_flow_time(heun), order(2), flow, eps_minus_x0, evaluations=2
+        in_flow_time(heun), 2, flow, eps_minus_x0, evaluations=2
     ),
 }
 """Every scheduler that can be driven, by the name of its class."""

@@ -80,8 +80,12 @@ class ScipySolver(Solver):
         return _as_state(stepper.y, problem)
 
     def _stepper(self, problem: Problem) -> Any:
+        def drift(t: float, y: Array) -> Array:
+            time = torch.tensor(t, dtype=problem.x.dtype, device=problem.x.device)
+            return _as_array(problem.drift(time, _as_state(y, problem)))
+
         return self._stepper_class(problem)(
-            _numpy_drift(problem),
+            drift,
             float(problem.times[0]),
             _as_array(problem.x),
             float(problem.times[-1]),
@@ -174,14 +178,6 @@ def _as_array(x: Tensor) -> Array:
 
 def _as_state(y: Array, problem: Problem) -> Tensor:
     return torch.from_numpy(np.array(y)).to(problem.x).reshape(problem.x.shape)
-
-
-def _numpy_drift(problem: Problem) -> Callable[[float, Array], Array]:
-    def drift(t: float, y: Array) -> Array:
-        time = torch.tensor(t, dtype=problem.x.dtype, device=problem.x.device)
-        return _as_array(problem.drift(time, _as_state(y, problem)))
-
-    return drift
 
 
 def scipy_solvers() -> dict[str, Callable[..., Solver]]:

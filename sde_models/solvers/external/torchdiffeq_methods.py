@@ -17,6 +17,7 @@ import torchdiffeq
 from torch import Tensor
 
 from sde_models._utils.errors import StepSizeError
+from sde_models._utils.shapes import time_precision
 from sde_models.solvers.base import Solver
 from sde_models.solvers.external.known_times import KnownTimes
 from sde_models.solvers.problem import Problem
@@ -40,8 +41,22 @@ class TorchdiffeqSolver(Solver):
         super().__init__(**options)
 
     def _odeint(
-        self, problem: Problem, drift: Any, times: Tensor, options: dict[str, Any]
+        self,
+        problem: Problem,
+        drift: Any,
+        times: Tensor,
+        options: dict[str, Any],
+        adjoint_options: dict[str, Any],
     ) -> Tensor:
+        """The states at some times.
+
+        Args:
+            problem: What is solved.
+            drift: Its drift.
+            times: The times.
+            options: Options of the library for this solve, besides the user's.
+            adjoint_options: Those of the adjoint, for which torchdiffeq has made the clock rise.
+        """
         arguments: dict[str, Any] = {
             "method": self.method,
             "options": {**options, **self.options},
@@ -50,15 +65,11 @@ class TorchdiffeqSolver(Solver):
         if not problem.adjoint:
             return torchdiffeq.odeint(drift, problem.x, times, **arguments)
         return torchdiffeq.odeint_adjoint(
-            drift, problem.x, times,
-            adjoint_options=self._adjoint_options(problem, times), **arguments,
-        )  # fmt: skip
+            drift, problem.x, times, adjoint_options=adjoint_options, **arguments
+        )
 
     def _tolerances(self, problem: Problem) -> dict[str, float]:
         return {"rtol": problem.rtol, "atol": problem.atol}
-
-    def _adjoint_options(self, problem: Problem, times: Tensor) -> dict[str, Any]:
-        raise NotImplementedError
 
 
 class AdaptiveTorchdiffeq(TorchdiffeqSolver):
@@ -118,9 +129,12 @@ class AdaptiveTorchdiffeq(TorchdiffeqSolver):
         drift.callback_accept_step = accepting  # type: ignore[assignment]
         drift.callback_reject_step = rejecting  # type: ignore[assignment]
 
-        times = _library_times(self._output_times(problem), problem.x)
+        output_times = torch.cat([problem.times[:1], problem.inner_times, problem.times[-1:]])
+        times = output_times.to(problem.x.device, time_precision(problem.x))
+        control = {"norm": problem.worst_error, "step_t": times[-1:], "dtype": times.dtype}
+        adjoint = {"step_t": problem.direction * times[:1], "dtype": times.dtype}
         try:
-            states = self._odeint(problem, drift, times, self._control(problem, times))
+            states = self._odeint(problem, drift, times, control, adjoint)
         except AssertionError as error:
             if "underflow in dt" not in str(error):
                 raise
@@ -131,32 +145,9 @@ class AdaptiveTorchdiffeq(TorchdiffeqSolver):
                 t=reached[0], x=reached[1].detach(), nfe=recorder.cost.nfe,
             ) from error  # fmt: skip
         recorder.notify(float(problem.times[-1]), states[-1])
-        self._save(problem, states)
+        for t, x in zip(output_times[1:].tolist(), states[1:], strict=True):
+            recorder.save(t, x)
         return states[-1]
-
-    def _output_times(self, problem: Problem) -> Tensor:
-        if problem.recorder.save_at is None:
-            return problem.times
-        ends = problem.times[[0, -1]]
-        inner = problem.recorder.save_at
-        inner = inner[(inner != ends[0]) & (inner != ends[1])]
-        return torch.cat([ends[:1], inner, ends[1:]])
-
-    def _save(self, problem: Problem, states: Tensor) -> None:
-        recorder, times = problem.recorder, self._output_times(problem).tolist()
-        if recorder.save_all:
-            recorder.save(times[-1], states[-1])
-        elif recorder.save_at is not None:
-            for t, x in zip(times[1:], states[1:], strict=True):
-                if recorder.keeps(t):
-                    recorder.save(t, x)
-
-    def _control(self, problem: Problem, times: Tensor) -> dict[str, Any]:
-        return {"norm": problem.worst_error, "step_t": times[-1:], "dtype": times.dtype}
-
-    def _adjoint_options(self, problem: Problem, times: Tensor) -> dict[str, Any]:
-        # torchdiffeq has made the clock rise before it calls the adjoint.
-        return {"step_t": problem.direction * times[:1], "dtype": times.dtype}
 
 
 class FixedTorchdiffeq(TorchdiffeqSolver):
@@ -185,13 +176,11 @@ class FixedTorchdiffeq(TorchdiffeqSolver):
     ) -> None:
         super().__init__(method, order, evaluations, **options)
         self.fractions = fractions
-
-    def _fixed_options(self) -> dict[str, Any]:
-        return {}
+        self.library_options: dict[str, Any] = {}
 
     def integrate(self, problem: Problem) -> Tensor:
         recorder = problem.recorder
-        nodes = _library_times(problem.times, problem.x)
+        nodes = problem.times.to(problem.x.device, time_precision(problem.x))
         reached: Iterator[float | None] = iter([None, *problem.times.tolist()[1:-1]])
 
         def stepping(t: Tensor, x: Tensor, dt: Tensor) -> None:
@@ -202,15 +191,12 @@ class FixedTorchdiffeq(TorchdiffeqSolver):
         # The adjoint needs a module, and differentiates what is computed beforehand many times.
         drift: Any = problem.drift if problem.adjoint else KnownTimes(problem, self.fractions)
         drift.callback_step = stepping
-        options = {"grid_constructor": lambda func, x, t: nodes, **self._fixed_options()}
-        x = self._odeint(problem, drift, nodes[[0, -1]], options)[-1]
+        back = problem.direction * nodes.flip(0)
+        options = {"grid_constructor": lambda func, x, t: nodes, **self.library_options}
+        adjoint = {"grid_constructor": lambda func, x, t: back, **self.library_options}
+        x = self._odeint(problem, drift, nodes[[0, -1]], options, adjoint)[-1]
         recorder.reach(float(problem.times[-1]), x)
         return x
-
-    def _adjoint_options(self, problem: Problem, times: Tensor) -> dict[str, Any]:
-        # torchdiffeq has made the clock rise before it calls the adjoint.
-        nodes = problem.direction * _library_times(problem.times, problem.x).flip(0)
-        return {"grid_constructor": lambda func, x, t: nodes, **self._fixed_options()}
 
 
 class AdamsTorchdiffeq(FixedTorchdiffeq):
@@ -228,7 +214,7 @@ class AdamsTorchdiffeq(FixedTorchdiffeq):
         self, method: str, order: float, evaluations: int | None, max_order: int, **options: Any
     ) -> None:
         super().__init__(method, order, evaluations, (0.0, *THIRDS), **options)
-        self.max_order = max_order
+        self.library_options = {"max_order": max_order}
 
     def integrate(self, problem: Problem) -> Tensor:
         if problem.x.device.type == "mps":
@@ -238,18 +224,8 @@ class AdamsTorchdiffeq(FixedTorchdiffeq):
             )
         return super().integrate(problem)
 
-    def _fixed_options(self) -> dict[str, Any]:
-        return {"max_order": self.max_order}
-
     def _tolerances(self, problem: Problem) -> dict[str, float]:
         return {"rtol": 0.0, "atol": math.inf}  # the first correction counts as converged
-
-
-def _library_times(times: Tensor, x: Tensor) -> Tensor:
-    """Times on the device of the state, in double precision where there is any."""
-    if x.device.type == "mps":
-        return times.to(x)
-    return times.to(device=x.device, dtype=torch.float64)
 
 
 def torchdiffeq_solvers() -> dict[str, Callable[..., Solver]]:

@@ -69,7 +69,8 @@ class TorchsdeSolver(Solver):
     def integrate(self, problem: Problem) -> Tensor:
         shape, y = problem.x.shape, problem.x.flatten(1)
         clock = problem.times * problem.direction
-        view = _view_of(problem, self.sde_type, self.fractions)
+        form = _DiagonalView if problem.system.state_dependent_noise else _AdditiveView
+        view = form(problem, self.sde_type, self.fractions)
         method = methods.select(method=self.method, sde_type=self.sde_type)(
             sde=ForwardSDE(view), bm=self._brownian(problem, y, clock),
             dt=None, adaptive=False, rtol=None, atol=None, dt_min=None, options={},
@@ -147,11 +148,6 @@ class _DiagonalView(_AdditiveView):
 
     def g(self, c: float | Tensor, y: Tensor) -> Tensor:
         return self._scale(c, y).expand(self._shape).reshape(y.shape)
-
-
-def _view_of(problem: Problem, sde_type: str, fractions: tuple[float, ...]) -> _AdditiveView:
-    view = _DiagonalView if problem.system.state_dependent_noise else _AdditiveView
-    return view(problem, sde_type, fractions)
 
 
 def torchsde_solvers() -> dict[str, Callable[..., Solver]]:

@@ -3,12 +3,12 @@ r"""Predictor-corrector sampling: steps towards the data, each followed by Lange
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_models._utils.errors import nearest_names
+from sde_models._utils.errors import find_named, nearest_names
 from sde_models.sdes.system import System
 from sde_models.solvers.base import Solver
 from sde_models.solvers.langevin.correctors import langevin, langevin_by_norm
@@ -19,33 +19,7 @@ from sde_models.solvers.one_step.euler_maruyama import EulerMaruyama
 from sde_models.solvers.one_step.heun_edm import HeunEDM
 from sde_models.solvers.problem import Problem
 
-
-@runtime_checkable
-class Predictor(Protocol):
-    """A solver whose step can be taken by itself."""
-
-    name: str
-
-    @property
-    def order(self) -> float:
-        """Order of convergence."""
-
-    @property
-    def evaluations(self) -> int | None:
-        """Evaluations for each step."""
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether it integrates SDEs."""
-
-    def stepper(self, problem: Problem) -> Stepper:
-        """Compute what depends on the nodes alone, and return the step."""
-
-    def check_system(self, system: System) -> None:
-        """Refuse a system that it cannot integrate."""
-
-
-PREDICTORS: dict[str, Callable[[], Predictor]] = {
+PREDICTORS: dict[str, Callable[[], Solver]] = {
     ReverseDiffusion.name: ReverseDiffusion,
     Ancestral.name: Ancestral,
     EulerMaruyama.name: EulerMaruyama,
@@ -161,15 +135,11 @@ class PredictorCorrector(Solver):
         return x
 
 
-def _find_predictor(predictor: Any) -> Predictor:
+def _find_predictor(predictor: Any) -> Any:
     """Return the predictor of this name, or the given solver if it can be one."""
     if isinstance(predictor, str):
-        if predictor not in PREDICTORS:
-            raise ValueError(
-                f"unknown predictor {predictor!r}; {nearest_names(predictor, PREDICTORS)}"
-            )
-        return PREDICTORS[predictor]()
-    if not isinstance(predictor, Predictor):
+        return find_named("predictor", predictor, PREDICTORS)()
+    if not (isinstance(predictor, Solver) and hasattr(predictor, "stepper")):
         raise ValueError(
             f"predictor must be a name ({', '.join(PREDICTORS)}) or a solver with a stepper, "
             f"whose step can be taken by itself; got {predictor!r}"

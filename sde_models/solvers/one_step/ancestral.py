@@ -110,11 +110,7 @@ def variance_gained(scales: Scales) -> Tensor:
 
 
 def refuse_other_eta(name: str, system: System, instead: str) -> None:
-    """Refuse a stochasticity other than 1, for a solver that has no other.
-
-    Raises:
-        ValueError: If eta is not 1; with what to use instead.
-    """
+    """Refuse a stochasticity other than 1, for a solver that has no other."""
     if system.eta != 1:
         raise ValueError(
             f"solver {name!r} is for eta=1 and this {type(system).__name__} has "

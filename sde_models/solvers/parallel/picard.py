@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sde_models._utils.errors import nearest_names
-from sde_models._utils.streams import independent_parts
+from sde_models._utils.randomness import independent_parts
 from sde_models.sdes.system import System
 from sde_models.solvers.base import Solver
 from sde_models.solvers.multistep.base import MultistepSolver
@@ -139,11 +139,7 @@ class Picard(Solver):
 
 
 def _find_method(method: Any) -> MultistepSolver:
-    """Return the multistep solver of this name, or the one given.
-
-    Raises:
-        ValueError: If it is none, or of too high an order.
-    """
+    """Return the multistep solver of this name, or the one given; refuse any other."""
     found = METHODS[method]() if isinstance(method, str) and method in METHODS else method
     if isinstance(found, MultistepSolver) and found.order <= HIGHEST_ORDER:
         return found

@@ -198,9 +198,6 @@ class ManyNodes:
     def _refuse(self, window: Window, estimate: Tensor) -> None:
         """End the solve if the estimate at the first node of a window is not finite."""
         problem = self._problem
-        x, values = (
-            torch.zeros_like(problem.x).index_copy(0, window.rows, part.detach())
-            for part in (window.guesses[0], estimate)
-        )
+        x, values = (problem.spread(window.rows, part) for part in (window.guesses[0], estimate))
         t = float(problem.times[window.first])
         refuse_non_finite("estimate", t, x, values, problem.recorder)
