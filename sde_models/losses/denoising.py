@@ -21,6 +21,7 @@ from sde_models._utils.shapes import Time
 from sde_models.losses.noising import NoisingOptions, add_noise
 from sde_models.losses.weightings import Weighting, find_weighting
 from sde_models.models.base import Model
+from sde_models.solvers.options import check_options
 
 
 def denoising_score_matching(
@@ -83,6 +84,7 @@ def denoising_score_matching(
         >>> loss = denoising_score_matching(model, torch.randn(8, 2))
         >>> loss.backward()
     """
+    check_options("denoising_score_matching", options, NoisingOptions)
     found = find_weighting(weighting)
     batch, given = add_noise(model, x0, t, noise, found.times, found.divides_by_density, **options)
     return batch.mean(found.error(model, batch.copied(), given))

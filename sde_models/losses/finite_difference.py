@@ -16,6 +16,7 @@ from sde_models.losses.implicit import mean_objective
 from sde_models.losses.noising import NoisedBatch, NoisingOptions
 from sde_models.losses.weightings import Weighting
 from sde_models.models.base import Model
+from sde_models.solvers.options import check_options
 
 
 def finite_difference_sliced(
@@ -73,6 +74,7 @@ def finite_difference_sliced(
         >>> counter.calls, counter.vjps
         (2, 0)
     """
+    check_options("finite_difference_sliced", options, NoisingOptions)
     if not 0 < step < math.inf:
         raise ValueError(f"step must be positive and finite, got {step!r}")
     drawer = Hutchinson(probes, distribution)

@@ -23,6 +23,7 @@ from sde_models.divergence.registry import find_divergence
 from sde_models.losses.noising import NoisingOptions, add_noise
 from sde_models.losses.times import log_snr_rate
 from sde_models.models.base import Model
+from sde_models.solvers.options import check_options
 
 
 def fokker_planck_residual(
@@ -112,6 +113,7 @@ def fokker_planck_penalty(
         >>> network = sm.nn.ResidualNetwork((2,), width=16, depth=1)
         >>> loss(sm.ScoreModel(network, sm.VPSDE()), torch.randn(8, 2)).backward()
     """
+    check_options("fokker_planck_penalty", options, NoisingOptions)
     batch, given = add_noise(model, x0, t, noise, "log-snr", **options)
     residual = _residual(model, batch.t, batch.xt, divergence, batch.generator, given)
     unit = batch.sde.sigma(batch.t) / log_snr_rate(batch.sde, batch.t)

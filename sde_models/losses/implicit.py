@@ -21,6 +21,7 @@ from sde_models.divergence.registry import find_divergence
 from sde_models.losses.noising import NoisedBatch, NoisingOptions, add_noise
 from sde_models.losses.weightings import Weighting, find_weighting
 from sde_models.models.base import Model
+from sde_models.solvers.options import check_options
 
 Objective = Callable[[Field, NoisedBatch], Tensor]
 """A function J of a score, shape ``(B,)``, at the noised points of a batch."""
@@ -75,6 +76,7 @@ def implicit_score_matching(
         >>> implicit_score_matching(model, x0, 1.0, noise)  # s = -x: -1 + 1/2
         tensor(-0.5...)
     """
+    check_options("implicit_score_matching", options, NoisingOptions)
 
     def objective(score: Field, batch: NoisedBatch) -> Tensor:
         estimator = find_divergence(divergence, batch.xt[0].numel(), along_a_path=False)

@@ -15,6 +15,7 @@ from sde_models.losses.implicit import mean_objective
 from sde_models.losses.noising import NoisedBatch, NoisingOptions
 from sde_models.losses.weightings import Weighting
 from sde_models.models.base import Model
+from sde_models.solvers.options import check_options
 
 
 def sliced_score_matching(
@@ -66,6 +67,7 @@ def sliced_score_matching(
         >>> loss = sliced_score_matching(model, torch.randn(8, 2), sigma=0.5)
         >>> loss.backward()
     """
+    check_options("sliced_score_matching", options, NoisingOptions)
     estimator = Hutchinson(probes, distribution)
 
     def objective(score: Field, batch: NoisedBatch) -> Tensor:

@@ -62,7 +62,7 @@ def check_options(
     """
     names = known.__annotations__
     for name in options:
-        if name == "generator":
+        if name == "generator" and name not in names:
             raise TypeError(f"{function} takes no generator=, since it draws no random numbers")
         if name not in names:
             near = get_close_matches(name, [*names, *further], n=1, cutoff=0.7)
