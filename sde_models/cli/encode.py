@@ -7,39 +7,32 @@ from typing import TYPE_CHECKING
 import typer
 
 from sde_models.cli import options as o
-from sde_models.cli.application import Command, app, examples
-from sde_models.cli.groups import Control, Running, spell_out
+from sde_models.cli.application import command
 
 if TYPE_CHECKING:
     from sde_models.models.score_model import ScoreModel
 
 
-@app.command(
-    cls=Command,
-    epilog=examples(
-        "sde-models encode model.safetensors digits --out latents.npz",
-        "sde-models encode model.safetensors images.npz --levels 256 --rtol 1e-6 --out latents.npz",
-        "sde-models encode model.safetensors shards --device cuda --out latents",
-    ),
+@command(
+    "sde-models encode model.safetensors digits --out latents.npz",
+    "sde-models encode model.safetensors images.npz --levels 256 --rtol 1e-6 --out latents.npz",
+    "sde-models encode model.safetensors shards --device cuda --out latents",
 )
-@spell_out
 def encode(
     *,
     ctx: typer.Context,
     model: o.ModelFile,
     data: o.Data,
     out: o.Out,
-    levels: o.Levels = None,
-    array: o.ArrayName = None,
-    root: o.Root = None,
+    reading: o.Reading,
     n: o.First = None,
     label: o.Label = None,
     data_range: o.DataRange = None,
     solver: o.SolverName = "rk-batch",
-    control: Control,
+    control: o.Control,
     chunk: o.Chunk = 1024,
     seed: o.Seed = 0,
-    running: Running,
+    running: o.Running,
 ) -> None:
     """Carry data to their latents, along the probability flow.
 
@@ -52,10 +45,8 @@ def encode(
     from sde_models.shards.to_folder import encode_to_folder
 
     output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite, data=data)
-    network = read_model(model, running.device, running.dtype, data_range)
-    x, levels = read_data(
-        data, levels=levels, first=n, array=array, root=root, precision=running.dtype
-    )
+    network = read_model(model, running.device, running.torch_dtype, data_range)
+    x, levels = read_data(data, reading, first=n, dtype=running.torch_dtype)
     output.check_shape(shape_of(x))
     with output.opened():
         shards = encode_to_folder(
