@@ -9,7 +9,6 @@ import typer
 
 from sde_models.cli import options as o
 from sde_models.cli.application import command
-from sde_models.cli.names import DATA
 from sde_models.cli.training_options import Architecture, Fitting, Minimised
 
 
@@ -27,8 +26,10 @@ def train(
         str,
         typer.Argument(
             metavar="DATA",
-            help=f"One of {', '.join(DATA)}; or an .npz or .npy file, a folder of shards, or a "
-            "folder with a subfolder of images for each class.",
+            help="One of digits, patches, two-moons, swiss-roll, checkerboard, pinwheel, "
+            "eight-gaussians, twenty-five-gaussians, rings, spiral, mnist, fashion-mnist, cifar10; "
+            "or an .npz or .npy file, a folder of shards, or a folder with a subfolder of images "
+            "for each class.",
         ),
     ],
     out: Annotated[
