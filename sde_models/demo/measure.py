@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +16,12 @@ from sde_models.data import dequantize
 from sde_models.likelihood.bits_per_dimension import BitsPerDim, bits_from_log_prob, bits_per_dim
 from sde_models.models.base import Model
 from sde_models.models.gaussian_mixture import GaussianMixture
+from sde_models.models.score_model import ScoreModel
 from sde_models.sampling.latents import decode, encode
 from sde_models.sampling.samples import sample
 from sde_models.solvers import make_solver
 from sde_models.solvers.options import SolveOptions
-
-Result = TypeVar("Result")
+from sde_models.training import Fit
 
 SAMPLERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("euler-maruyama", {"steps": 200}),
@@ -36,13 +34,6 @@ SAMPLERS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 FINE = "ode:dopri8"
 """Solver of accurate solutions: fewer evaluations than dopri5 at tight tolerances."""
-
-
-def timed(work: Callable[[], Result]) -> tuple[Result, float]:
-    """Return the result of the work and the seconds that it took."""
-    start = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,9 @@ def compare_samplers(
     reference = draw(FINE, {"rtol": 1e-6, "atol": 1e-6}).x
     runs = []
     for name, settings in SAMPLERS:
-        drawn, seconds = timed(partial(draw, name, settings))
+        start = time.perf_counter()
+        drawn = draw(name, settings)
+        seconds = time.perf_counter() - start
         stochastic = make_solver(name).stochastic
         distance = (drawn.x - reference).square().mean().sqrt() * levels / 2
         error = None if stochastic else float(distance)
@@ -216,12 +209,12 @@ def measure_density(
         seed: Seed of the dequantisation.
         progress: Show a progress bar.
     """
-    bits, seconds = timed(
-        lambda: bits_per_dim(
-            model, images, levels, solver="ode:dopri5", rtol=tolerance, atol=tolerance,
-            generator=torch.Generator().manual_seed(seed), progress=progress,
-        )
+    start = time.perf_counter()
+    bits = bits_per_dim(
+        model, images, levels, solver="ode:dopri5", rtol=tolerance, atol=tolerance,
+        generator=torch.Generator().manual_seed(seed), progress=progress,
     )  # fmt: skip
+    seconds = time.perf_counter() - start
     x = dequantize(images, levels, generator=torch.Generator().manual_seed(seed))
     log_prob = fit_gaussian(train, levels).log_prob(x.double())
     return Density(bits, bits_from_log_prob(log_prob, x[0].numel(), 2 / levels), seconds)
@@ -250,3 +243,24 @@ def mean_and_error(values: Tensor) -> dict[str, float]:
         "value": float(values.mean()),
         "stderr": float(values.std()) / math.sqrt(len(values)),
     }
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that the demonstration measures.
+
+    Attributes:
+        trained: The training run.
+        runs: Samples by each solver.
+        x: The dequantised test images of the round trips, shape ``(B, 1, 8, 8)``.
+        trips: Round trips.
+        between: Latents decoded between pairs, shape ``(P, count, 1, 8, 8)``.
+        density: Bits per dimension.
+    """
+
+    trained: Fit[ScoreModel]
+    runs: list[SamplerRun]
+    x: Tensor
+    trips: list[RoundTrip]
+    between: Tensor
+    density: Density

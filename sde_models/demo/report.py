@@ -15,6 +15,7 @@ Example:
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sde_models._utils.atomic_files import atomic_write
 from sde_models.data.dequantization import DATA_RANGE
@@ -109,8 +111,7 @@ def image_strips(
         rows += [montage, gap]
         height += len(montage) + len(gap)
     picture = np.concatenate(rows[:-1])
-    width = 1.4 + 4.6
-    axes = new_axes(title, size=(width, 4.6 * len(picture) / picture.shape[1] + 0.5))
+    axes = new_axes(title, size=(6.0, 4.6 * len(picture) / picture.shape[1] + 0.5))
     axes.imshow(picture, cmap="gray", interpolation="none", vmin=data_range[0], vmax=data_range[1])
     axes.set_xticks([])
     axes.set_yticks(middles, list(strips))
@@ -121,14 +122,10 @@ def image_strips(
 
 def _montage(images: Tensor, columns: int) -> np.ndarray:
     """Tile images row by row with a transparent pixel between them; empty places are so too."""
-    pixels = images[:, 0].detach().double().cpu().numpy()
-    count, height, width = pixels.shape
-    rows = -(-count // columns)
-    picture = np.full((rows * (height + 1), columns * (width + 1)), np.nan)
-    for i, image in enumerate(pixels):
-        top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
-        picture[top : top + height, left : left + width] = image
-    return picture[:-1, :-1]
+    pixels = images[:, 0].detach().double().cpu()
+    tiles = pad(pixels, (0, 1, 0, 1, 0, -len(pixels) % columns), value=math.nan)
+    rows = tiles.unflatten(0, (-1, columns)).transpose(1, 2)
+    return rows.flatten(2).flatten(0, 1)[:-1, :-1].numpy()
 
 
 def add_legend(axes: Axes) -> None:
