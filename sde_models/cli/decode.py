@@ -35,7 +35,7 @@ def decode(
     from sde_models.cli.outputs import find_output
     from sde_models.shards.to_folder import decode_to_folder
 
-    output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite, data=latents)
+    output = find_output(out, overwrite=running.overwrite, data=latents)
     network = read_model(model, running.device, running.torch_dtype, data_range)
     reading = o.Reading(array=array)
     z, _ = read_data(latents, reading, first=n, names=("z", "x"), dtype=running.torch_dtype)

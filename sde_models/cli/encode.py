@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from sde_models.cli import options as o
 from sde_models.cli.application import command
-
-if TYPE_CHECKING:
-    from sde_models.models.score_model import ScoreModel
 
 
 @command(
@@ -44,7 +39,7 @@ def encode(
     from sde_models.cli.outputs import find_output
     from sde_models.shards.to_folder import encode_to_folder
 
-    output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite, data=data)
+    output = find_output(out, overwrite=running.overwrite, data=data)
     network = read_model(model, running.device, running.torch_dtype, data_range)
     x, levels = read_data(data, reading, first=n, dtype=running.torch_dtype)
     output.check_shape(shape_of(x))
@@ -55,11 +50,6 @@ def encode(
             **control.given(), cond=choose_label(network, label),
         )  # fmt: skip
         count, cost = len(shards), shards.cost
-        output.gather(shards, ctx, noise_range(network, shape_of(x)))
+        far = 3 * float(getattr(network.sde.prior(shape_of(x)), "std", 1.0))
+        output.gather(shards, ctx, (-far, far))
     typer.echo(f"{out}: {count} latents, {cost} for each")
-
-
-def noise_range(model: ScoreModel, event_shape: tuple[int, ...]) -> tuple[float, float]:
-    """Latents that are drawn black and white: three standard deviations of the prior."""
-    far = 3 * float(getattr(model.sde.prior(event_shape), "std", 1.0))
-    return -far, far

@@ -59,11 +59,7 @@ def read_range(text: str) -> tuple[float, float]:
 
 
 def place(model: ScoreModel, device: str, dtype: torch.dtype | None) -> ScoreModel:
-    """Move a model to a device and a dtype.
-
-    Raises:
-        ValueError: If there is no such device.
-    """
+    """Move a model to a device and a dtype."""
     try:
         return model.to(device, dtype)
     except (RuntimeError, AssertionError) as error:

@@ -47,7 +47,7 @@ def sample(
     from sde_models.cli.outputs import find_output
     from sde_models.shards.to_folder import sample_to_folder
 
-    output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite)
+    output = find_output(out, overwrite=running.overwrite)
     network = read_model(model, running.device, running.torch_dtype, data_range)
     event_shape = read_shape(shape, network)
     output.check_shape(event_shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -91,9 +92,10 @@ def train(
         run.folder.note(run.model.name)
         save_model(run.model, trained.model)
         metrics = trained.summary()
-        run.write_metrics(metrics | ({"bits_per_dim": bits[0].curve} if bits else {}))
+        measured = metrics | ({"bits_per_dim": bits[0].curve} if bits else {})
+        run.folder.write("metrics.json", f"{json.dumps(measured, indent=2)}\n".encode())
         if is_drawable(found.event_shape):
-            run.write("samples.png", draw_samples(trained.model, seed))
+            run.folder.write("samples.png", draw_samples(trained.model, seed))
     typer.echo(
         f"{run.model}: {trained.steps} steps in {trained.seconds:.0f} s, "
         f"last loss {metrics['last_loss']:.4g}"

@@ -17,7 +17,7 @@ from sde_models.likelihood.bits_per_dimension import BitsPerDim, bits_from_log_p
 from sde_models.models.base import Model
 from sde_models.models.gaussian_mixture import GaussianMixture
 from sde_models.models.score_model import ScoreModel
-from sde_models.sampling.latents import decode, encode
+from sde_models.sampling.latents import Decoding, Encoding, decode, encode
 from sde_models.sampling.samples import sample
 from sde_models.solvers import make_solver
 from sde_models.solvers.options import SolveOptions
@@ -90,20 +90,16 @@ class RoundTrip:
         dtype: Floating dtype, by name.
         tolerance: Relative and absolute tolerance of the solver.
         errors: Largest error in each image, in units of x, shape ``(B,)``.
-        decoded: The decoded data, shape of the data.
-        z: Latents, shape of the data.
-        nfe_encode: Network forward passes for each image to the latents.
-        nfe_decode: Network forward passes for each image back to data.
+        there: The solve to the latents.
+        back: The solve back to data.
         seconds: Time taken.
     """
 
     dtype: str
     tolerance: float
     errors: Tensor
-    decoded: Tensor
-    z: Tensor
-    nfe_encode: float
-    nfe_decode: float
+    there: Encoding
+    back: Decoding
     seconds: float
 
 
@@ -120,26 +116,17 @@ def round_trip(
         dtype=str(dtype).removeprefix("torch."),
         tolerance=tolerance,
         errors=(back.x - x).abs().flatten(1).amax(dim=1),
-        decoded=back.x,
-        z=there.z,
-        nfe_encode=there.nfe,
-        nfe_decode=back.nfe,
+        there=there,
+        back=back,
         seconds=time.perf_counter() - start,
     )
 
 
 def interpolate(model: Model, first: Tensor, last: Tensor, *, count: int, progress: bool) -> Tensor:
-    """Decode latents between pairs of latents.
-
-    Args:
-        model: What gives the score.
-        first: Latents to start from, shape ``(P, *event)``.
-        last: Latents to end at, shape of ``first``.
-        count: Number of latents from one to the other, both ends included.
-        progress: Show a progress bar.
+    """Decode ``count`` latents from each of ``first`` to its partner in ``last``, ends included.
 
     Returns:
-        Images, shape ``(P, count, *event)``.
+        Images, shape ``(P, count, *event)`` for P pairs.
     """
     shares = torch.linspace(0, 1, count, dtype=first.dtype).tolist()
     between = torch.stack([spherical(first, last, share) for share in shares], dim=1)
@@ -152,12 +139,8 @@ def spherical(first: Tensor, last: Tensor, share: float) -> Tensor:
 
     .. math:: \frac{\sin((1 - w)\theta)}{\sin\theta} z_0 + \frac{\sin(w\theta)}{\sin\theta} z_1
 
-    with theta the angle between the two and w the share.
-
-    Args:
-        first: Latents :math:`z_0`, shape ``(B, *event)``.
-        last: Latents :math:`z_1`, shape of ``first``, not parallel to them.
-        share: w, 0 at the first and 1 at the last.
+    with theta the angle between the first :math:`z_0` and the last :math:`z_1`, which are not
+    parallel, and w the share.
 
     Reference:
         Shoemake 1985, Animating rotation with quaternion curves.
@@ -200,14 +183,7 @@ def measure_density(
 ) -> Density:
     """Compute test bits per dimension of the model and of a Gaussian fitted to the training data.
 
-    Args:
-        model: What gives the score.
-        images: Test images, levels, shape ``(B, *event)``.
-        train: Training images, levels, shape ``(N, *event)``.
-        levels: Number of levels.
-        tolerance: Relative and absolute tolerance of the solver.
-        seed: Seed of the dequantisation.
-        progress: Show a progress bar.
+    Both sets of images are levels; the seed is that of the dequantisation.
     """
     start = time.perf_counter()
     bits = bits_per_dim(
@@ -225,10 +201,6 @@ def fit_gaussian(images: Tensor, levels: int) -> GaussianMixture:
 
     Its mean is that of the centres of the levels, of width w; its covariance theirs plus
     :math:`w^2 / 12`, the variance of the uniform noise, in each coordinate.
-
-    Args:
-        images: Levels, shape ``(N, *event)``.
-        levels: Number of levels.
     """
     width = 2 / levels
     centres = -1 + width * (images.flatten(1).double() + 0.5)

@@ -123,7 +123,7 @@ def _add_round_trips(page: Page, results: Results) -> None:
             [
                 trip.dtype,
                 f"{trip.tolerance:g}",
-                f"{trip.nfe_encode:g} + {trip.nfe_decode:g}",
+                f"{trip.there.nfe:g} + {trip.back.nfe:g}",
                 f"{trip.seconds:.1f}",
                 f"{float(trip.errors.max()):.1e}",
             ]
@@ -148,7 +148,7 @@ def _add_round_trips(page: Page, results: Results) -> None:
             "Before and after",
             {
                 "test digits": results.x[:shown],
-                "decoded": results.trips[0].decoded[:shown],
+                "decoded": results.trips[0].back.x[:shown],
             },
         ),
         f"Test digits, and the same encoded and decoded in {results.trips[0].dtype}.",

@@ -58,11 +58,7 @@ def new_axes(
 ) -> Axes:
     """Make a figure with one pair of axes, in the style of the page.
 
-    Args:
-        title: Title, above the axes.
-        x_label: Quantity and unit along x.
-        y_label: Quantity and unit along y.
-        size: Width and height in inches; the page scales the width to fit.
+    The size is in inches; the page scales the width to fit. Labels are a quantity and its unit.
     """
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
@@ -192,11 +188,7 @@ class Page:
         )
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the page, under a temporary name first.
-
-        Raises:
-            OSError: If the file cannot be written.
-        """
+        """Write the page, under a temporary name first."""
         atomic_write(path, self.html().encode())
 
 

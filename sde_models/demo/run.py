@@ -145,7 +145,7 @@ def _work(folder: Path, seed: int, settings: DemoSettings, progress: bool) -> Re
 
     say("interpolating between latents")
     pairs = min(4, len(test) // 2)
-    z = trips[0].z
+    z = trips[0].there.z
     between = interpolate(model, z[:pairs], z[pairs : 2 * pairs], count=11, progress=progress)
 
     say(f"scoring {len(test)} test digits with the exact trace")
@@ -221,8 +221,8 @@ def collect_metrics(results: Results) -> dict[str, Any]:
             trip.dtype: {
                 "tolerance": trip.tolerance,
                 "largest_error": float(trip.errors.max()),
-                "nfe_encode": trip.nfe_encode,
-                "nfe_decode": trip.nfe_decode,
+                "nfe_encode": trip.there.nfe,
+                "nfe_decode": trip.back.nfe,
                 "seconds": trip.seconds,
             }
             for trip in results.trips
