@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,13 +12,6 @@ from sde_models.cli.configuration import load_config
 
 if TYPE_CHECKING:
     import torch
-
-
-class Precision(StrEnum):
-    """Names of floating dtypes."""
-
-    FLOAT32 = "float32"
-    FLOAT64 = "float64"
 
 
 ModelFile = Annotated[
@@ -123,7 +115,7 @@ class Running:
 
     device: Annotated[str, typer.Option(help="Device such as cpu, cuda or cuda:1.")] = "cpu"
     dtype: Annotated[
-        Precision | None,
+        Literal["float32", "float64"] | None,
         typer.Option(help="Floating dtype of model and data; their own if not given."),
     ] = None
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True

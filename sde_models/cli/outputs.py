@@ -57,10 +57,7 @@ class Output:
         """Lock the shards of a file from the first until the file is complete.
 
         A folder of shards is locked by the function that fills it, in one or several processes.
-
-        Raises:
-            FileExistsError: As in :meth:`check`; another command may have come in between.
-            BlockingIOError: If another command is at work there.
+        Another command may have come in between, hence the second check.
         """
         with nullcontext() if self.is_folder else self.shards:
             self.check()
@@ -123,7 +120,7 @@ def find_output(
         out: File or folder of the result.
         endings: Possible endings; an empty one stands for a folder.
         overwrite: Whether to replace the result of an earlier command.
-        data: The data that are read.
+        data: The data that are read, which must not be replaced.
 
     Raises:
         ValueError: For another ending, a file where several processes share the work, or the data

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._utils.counting import Cost, HasCost
 from sde_models.data import dequantize
 from sde_models.likelihood.bits_per_dimension import BitsPerDim, bits_from_log_prob, bits_per_dim
 from sde_models.models.base import Model
 from sde_models.models.gaussian_mixture import GaussianMixture
 from sde_models.models.score_model import ScoreModel
 from sde_models.sampling.latents import Decoding, Encoding, decode, encode
-from sde_models.sampling.samples import sample
+from sde_models.sampling.samples import Sample, sample
 from sde_models.solvers import make_solver
 from sde_models.solvers.options import SolveOptions
 from sde_models.training import Fit
@@ -37,15 +36,14 @@ FINE = "ode:dopri8"
 
 
 @dataclass(frozen=True)
-class SamplerRun(HasCost):
+class SamplerRun:
     """Samples by one solver.
 
     Attributes:
         solver: Name of the solver.
         settings: Its options.
         stochastic: Whether it ran the reverse SDE; else the probability flow.
-        x: Samples, shape ``(n, *event)``.
-        cost: What they cost.
+        drawn: The samples and their cost.
         seconds: Time taken.
         error: Root mean square distance to an accurate solution from the same noise, in grey
             levels; None for an SDE, which has no single solution.
@@ -54,8 +52,7 @@ class SamplerRun(HasCost):
     solver: str
     settings: dict[str, Any]
     stochastic: bool
-    x: Tensor
-    cost: Cost
+    drawn: Sample
     seconds: float
     error: float | None
 
@@ -65,7 +62,7 @@ def compare_samplers(
 ) -> list[SamplerRun]:
     """Draw samples by every solver of :data:`SAMPLERS`, all from the same noise at ``t_max``."""
 
-    def draw(name: str, settings: dict[str, Any]) -> Any:
+    def draw(name: str, settings: dict[str, Any]) -> Sample:
         generator = torch.Generator().manual_seed(seed)
         return sample(model, shape, name, generator=generator, progress=progress, **settings)
 
@@ -78,7 +75,7 @@ def compare_samplers(
         stochastic = make_solver(name).stochastic
         distance = (drawn.x - reference).square().mean().sqrt() * levels / 2
         error = None if stochastic else float(distance)
-        runs.append(SamplerRun(name, settings, stochastic, drawn.x, drawn.cost, seconds, error))
+        runs.append(SamplerRun(name, settings, stochastic, drawn, seconds, error))
     return runs
 
 

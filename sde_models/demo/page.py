@@ -63,10 +63,10 @@ def _add_density(page: Page, metrics: dict[str, Any], results: Results) -> None:
 
 def _add_samples(page: Page, results: Results) -> None:
     page.heading("Samples")
-    count = len(results.runs[0].x)
+    count = len(results.runs[0].drawn.x)
     shown = min(32, count)
     strips = {"real digits": results.x[:shown]}
-    strips |= {run.solver: run.x[:shown] for run in results.runs}
+    strips |= {run.solver: run.drawn.x[:shown] for run in results.runs}
     page.figure(
         image_strips("Real digits and samples", strips),
         "All solvers start from the same noise, so those of the ordinary differential equation "
@@ -79,7 +79,7 @@ def _add_samples(page: Page, results: Results) -> None:
                 run.solver,
                 "reverse SDE" if run.stochastic else "probability flow",
                 _as_words(run.settings),
-                f"{run.nfe:g}",
+                f"{run.drawn.nfe:g}",
                 f"{run.seconds:.2f}",
                 "" if run.error is None else f"{run.error:.2g}",
             ]

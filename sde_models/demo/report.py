@@ -84,11 +84,7 @@ def image_strips(
 ) -> Axes:
     """Draw groups of grey images under each other, each group with its name on the left.
 
-    Args:
-        title: Title of the figure.
-        strips: Images by name of the group, each of shape ``(N, 1, H, W)``.
-        columns: Images in a row.
-        data_range: Values that are drawn black and white.
+    Those of a group have shape ``(N, 1, H, W)``; the ends of the range are drawn black and white.
 
     Raises:
         ValueError: If there are no images, or images of other shapes.

@@ -231,7 +231,7 @@ def collect_metrics(results: Results) -> dict[str, Any]:
             {
                 "solver": run.solver,
                 **run.settings,
-                "nfe": run.nfe,
+                "nfe": run.drawn.nfe,
                 "seconds": run.seconds,
                 "rms_error_grey_levels": run.error,
             }
