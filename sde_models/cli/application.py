@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from functools import wraps
+from inspect import Parameter, signature
 from typing import Annotated, Any
 
 import typer
@@ -72,6 +76,52 @@ def _in_one_line(error: BaseException) -> str:
     return " ".join(str(ours or error).split()) or type(error).__name__
 
 
-def examples(*lines: str) -> str:
-    """Examples for the end of a help text, with their line breaks."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command of the application.
+
+    The fields of a parameter that is a dataclass become options, in the place of the parameter.
+
+    Args:
+        *examples: Examples for the end of its help.
+    """
+    epilog = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples)
+    return lambda function: app.command(cls=Command, epilog=epilog)(spell_out(function))
+
+
+def spell_out(function: Callable[..., None]) -> Callable[..., None]:
+    """The same function, with the fields of its dataclass parameters as parameters.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Control:
+        ...     steps: int
+        ...     rtol: float
+        >>> def work(n: int, control: Control) -> None:
+        ...     print(n, control)
+        >>> spell_out(work)(n=3, steps=10, rtol=0.1)
+        3 Control(steps=10, rtol=0.1)
+        >>> list(signature(spell_out(work)).parameters)
+        ['n', 'steps', 'rtol']
+    """
+    bare = signature(function, eval_str=True)
+    groups = {
+        name: signature(parameter.annotation, eval_str=True).parameters
+        for name, parameter in bare.parameters.items()
+        if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation)
+    }
+
+    @wraps(function)
+    def spelt_out(**options: Any) -> None:
+        for name, fields in groups.items():
+            kind = bare.parameters[name].annotation
+            options[name] = kind(**{field: options.pop(field) for field in fields})
+        function(**options)
+
+    parameters = [
+        field.replace(kind=Parameter.KEYWORD_ONLY)
+        for parameter in bare.parameters.values()
+        for field in groups.get(parameter.name, {"": parameter}).values()
+    ]
+    spelt_out.__signature__ = bare.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return spelt_out

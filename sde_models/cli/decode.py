@@ -5,18 +5,13 @@ from __future__ import annotations
 import typer
 
 from sde_models.cli import options as o
-from sde_models.cli.application import Command, app, examples
-from sde_models.cli.groups import Control, Running, spell_out
+from sde_models.cli.application import command
 
 
-@app.command(
-    cls=Command,
-    epilog=examples(
-        "sde-models decode model.safetensors latents.npz --out back.npz",
-        "sde-models decode model.safetensors latents.npz --solver dpmpp-3m --out back.png",
-    ),
+@command(
+    "sde-models decode model.safetensors latents.npz --out back.npz",
+    "sde-models decode model.safetensors latents.npz --solver dpmpp-3m --out back.png",
 )
-@spell_out
 def decode(
     *,
     ctx: typer.Context,
@@ -28,9 +23,9 @@ def decode(
     label: o.Label = None,
     data_range: o.DataRange = None,
     solver: o.SolverName = "rk-batch",
-    control: Control,
+    control: o.Control,
     chunk: o.Chunk = 1024,
-    running: Running,
+    running: o.Running,
 ) -> None:
     """Carry latents back to data, along the probability flow.
 
@@ -40,9 +35,10 @@ def decode(
     from sde_models.cli.outputs import find_output
     from sde_models.shards.to_folder import decode_to_folder
 
-    output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite, data=latents)
-    network = read_model(model, running.device, running.dtype, data_range)
-    z, _ = read_data(latents, first=n, array=array, names=("z", "x"), precision=running.dtype)
+    output = find_output(out, overwrite=running.overwrite, data=latents)
+    network = read_model(model, running.device, running.torch_dtype, data_range)
+    reading = o.Reading(array=array)
+    z, _ = read_data(latents, reading, first=n, names=("z", "x"), dtype=running.torch_dtype)
     output.check_shape(shape_of(z))
     with output.opened():
         shards = decode_to_folder(

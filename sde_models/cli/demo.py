@@ -8,14 +8,11 @@ from typing import Annotated
 import typer
 
 from sde_models.cli import options as o
-from sde_models.cli.application import Command, app, examples
+from sde_models.cli.application import command
 from sde_models.cli.configuration import config_content
 
 
-@app.command(
-    cls=Command,
-    epilog=examples("sde-models demo", "sde-models demo --quick --out /tmp/look --seed 3"),
-)
+@command("sde-models demo", "sde-models demo --quick --out /tmp/look --seed 3")
 def demo(
     ctx: typer.Context,
     out: Annotated[

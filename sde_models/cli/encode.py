@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from sde_models.cli import options as o
-from sde_models.cli.application import Command, app, examples
-from sde_models.cli.groups import Control, Running, spell_out
-
-if TYPE_CHECKING:
-    from sde_models.models.score_model import ScoreModel
+from sde_models.cli.application import command
 
 
-@app.command(
-    cls=Command,
-    epilog=examples(
-        "sde-models encode model.safetensors digits --out latents.npz",
-        "sde-models encode model.safetensors images.npz --levels 256 --rtol 1e-6 --out latents.npz",
-        "sde-models encode model.safetensors shards --device cuda --out latents",
-    ),
+@command(
+    "sde-models encode model.safetensors digits --out latents.npz",
+    "sde-models encode model.safetensors images.npz --levels 256 --rtol 1e-6 --out latents.npz",
+    "sde-models encode model.safetensors shards --device cuda --out latents",
 )
-@spell_out
 def encode(
     *,
     ctx: typer.Context,
     model: o.ModelFile,
     data: o.Data,
     out: o.Out,
-    levels: o.Levels = None,
-    array: o.ArrayName = None,
-    root: o.Root = None,
+    reading: o.Reading,
     n: o.First = None,
     label: o.Label = None,
     data_range: o.DataRange = None,
     solver: o.SolverName = "rk-batch",
-    control: Control,
+    control: o.Control,
     chunk: o.Chunk = 1024,
     seed: o.Seed = 0,
-    running: Running,
+    running: o.Running,
 ) -> None:
     """Carry data to their latents, along the probability flow.
 
@@ -51,11 +39,9 @@ def encode(
     from sde_models.cli.outputs import find_output
     from sde_models.shards.to_folder import encode_to_folder
 
-    output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite, data=data)
-    network = read_model(model, running.device, running.dtype, data_range)
-    x, levels = read_data(
-        data, levels=levels, first=n, array=array, root=root, precision=running.dtype
-    )
+    output = find_output(out, overwrite=running.overwrite, data=data)
+    network = read_model(model, running.device, running.torch_dtype, data_range)
+    x, levels = read_data(data, reading, first=n, dtype=running.torch_dtype)
     output.check_shape(shape_of(x))
     with output.opened():
         shards = encode_to_folder(
@@ -64,11 +50,6 @@ def encode(
             **control.given(), cond=choose_label(network, label),
         )  # fmt: skip
         count, cost = len(shards), shards.cost
-        output.gather(shards, ctx, noise_range(network, shape_of(x)))
+        far = 3 * float(getattr(network.sde.prior(shape_of(x)), "std", 1.0))
+        output.gather(shards, ctx, (-far, far))
     typer.echo(f"{out}: {count} latents, {cost} for each")
-
-
-def noise_range(model: ScoreModel, event_shape: tuple[int, ...]) -> tuple[float, float]:
-    """Latents that are drawn black and white: three standard deviations of the prior."""
-    far = 3 * float(getattr(model.sde.prior(event_shape), "std", 1.0))
-    return -far, far

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from sde_models._utils.errors import nearest_names
-from sde_models.cli.options import Precision
+from sde_models.cli.options import Reading
 from sde_models.data import DATA, TrainingData, find_data, image_folder, read_array
 from sde_models.data.dequantization import check_data_range
 from sde_models.data.registry import FROM_FILES
@@ -24,7 +24,7 @@ MODEL_FILE = "model.safetensors"
 
 
 def read_model(
-    path: Path, device: str, precision: Precision | None, data_range: str | None
+    path: Path, device: str, dtype: torch.dtype | None, data_range: str | None
 ) -> ScoreModel:
     """Read a model onto a device, from its file or the folder of a training run.
 
@@ -33,7 +33,7 @@ def read_model(
         ValueError: If it is no model file, there is no such device, or the range is not valid.
     """
     file = path / MODEL_FILE if path.is_dir() else path
-    model = place(load_model(file), device, precision)
+    model = place(load_model(file), device, dtype)
     if data_range is not None:
         model.data_range = read_range(data_range)
     return model
@@ -58,14 +58,10 @@ def read_range(text: str) -> tuple[float, float]:
         ) from error
 
 
-def place(model: ScoreModel, device: str, precision: Precision | None) -> ScoreModel:
-    """Move a model to a device and a dtype.
-
-    Raises:
-        ValueError: If there is no such device.
-    """
+def place(model: ScoreModel, device: str, dtype: torch.dtype | None) -> ScoreModel:
+    """Move a model to a device and a dtype."""
     try:
-        return model.to(device, None if precision is None else precision.dtype)
+        return model.to(device, dtype)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"device {device!r} cannot be used: {reason}") from error
@@ -94,62 +90,45 @@ def choose_label(model: ScoreModel, label: int | None) -> dict[str, Any]:
 
 def read_data(
     where: str,
+    reading: Reading,
     *,
-    levels: int | None = None,
     first: int | None = None,
-    array: str | None = None,
     names: tuple[str, str] = ("x", "z"),
-    root: Path | None = None,
-    precision: Precision | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor | Dataset[Any], int | None]:
     """Data, and the number of their levels, None for floating data.
 
     Args:
         where: A name in ``sm.data.DATA``, of which the part for testing is taken, a folder of
             shards or of folders with images, or a file of arrays.
-        levels: Number of levels, if given.
+        reading: How to read them.
         first: Number of samples to take, from the first on; all if None.
-        array: Name of the array in the file.
-        names: Names to try if no name is given.
-        root: Folder of the files of a data set.
-        precision: Dtype of floating data.
+        names: Names of an array to try if none is given.
+        dtype: Dtype of floating data.
 
     Raises:
         FileNotFoundError: If there is nothing of that name.
         ValueError: If it cannot be read, or holds integers without a number of levels.
     """
-    found = read_training_data(
-        where, levels=levels, array=array, names=names, root=root, precision=precision
-    )
+    found = read_training_data(where, reading, names=names, dtype=dtype)
     samples: Any = found.train if found.test is None else found.test
     if not isinstance(samples, Tensor):
         return Subset(samples, range(len(samples))[:first]), found.levels
     x = samples[:first]
-    keep = found.levels is not None or precision is None
-    return x if keep else x.to(precision.dtype), found.levels  # type: ignore[union-attr]
+    keep = dtype is None or found.levels is not None
+    return x if keep else x.to(dtype), found.levels
 
 
 def read_training_data(
     where: str,
+    reading: Reading,
     *,
-    levels: int | None = None,
-    array: str | None = None,
     names: tuple[str, str] = ("x", "z"),
-    root: Path | None = None,
     labels: bool = False,
-    precision: Precision | None = None,
+    dtype: torch.dtype | None = None,
 ) -> TrainingData:
-    """All of the data; arguments and errors as for :func:`read_data`.
-
-    Args:
-        where: As there.
-        levels: As there.
-        array: As there.
-        names: As there.
-        root: As there.
-        labels: Whether to read the labels of a file too.
-        precision: As there.
-    """
+    """All of the data, with the labels of a file if asked for, otherwise as :func:`read_data`."""
+    array, levels, root = reading.array, reading.levels, reading.root
     if root is not None and where not in FROM_FILES:
         raise ValueError(f"--root is for {', '.join(FROM_FILES)}, got {where}: leave it out")
     if where in DATA:
@@ -160,7 +139,6 @@ def read_training_data(
         found = find_data(where, root)
         return replace(found, levels=_levels_of(where, levels, found.levels))
     if Path(where).is_dir():
-        dtype = None if precision is None else precision.dtype
         return _read_folder(where, array, levels, dtype)
     if not Path(where).exists() and not Path(where).suffix:
         raise FileNotFoundError(

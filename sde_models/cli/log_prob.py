@@ -9,21 +9,15 @@ from typing import Annotated
 import typer
 
 from sde_models.cli import options as o
-from sde_models.cli.application import Command, app, examples
-from sde_models.cli.groups import Control, Running, spell_out
+from sde_models.cli.application import command
 
 
-@app.command(
-    "log-prob",
-    cls=Command,
-    epilog=examples(
-        "sde-models log-prob model.safetensors points.npz --tol 0.05 --out result.json",
-        "sde-models log-prob model.safetensors digits --tol 0.5 --out result.npz",
-        "sde-models log-prob model.safetensors images.npz --levels 256 --divergence hutchinson "
-        "--out result",
-    ),
+@command(
+    "sde-models log-prob model.safetensors points.npz --tol 0.05 --out result.json",
+    "sde-models log-prob model.safetensors digits --tol 0.5 --out result.npz",
+    "sde-models log-prob model.safetensors images.npz --levels 256 --divergence hutchinson "
+    "--out result",
 )
-@spell_out
 def log_prob(
     *,
     ctx: typer.Context,
@@ -41,9 +35,7 @@ def log_prob(
     tol: Annotated[
         float | None, typer.Option(help="Total error to reach for each sample, in nats.")
     ] = None,
-    levels: o.Levels = None,
-    array: o.ArrayName = None,
-    root: o.Root = None,
+    reading: o.Reading,
     n: o.First = None,
     label: o.Label = None,
     data_range: o.DataRange = None,
@@ -54,10 +46,10 @@ def log_prob(
     intervals: Annotated[
         int | None, typer.Option(help="Intervals of the quadrature, a multiple of 4.")
     ] = None,
-    control: Control,
+    control: o.Control,
     chunk: o.Chunk = 256,
     seed: o.Seed = 0,
-    running: Running,
+    running: o.Running,
 ) -> None:
     """Compute log-densities of data in nats, or with levels bits per dimension, and their errors.
 
@@ -69,10 +61,8 @@ def log_prob(
     from sde_models.shards.evaluation import evaluate
 
     output = find_output(out, (".npz", ".json", ""), overwrite=running.overwrite, data=data)
-    network = read_model(model, running.device, running.dtype, data_range)
-    x, levels = read_data(
-        data, levels=levels, first=n, array=array, root=root, precision=running.dtype
-    )
+    network = read_model(model, running.device, running.torch_dtype, data_range)
+    x, levels = read_data(data, reading, first=n, dtype=running.torch_dtype)
     with output.opened():
         found = evaluate(
             network, x, output.shards, levels=levels, chunk=chunk, seed=seed, solver=solver,

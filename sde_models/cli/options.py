@@ -1,10 +1,10 @@
-"""Options that several commands take, each defined once."""
+"""Options that several commands take, each defined once, alone or in a group."""
 
 from __future__ import annotations
 
-from enum import StrEnum
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,20 +12,6 @@ from sde_models.cli.configuration import load_config
 
 if TYPE_CHECKING:
     import torch
-
-
-class Precision(StrEnum):
-    """Names of floating dtypes."""
-
-    FLOAT32 = "float32"
-    FLOAT64 = "float64"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of that name."""
-        import torch
-
-        return {"float32": torch.float32, "float64": torch.float64}[self.value]
 
 
 ModelFile = Annotated[
@@ -50,16 +36,11 @@ Out = Annotated[
         "of shards.",
     ),
 ]  # fmt: skip
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")]
 ArrayName = Annotated[
     str | None, typer.Option("--array", help="Name of the array in DATA, if it is not x or z.")
 ]
 First = Annotated[
     int | None, typer.Option("--n", "-n", min=1, help="Take the first N samples only.")
-]
-Levels = Annotated[
-    int | None,
-    typer.Option(min=2, help="DATA are integers below this, 256 for bytes; known for images."),
 ]
 DataRange = Annotated[
     str | None,
@@ -68,33 +49,16 @@ DataRange = Annotated[
         "over which levels are spread; those of MODEL if not given."
     ),
 ]
-Root = Annotated[
-    Path | None, typer.Option(help="Folder of the files of mnist, fashion-mnist and cifar10.")
-]
 Label = Annotated[
     int | None, typer.Option(min=0, help="Class, for a model that was trained with labels.")
 ]
 _SOLVER = typer.Option("--solver", "-s", help="A name in the table of 'sde-models solvers'.")
 SolverName = Annotated[str, _SOLVER]
 FlowSolverName = Annotated[str | None, _SOLVER]
-Steps = Annotated[int | None, typer.Option(min=1, help="Steps of a fixed-step solver.")]
-GridName = Annotated[
-    str | None,
-    typer.Option("--grid", help="Nodes of a fixed-step solver: log-snr, uniform, ..."),
-]
-Rtol = Annotated[float | None, typer.Option(help="Relative tolerance of an adaptive solver.")]
-Atol = Annotated[float | None, typer.Option(help="Absolute tolerance of an adaptive solver.")]
-MaxSteps = Annotated[int | None, typer.Option(min=1, help="Cap on its steps.")]
 Chunk = Annotated[
     int, typer.Option("--chunk", "--batch", min=1, help="Samples at once, and in one shard.")
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
-Device = Annotated[str, typer.Option(help="Device such as cpu, cuda or cuda:1.")]
-Dtype = Annotated[
-    Precision | None,
-    typer.Option("--dtype", help="Floating dtype of model and data; their own if not given."),
-]
-Progress = Annotated[bool, typer.Option(help="Show a progress bar.")]
 Config = Annotated[
     Path | None,
     typer.Option(
@@ -108,3 +72,62 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 def given(**options: Any) -> dict[str, Any]:
     """The options that were given a value; for the others the library has defaults."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Options for how data are read."""
+
+    levels: Annotated[
+        int | None,
+        typer.Option(min=2, help="DATA are integers below this, 256 for bytes; known for images."),
+    ] = None
+    array: ArrayName = None
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of the files of mnist, fashion-mnist and cifar10.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Control:
+    """Options for the steps of a solver."""
+
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of a fixed-step solver.")] = None
+    grid: Annotated[
+        str | None, typer.Option(help="Nodes of a fixed-step solver: log-snr, uniform, ...")
+    ] = None
+    rtol: Annotated[
+        float | None, typer.Option(help="Relative tolerance of an adaptive solver.")
+    ] = None
+    atol: Annotated[
+        float | None, typer.Option(help="Absolute tolerance of an adaptive solver.")
+    ] = None
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Cap on its steps.")] = None
+
+    def given(self) -> dict[str, Any]:
+        """Keyword arguments of a function: the options that were given."""
+        return given(**asdict(self))
+
+
+@dataclass(frozen=True)
+class Running:
+    """Options for where and how a command runs; the application reads config and debug."""
+
+    device: Annotated[str, typer.Option(help="Device such as cpu, cuda or cuda:1.")] = "cpu"
+    dtype: Annotated[
+        Literal["float32", "float64"] | None,
+        typer.Option(help="Floating dtype of model and data; their own if not given."),
+    ] = None
+    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = (
+        False
+    )
+    config: Config = None
+    debug: Debug = False
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """The dtype of that name."""
+        import torch
+
+        return None if self.dtype is None else getattr(torch, self.dtype)

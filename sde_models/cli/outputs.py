@@ -48,11 +48,7 @@ class Output:
         return self.out.with_name(f"{self.out.name}.{CONFIG}")
 
     def check_shape(self, event_shape: tuple[int, ...]) -> None:
-        """Refuse a picture of samples that cannot be drawn.
-
-        Raises:
-            ValueError: With the shapes that can.
-        """
+        """Refuse a picture of samples that cannot be drawn."""
         if self.out.suffix == ".png":
             check_drawable(event_shape)
 
@@ -61,21 +57,14 @@ class Output:
         """Lock the shards of a file from the first until the file is complete.
 
         A folder of shards is locked by the function that fills it, in one or several processes.
-
-        Raises:
-            FileExistsError: As in :meth:`check`; another command may have come in between.
-            BlockingIOError: If another command is at work there.
+        Another command may have come in between, hence the second check.
         """
         with nullcontext() if self.is_folder else self.shards:
             self.check()
             yield
 
     def check(self) -> None:
-        """Refuse to replace files that must be kept.
-
-        Raises:
-            FileExistsError: With the name of the file.
-        """
+        """Refuse to replace files that must be kept."""
         self.shards.check()
         if self.is_folder:
             ours = self.shards.has(CONFIG)
@@ -92,7 +81,7 @@ class Output:
 
     def write(self, content: bytes, ctx: typer.Context) -> None:
         """Write a file, and its configuration next to it; remove the shards."""
-        self._describe(ctx)
+        atomic_write(self.config, config_content(ctx))
         atomic_write(self.out, content)
         self.shards.remove()
 
@@ -106,24 +95,24 @@ class Output:
             ctx: Context of the command.
             data_range: Values that a picture shows black and white.
         """
-        self._describe(ctx)
-        if self.is_folder:
-            return
-        if self.out.suffix == ".png":
-            atomic_write(self.out, draw(_first_of(shards), data_range=data_range))
-        else:
-            shards.save_npz(self.out)
-        self.shards.remove()
-
-    def _describe(self, ctx: typer.Context) -> None:
         if self.is_folder:
             self.shards.write(CONFIG, config_content(ctx))
+        elif self.out.suffix == ".png":
+            shown = min(check_drawable(shards[0].shape), len(shards))
+            x = torch.stack([shards[index] for index in range(shown)])
+            self.write(draw(x, data_range=data_range), ctx)
         else:
             atomic_write(self.config, config_content(ctx))
+            shards.save_npz(self.out)
+            self.shards.remove()
 
 
 def find_output(
-    out: Path, endings: tuple[str, ...], *, overwrite: bool, data: str | None = None
+    out: Path,
+    endings: tuple[str, ...] = (".npz", ".png", ""),
+    *,
+    overwrite: bool,
+    data: str | None = None,
 ) -> Output:
     """Check the place of a result; nothing is written yet.
 
@@ -131,7 +120,7 @@ def find_output(
         out: File or folder of the result.
         endings: Possible endings; an empty one stands for a folder.
         overwrite: Whether to replace the result of an earlier command.
-        data: The data that are read.
+        data: The data that are read, which must not be replaced.
 
     Raises:
         ValueError: For another ending, a file where several processes share the work, or the data
@@ -151,9 +140,3 @@ def find_output(
     output = Output(out, own_shards(shards), overwrite)
     output.check()
     return output
-
-
-def _first_of(shards: Shards) -> torch.Tensor:
-    """As many samples as a picture shows."""
-    count = min(check_drawable(shards[0].shape), len(shards))
-    return torch.stack([shards[index] for index in range(count)])

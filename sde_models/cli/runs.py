@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -31,14 +30,12 @@ class Run:
 
     Attributes:
         folder: Its folder.
-        group: The processes that train together, of which the first writes.
         config: The options that are written there.
         overwrite: Whether to replace a run that is there.
         begun: Whether a step was done.
     """
 
     folder: OwnedFolder
-    group: Group
     config: bytes
     overwrite: bool
     begun: bool = field(default=False, init=False)
@@ -59,11 +56,7 @@ class Run:
         return self.folder.path / MODEL_FILE
 
     def check(self) -> None:
-        """Refuse a folder with something else, or with other files of the same names.
-
-        Raises:
-            FileExistsError: With the name of the file.
-        """
+        """Refuse a folder with something else, or with other files of the same names."""
         self.folder.check()
         self.folder.check_names(*FILES)
         self.checkpoints.owned.check()
@@ -80,26 +73,11 @@ class Run:
         if self.overwrite:
             self.folder.clear()
             self.pictures.clear()
-        self.write(CONFIG, self.config)
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file of the run."""
-        self.folder.write(name, content)
-
-    def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write the numbers of the run."""
-        self.write("metrics.json", f"{json.dumps(metrics, indent=2)}\n".encode())
+        self.folder.write(CONFIG, self.config)
 
     def last_step(self) -> int:
         """Step of the newest checkpoint, 0 if there is none."""
         return max(self.checkpoints.steps(), default=0)
-
-    def give_up(self) -> None:
-        """Remove a new run that has made no step."""
-        if self.folder.new and self.last_step() == 0:
-            self.checkpoints.remove()
-            self.pictures.clear()
-            self.folder.clear()
 
 
 @contextmanager
@@ -122,7 +100,7 @@ def open_run(
         typer.Exit: After Ctrl-C, with the status 130.
     """
     folder = OwnedFolder(out, "a training run")
-    run = Run(folder, group, config_content(ctx, **settled), overwrite)
+    run = Run(folder, config_content(ctx, **settled), overwrite)
     run.check()
     with ExitStack() as held:
         for entered in (folder, *([run.pictures] if pictures else [])):
@@ -135,8 +113,10 @@ def open_run(
                 typer.echo(f"Stopped: the same command goes on from step {step}.", err=True)
             raise typer.Exit(130) from error
         except Exception:
-            if group.main:
-                run.give_up()
+            if group.main and folder.new and run.last_step() == 0:
+                run.checkpoints.remove()
+                run.pictures.clear()
+                folder.clear()
             raise
         if group.main:
-            run.write(CONFIG, run.config)
+            folder.write(CONFIG, run.config)

@@ -7,20 +7,15 @@ from typing import Annotated
 import typer
 
 from sde_models.cli import options as o
-from sde_models.cli.application import Command, app, examples
-from sde_models.cli.groups import Control, Running, spell_out
+from sde_models.cli.application import command
 
 
-@app.command(
-    cls=Command,
-    epilog=examples(
-        "sde-models sample model.safetensors --n 64 --solver dpmpp-2m --steps 20 --out samples.npz",
-        "sde-models sample model.safetensors --solver euler-maruyama --out samples.png",
-        "sde-models sample model.safetensors --n 1000000 --chunk 4096 --device cuda --out shards",
-        "sde-models sample --config samples.npz.config.json --seed 1 --out more.npz",
-    ),
+@command(
+    "sde-models sample model.safetensors --n 64 --solver dpmpp-2m --steps 20 --out samples.npz",
+    "sde-models sample model.safetensors --solver euler-maruyama --out samples.png",
+    "sde-models sample model.safetensors --n 1000000 --chunk 4096 --device cuda --out shards",
+    "sde-models sample --config samples.npz.config.json --seed 1 --out more.npz",
 )
-@spell_out
 def sample(
     *,
     ctx: typer.Context,
@@ -30,7 +25,7 @@ def sample(
     label: o.Label = None,
     data_range: o.DataRange = None,
     solver: o.SolverName = "rk-batch",
-    control: Control,
+    control: o.Control,
     eta: Annotated[
         float | None, typer.Option(help="Stochasticity of an SDE solver, 0 for none.")
     ] = None,
@@ -42,7 +37,7 @@ def sample(
     ] = None,
     chunk: o.Chunk = 4096,
     seed: o.Seed = 0,
-    running: Running,
+    running: o.Running,
 ) -> None:
     """Draw samples from a model.
 
@@ -52,8 +47,8 @@ def sample(
     from sde_models.cli.outputs import find_output
     from sde_models.shards.to_folder import sample_to_folder
 
-    output = find_output(out, (".npz", ".png", ""), overwrite=running.overwrite)
-    network = read_model(model, running.device, running.dtype, data_range)
+    output = find_output(out, overwrite=running.overwrite)
+    network = read_model(model, running.device, running.torch_dtype, data_range)
     event_shape = read_shape(shape, network)
     output.check_shape(event_shape)
     with output.opened():

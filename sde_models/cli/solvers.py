@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from sde_models.cli.application import Command, app, examples
+from sde_models.cli.application import command
 
 
-@app.command("solvers", cls=Command, epilog=examples("sde-models solvers | grep adaptive"))
-def list_solvers() -> None:
+@command("sde-models solvers | grep adaptive")
+def solvers() -> None:
     """Print the table of solvers, with their properties."""
     from sde_models.solvers import list_solvers
 

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sde_models.cli import options as o
-from sde_models.cli.application import Command, app, examples
-from sde_models.cli.groups import Running, spell_out
-from sde_models.cli.names import DATA
+from sde_models.cli.application import command
 from sde_models.cli.training_options import Architecture, Fitting, Minimised
 
 
-@app.command(
-    cls=Command,
-    epilog=examples(
-        "sde-models train digits --out runs/digits",
-        "sde-models train two-moons --steps 3000 --out runs/moons",
-        "sde-models train images.npz --levels 256 --network ddpm++ --device cuda --out runs/images",
-        "sde-models train cifar10 --root data --labels --num-workers 8 --steps 400000 "
-        "--device cuda --out runs/cifar",
-    ),
+@command(
+    "sde-models train digits --out runs/digits",
+    "sde-models train two-moons --steps 3000 --out runs/moons",
+    "sde-models train images.npz --levels 256 --network ddpm++ --device cuda --out runs/images",
+    "sde-models train cifar10 --root data --labels --num-workers 8 --steps 400000 "
+    "--device cuda --out runs/cifar",
 )
-@spell_out
 def train(
     *,
     ctx: typer.Context,
@@ -32,17 +27,17 @@ def train(
         str,
         typer.Argument(
             metavar="DATA",
-            help=f"One of {', '.join(DATA)}; or an .npz or .npy file, a folder of shards, or a "
-            "folder with a subfolder of images for each class.",
+            help="One of digits, patches, two-moons, swiss-roll, checkerboard, pinwheel, "
+            "eight-gaussians, twenty-five-gaussians, rings, spiral, mnist, fashion-mnist, cifar10; "
+            "or an .npz or .npy file, a folder of shards, or a folder with a subfolder of images "
+            "for each class.",
         ),
     ],
     out: Annotated[
         Path,
         typer.Option("--out", "-o", help="Folder of the run; made if not there."),
     ],
-    levels: o.Levels = None,
-    array: o.ArrayName = None,
-    root: o.Root = None,
+    reading: o.Reading,
     labels: Annotated[
         bool, typer.Option("--labels", help="Train with the labels of the data as a condition.")
     ] = False,
@@ -56,7 +51,7 @@ def train(
         int | None, typer.Option(min=1, help="Steps between bits per dimension on test images.")
     ] = None,
     seed: o.Seed = 0,
-    running: Running,
+    running: o.Running,
 ) -> None:
     """Train a score model.
 
@@ -75,11 +70,9 @@ def train(
     from sde_models.training.group import Group
 
     group = Group(None)
-    found = read_training_data(
-        data, levels=levels, array=array, root=root, labels=labels, precision=running.dtype
-    )
+    found = read_training_data(data, reading, labels=labels, dtype=running.torch_dtype)
     torch.manual_seed(seed)
-    model = place(architecture.make(found, labels), running.device, running.dtype)
+    model = place(architecture.make(found, labels), running.device, running.torch_dtype)
     batches = found.batches(labels, model.dtype)
     loss, arguments = minimised.make(), fitting.settled()
     bits = watch_bits(found, bits_every, labels, seed)
@@ -99,9 +92,10 @@ def train(
         run.folder.note(run.model.name)
         save_model(run.model, trained.model)
         metrics = trained.summary()
-        run.write_metrics(metrics | ({"bits_per_dim": bits[0].curve} if bits else {}))
+        measured = metrics | ({"bits_per_dim": bits[0].curve} if bits else {})
+        run.folder.write("metrics.json", f"{json.dumps(measured, indent=2)}\n".encode())
         if is_drawable(found.event_shape):
-            run.write("samples.png", draw_samples(trained.model, seed))
+            run.folder.write("samples.png", draw_samples(trained.model, seed))
     typer.echo(
         f"{run.model}: {trained.steps} steps in {trained.seconds:.0f} s, "
         f"last loss {metrics['last_loss']:.4g}"

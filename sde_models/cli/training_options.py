@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sde_models.cli.names import (
-    NETWORKS,
-    OBJECTIVES,
-    PREDICTIONS,
-    SDES,
-    TIME_SAMPLERS,
-    WEIGHTINGS,
-)
+from sde_models.cli.options import given
 
 if TYPE_CHECKING:
     from sde_models.data import TrainingData
@@ -26,15 +19,14 @@ STEPS = 2000
 """Steps where neither steps nor seconds are given: a minute or two for 8 x 8 pixels on a CPU."""
 
 
-def _one_of(names: Any) -> str:
-    return ", ".join(names)
-
-
 @dataclass(frozen=True)
 class Architecture:
     """Options of the model."""
 
-    sde: Annotated[str, typer.Option(help=f"Forward SDE: {_one_of(SDES)}.")] = "vp"
+    sde: Annotated[
+        str,
+        typer.Option(help="Forward SDE: vp, subvp, ve, cosine, flow-matching."),
+    ] = "vp"
     t_min: Annotated[
         float | None, typer.Option(help="Truncation time; that of the SDE if not given.")
     ] = None
@@ -51,7 +43,9 @@ class Architecture:
     ] = None
     network: Annotated[
         str | None,
-        typer.Option(help=f"Network: {_one_of(NETWORKS)}; chosen for the data if not given."),
+        typer.Option(
+            help="Network: residual, mixing, ddpm++, ncsn++; chosen for the data if not given."
+        ),
     ] = None
     width: Annotated[
         int | None, typer.Option(min=1, help="Size of its hidden state, or its channels.")
@@ -61,7 +55,7 @@ class Architecture:
     ] = None
     prediction: Annotated[
         str | None,
-        typer.Option(help=f"What it predicts, without preconditioning: {_one_of(PREDICTIONS)}."),
+        typer.Option(help="What it predicts, without preconditioning: eps, x0, v, score."),
     ] = None
     preconditioning: Annotated[
         str | None, typer.Option(help="edm; the default unless --prediction is given.")
@@ -71,7 +65,6 @@ class Architecture:
         """The options, with defaults that depend on the data or on other options."""
         from sde_models.nn import usual_network
 
-        given = {name: value for name, value in asdict(self).items() if value is not None}
         chosen: dict[str, Any] = {"network": usual_network(data.event_shape)}
         if self.data_std is None:
             chosen["data_std"] = data.data_std
@@ -80,7 +73,7 @@ class Architecture:
             chosen["data_range"] = "{!r},{!r}".format(*measured)
         if self.prediction is None:
             chosen["preconditioning"] = "edm"
-        return chosen | given
+        return chosen | given(**asdict(self))
 
     def make(self, data: TrainingData, labels: bool) -> ScoreModel:
         """The model, with fresh weights.
@@ -98,15 +91,14 @@ class Architecture:
             raise ValueError("--data-range: levels are spread over -1 to 1: leave it out")
         text = options.get("data_range")
         data_range = data.data_range if text is None else read_range(text)
-        numbers = {name: options[name] for name in ("t_min", "data_std") if name in options}
+        sde = find_sde(self.sde, **given(t_min=self.t_min, data_std=options["data_std"]))
         network = find_network(
             options["network"], data.event_shape, width=self.width, depth=self.depth,
             classes=data.classes if labels else None,
         )  # fmt: skip
         return ScoreModel(
-            network, find_sde(self.sde, **numbers), self.prediction,
-            preconditioning=options.get("preconditioning"), event_shape=data.event_shape,
-            data_range=data_range,
+            network, sde, self.prediction, preconditioning=options.get("preconditioning"),
+            event_shape=data.event_shape, data_range=data_range,
         )  # fmt: skip
 
 
@@ -114,14 +106,21 @@ class Architecture:
 class Minimised:
     """Options of the loss."""
 
-    objective: Annotated[str, typer.Option(help=f"Loss: {_one_of(OBJECTIVES)}.")] = "denoising"
+    objective: Annotated[
+        str, typer.Option(help="Loss: denoising, sliced, finite-difference, implicit.")
+    ] = "denoising"
     weighting: Annotated[
         str | None,
-        typer.Option(help=f"Weight of each time: {_one_of(WEIGHTINGS)}; that of the loss if none."),
+        typer.Option(
+            help="Weight of each time: output, edm, simple, min-snr, likelihood; that of the loss "
+            "if none."
+        ),
     ] = None
     times: Annotated[
         str | None,
-        typer.Option(help=f"Times: {_one_of(TIME_SAMPLERS)}; those of the weighting if none."),
+        typer.Option(
+            help="Times: uniform, log-snr, importance, log-normal; those of the weighting if none."
+        ),
     ] = None
 
     def make(self) -> Loss:
@@ -162,7 +161,5 @@ class Fitting:
 
     def settled(self) -> dict[str, Any]:
         """Keyword arguments of ``sm.fit``, with the default number of steps if none is given."""
-        options = asdict(self)
-        if self.steps is None and self.seconds is None:
-            options["steps"] = STEPS
-        return options
+        steps = STEPS if self.steps is None and self.seconds is None else self.steps
+        return asdict(self) | {"steps": steps}

@@ -22,9 +22,6 @@ BITS_TOLERANCE = 1.0
 POINTS = 2000
 """Number of samples in the picture, where they are points."""
 
-QUICK: dict[str, Any] = {"solver": "dpmpp-2m", "steps": 30, "progress": False}
-"""Options with which the samples of that picture are drawn."""
-
 
 def watch_bits(
     data: TrainingData, every: int | None, labels: bool, seed: int
@@ -65,6 +62,8 @@ def draw_samples(model: ScoreModel, seed: int) -> bytes:
     count = min(POINTS, check_drawable(model.event_shape))
     generator = torch.Generator().manual_seed(seed)
     cond = each_class(model, count)
-    shape = (count, *model.event_shape)
-    drawn = sample(model, shape, cond=cond, generator=generator, **QUICK).x
-    return draw(drawn, data_range=model.data_range)
+    drawn = sample(
+        model, (count, *model.event_shape), "dpmpp-2m", steps=30, cond=cond, generator=generator,
+        progress=False,
+    )  # fmt: skip
+    return draw(drawn.x, data_range=model.data_range)

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_models._utils.counting import Cost, HasCost
 from sde_models.data import dequantize
 from sde_models.likelihood.bits_per_dimension import BitsPerDim, bits_from_log_prob, bits_per_dim
 from sde_models.models.base import Model
 from sde_models.models.gaussian_mixture import GaussianMixture
-from sde_models.sampling.latents import decode, encode
-from sde_models.sampling.samples import sample
+from sde_models.models.score_model import ScoreModel
+from sde_models.sampling.latents import Decoding, Encoding, decode, encode
+from sde_models.sampling.samples import Sample, sample
 from sde_models.solvers import make_solver
 from sde_models.solvers.options import SolveOptions
-
-Result = TypeVar("Result")
+from sde_models.training import Fit
 
 SAMPLERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("euler-maruyama", {"steps": 200}),
@@ -38,23 +35,15 @@ FINE = "ode:dopri8"
 """Solver of accurate solutions: fewer evaluations than dopri5 at tight tolerances."""
 
 
-def timed(work: Callable[[], Result]) -> tuple[Result, float]:
-    """Return the result of the work and the seconds that it took."""
-    start = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - start
-
-
 @dataclass(frozen=True)
-class SamplerRun(HasCost):
+class SamplerRun:
     """Samples by one solver.
 
     Attributes:
         solver: Name of the solver.
         settings: Its options.
         stochastic: Whether it ran the reverse SDE; else the probability flow.
-        x: Samples, shape ``(n, *event)``.
-        cost: What they cost.
+        drawn: The samples and their cost.
         seconds: Time taken.
         error: Root mean square distance to an accurate solution from the same noise, in grey
             levels; None for an SDE, which has no single solution.
@@ -63,8 +52,7 @@ class SamplerRun(HasCost):
     solver: str
     settings: dict[str, Any]
     stochastic: bool
-    x: Tensor
-    cost: Cost
+    drawn: Sample
     seconds: float
     error: float | None
 
@@ -74,18 +62,20 @@ def compare_samplers(
 ) -> list[SamplerRun]:
     """Draw samples by every solver of :data:`SAMPLERS`, all from the same noise at ``t_max``."""
 
-    def draw(name: str, settings: dict[str, Any]) -> Any:
+    def draw(name: str, settings: dict[str, Any]) -> Sample:
         generator = torch.Generator().manual_seed(seed)
         return sample(model, shape, name, generator=generator, progress=progress, **settings)
 
     reference = draw(FINE, {"rtol": 1e-6, "atol": 1e-6}).x
     runs = []
     for name, settings in SAMPLERS:
-        drawn, seconds = timed(partial(draw, name, settings))
+        start = time.perf_counter()
+        drawn = draw(name, settings)
+        seconds = time.perf_counter() - start
         stochastic = make_solver(name).stochastic
         distance = (drawn.x - reference).square().mean().sqrt() * levels / 2
         error = None if stochastic else float(distance)
-        runs.append(SamplerRun(name, settings, stochastic, drawn.x, drawn.cost, seconds, error))
+        runs.append(SamplerRun(name, settings, stochastic, drawn, seconds, error))
     return runs
 
 
@@ -97,20 +87,16 @@ class RoundTrip:
         dtype: Floating dtype, by name.
         tolerance: Relative and absolute tolerance of the solver.
         errors: Largest error in each image, in units of x, shape ``(B,)``.
-        decoded: The decoded data, shape of the data.
-        z: Latents, shape of the data.
-        nfe_encode: Network forward passes for each image to the latents.
-        nfe_decode: Network forward passes for each image back to data.
+        there: The solve to the latents.
+        back: The solve back to data.
         seconds: Time taken.
     """
 
     dtype: str
     tolerance: float
     errors: Tensor
-    decoded: Tensor
-    z: Tensor
-    nfe_encode: float
-    nfe_decode: float
+    there: Encoding
+    back: Decoding
     seconds: float
 
 
@@ -127,26 +113,17 @@ def round_trip(
         dtype=str(dtype).removeprefix("torch."),
         tolerance=tolerance,
         errors=(back.x - x).abs().flatten(1).amax(dim=1),
-        decoded=back.x,
-        z=there.z,
-        nfe_encode=there.nfe,
-        nfe_decode=back.nfe,
+        there=there,
+        back=back,
         seconds=time.perf_counter() - start,
     )
 
 
 def interpolate(model: Model, first: Tensor, last: Tensor, *, count: int, progress: bool) -> Tensor:
-    """Decode latents between pairs of latents.
-
-    Args:
-        model: What gives the score.
-        first: Latents to start from, shape ``(P, *event)``.
-        last: Latents to end at, shape of ``first``.
-        count: Number of latents from one to the other, both ends included.
-        progress: Show a progress bar.
+    """Decode ``count`` latents from each of ``first`` to its partner in ``last``, ends included.
 
     Returns:
-        Images, shape ``(P, count, *event)``.
+        Images, shape ``(P, count, *event)`` for P pairs.
     """
     shares = torch.linspace(0, 1, count, dtype=first.dtype).tolist()
     between = torch.stack([spherical(first, last, share) for share in shares], dim=1)
@@ -159,12 +136,8 @@ def spherical(first: Tensor, last: Tensor, share: float) -> Tensor:
 
     .. math:: \frac{\sin((1 - w)\theta)}{\sin\theta} z_0 + \frac{\sin(w\theta)}{\sin\theta} z_1
 
-    with theta the angle between the two and w the share.
-
-    Args:
-        first: Latents :math:`z_0`, shape ``(B, *event)``.
-        last: Latents :math:`z_1`, shape of ``first``, not parallel to them.
-        share: w, 0 at the first and 1 at the last.
+    with theta the angle between the first :math:`z_0` and the last :math:`z_1`, which are not
+    parallel, and w the share.
 
     Reference:
         Shoemake 1985, Animating rotation with quaternion curves.
@@ -207,21 +180,14 @@ def measure_density(
 ) -> Density:
     """Compute test bits per dimension of the model and of a Gaussian fitted to the training data.
 
-    Args:
-        model: What gives the score.
-        images: Test images, levels, shape ``(B, *event)``.
-        train: Training images, levels, shape ``(N, *event)``.
-        levels: Number of levels.
-        tolerance: Relative and absolute tolerance of the solver.
-        seed: Seed of the dequantisation.
-        progress: Show a progress bar.
+    Both sets of images are levels; the seed is that of the dequantisation.
     """
-    bits, seconds = timed(
-        lambda: bits_per_dim(
-            model, images, levels, solver="ode:dopri5", rtol=tolerance, atol=tolerance,
-            generator=torch.Generator().manual_seed(seed), progress=progress,
-        )
+    start = time.perf_counter()
+    bits = bits_per_dim(
+        model, images, levels, solver="ode:dopri5", rtol=tolerance, atol=tolerance,
+        generator=torch.Generator().manual_seed(seed), progress=progress,
     )  # fmt: skip
+    seconds = time.perf_counter() - start
     x = dequantize(images, levels, generator=torch.Generator().manual_seed(seed))
     log_prob = fit_gaussian(train, levels).log_prob(x.double())
     return Density(bits, bits_from_log_prob(log_prob, x[0].numel(), 2 / levels), seconds)
@@ -232,10 +198,6 @@ def fit_gaussian(images: Tensor, levels: int) -> GaussianMixture:
 
     Its mean is that of the centres of the levels, of width w; its covariance theirs plus
     :math:`w^2 / 12`, the variance of the uniform noise, in each coordinate.
-
-    Args:
-        images: Levels, shape ``(N, *event)``.
-        levels: Number of levels.
     """
     width = 2 / levels
     centres = -1 + width * (images.flatten(1).double() + 0.5)
@@ -250,3 +212,24 @@ def mean_and_error(values: Tensor) -> dict[str, float]:
         "value": float(values.mean()),
         "stderr": float(values.std()) / math.sqrt(len(values)),
     }
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that the demonstration measures.
+
+    Attributes:
+        trained: The training run.
+        runs: Samples by each solver.
+        x: The dequantised test images of the round trips, shape ``(B, 1, 8, 8)``.
+        trips: Round trips.
+        between: Latents decoded between pairs, shape ``(P, count, 1, 8, 8)``.
+        density: Bits per dimension.
+    """
+
+    trained: Fit[ScoreModel]
+    runs: list[SamplerRun]
+    x: Tensor
+    trips: list[RoundTrip]
+    between: Tensor
+    density: Density

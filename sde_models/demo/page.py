@@ -2,61 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 
-from sde_models.demo.measure import Density, RoundTrip, SamplerRun
+from sde_models.demo.measure import Results
 from sde_models.demo.report import COLOURS, INK, Page, add_legend, image_strips, new_axes
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """The data of the figures.
-
-    Attributes:
-        real: Test images, dequantised, shape ``(n, 1, 8, 8)``.
-        losses: Loss at each step of training, shape ``(steps,)``.
-        runs: Samples by each solver.
-        trips: Round trips.
-        originals: The images of the round trips, shape ``(B, 1, 8, 8)``.
-        between: Latents decoded between pairs, shape ``(P, count, 1, 8, 8)``.
-        density: Bits per dimension.
-    """
-
-    real: Tensor
-    losses: Tensor
-    runs: list[SamplerRun]
-    trips: list[RoundTrip]
-    originals: Tensor
-    between: Tensor
-    density: Density
-
-
-def build_page(metrics: dict[str, Any], pictures: Pictures) -> Page:
-    """Compose the page from the measurements and the data of the figures."""
+def build_page(metrics: dict[str, Any], results: Results) -> Page:
+    """Compose the page from the numbers and the data of the figures."""
     page = Page("A score model of handwritten digits")
     page.text(
         "A network learned the score of noised 8x8 digits. With it the diffusion runs backwards, "
         "as a stochastic or an ordinary differential equation, with any solver; the ordinary one "
         "runs in both directions and gives every image a latent and a likelihood."
     )
-    _add_density(page, metrics, pictures.density)
-    _add_samples(page, pictures)
-    _add_interpolation(page, pictures.between)
-    _add_round_trips(page, pictures)
-    _add_training(page, metrics, pictures.losses)
+    _add_density(page, metrics, results)
+    _add_samples(page, results)
+    _add_interpolation(page, results.between)
+    _add_round_trips(page, results)
+    _add_training(page, metrics, results.trained.losses)
     return page
 
 
-def _add_density(page: Page, metrics: dict[str, Any], density: Density) -> None:
+def _add_density(page: Page, metrics: dict[str, Any], results: Results) -> None:
     bits, gaussian = metrics["bits_per_dim"], metrics["gaussian_bits_per_dim"]
     gain = metrics["gain_over_gaussian"]
-    count = len(density.gaussian)
     page.heading("Likelihood")
     page.table(
         ["", "test bits/dim", "standard error"],
@@ -65,8 +39,8 @@ def _add_density(page: Page, metrics: dict[str, Any], density: Density) -> None:
             ["full-covariance Gaussian", f"{gaussian['value']:.3f}", f"{gaussian['stderr']:.3f}"],
             ["difference", f"{gain['value']:.3f}", f"{gain['stderr']:.3f}"],
         ],
-        f"Bits per dimension of {count} test images with 17 grey levels, uniformly dequantised; "
-        "fewer are better. The Gaussian was fitted to the same training images.",
+        f"Bits per dimension of {len(results.x)} test images with 17 grey levels, uniformly "
+        "dequantised; fewer are better. The Gaussian was fitted to the same training images.",
     )
     page.text(
         f"The model's took {bits['nfe']:g} evaluations of the network and {bits['vjps']:g} "
@@ -75,9 +49,8 @@ def _add_density(page: Page, metrics: dict[str, Any], density: Density) -> None:
         f"{bits['mean_solver_error_nats']:.2g} nats per image on average."
     )
     axes = new_axes("Bits per dimension of each test image", "bits/dim", "images")
-    model, other = density.model.per_image.double(), density.gaussian.double()
-    low, high = min(model.min(), other.min()), max(model.max(), other.max())
-    edges = np.linspace(float(low), float(high)).tolist()
+    model, other = results.density.model.per_image.double(), results.density.gaussian.double()
+    edges = np.histogram_bin_edges(torch.stack([model, other]).numpy(), bins=49).tolist()
     for values, name, colour in (
         (model, "score model", COLOURS[0]),
         (other, "Gaussian", COLOURS[1]),
@@ -88,11 +61,12 @@ def _add_density(page: Page, metrics: dict[str, Any], density: Density) -> None:
     page.figure(axes, "Each image counts once; dashed lines are means.")
 
 
-def _add_samples(page: Page, pictures: Pictures) -> None:
+def _add_samples(page: Page, results: Results) -> None:
     page.heading("Samples")
-    shown = 32
-    strips = {"real digits": pictures.real[:shown]}
-    strips |= {run.solver: run.x[:shown] for run in pictures.runs}
+    count = len(results.runs[0].drawn.x)
+    shown = min(32, count)
+    strips = {"real digits": results.x[:shown]}
+    strips |= {run.solver: run.drawn.x[:shown] for run in results.runs}
     page.figure(
         image_strips("Real digits and samples", strips),
         "All solvers start from the same noise, so those of the ordinary differential equation "
@@ -105,15 +79,14 @@ def _add_samples(page: Page, pictures: Pictures) -> None:
                 run.solver,
                 "reverse SDE" if run.stochastic else "probability flow",
                 _as_words(run.settings),
-                f"{run.nfe:g}",
+                f"{run.drawn.nfe:g}",
                 f"{run.seconds:.2f}",
                 "" if run.error is None else f"{run.error:.2g}",
             ]
-            for run in pictures.runs
+            for run in results.runs
         ],
-        f"Cost of {len(pictures.runs[0].x)} samples. Evaluations of the network are for each "
-        "sample. The error is the root mean square distance to an accurate solution, in grey "
-        "levels.",
+        f"Cost of {count} samples. Evaluations of the network are for each sample. The error is "
+        "the root mean square distance to an accurate solution, in grey levels.",
     )
 
 
@@ -142,7 +115,7 @@ def _add_interpolation(page: Page, between: Tensor) -> None:
     )
 
 
-def _add_round_trips(page: Page, pictures: Pictures) -> None:
+def _add_round_trips(page: Page, results: Results) -> None:
     page.heading("There and back")
     page.table(
         ["precision", "tolerance", "evaluations", "seconds", "largest error"],
@@ -150,20 +123,20 @@ def _add_round_trips(page: Page, pictures: Pictures) -> None:
             [
                 trip.dtype,
                 f"{trip.tolerance:g}",
-                f"{trip.nfe_encode:g} + {trip.nfe_decode:g}",
+                f"{trip.there.nfe:g} + {trip.back.nfe:g}",
                 f"{trip.seconds:.1f}",
                 f"{float(trip.errors.max()):.1e}",
             ]
-            for trip in pictures.trips
+            for trip in results.trips
         ],
-        f"{len(pictures.originals)} test digits encoded and decoded again. Errors are in units of "
+        f"{len(results.x)} test digits encoded and decoded again. Errors are in units of "
         "x, which runs from -1 to 1; a grey level is 0.12 wide.",
     )
     axes = new_axes("Round-trip error", "largest error in an image (units of x)", "images")
-    errors = [trip.errors.double().clamp(min=1e-16).numpy() for trip in pictures.trips]
+    errors = [trip.errors.double().clamp(min=1e-16).numpy() for trip in results.trips]
     low, high = min(e.min() for e in errors), max(e.max() for e in errors)
     edges = np.geomspace(low / 1.1, high * 1.1, 50).tolist()
-    for trip, values, colour in zip(pictures.trips, errors, COLOURS, strict=False):
+    for trip, values, colour in zip(results.trips, errors, COLOURS, strict=False):
         label = f"{trip.dtype}, tolerance {trip.tolerance:g}"
         axes.hist(values, edges, color=colour, alpha=0.6, label=label)
     axes.set_xscale("log")
@@ -174,11 +147,11 @@ def _add_round_trips(page: Page, pictures: Pictures) -> None:
         image_strips(
             "Before and after",
             {
-                "test digits": pictures.originals[:shown],
-                "decoded": pictures.trips[0].decoded[:shown],
+                "test digits": results.x[:shown],
+                "decoded": results.trips[0].back.x[:shown],
             },
         ),
-        f"Test digits, and the same encoded and decoded in {pictures.trips[0].dtype}.",
+        f"Test digits, and the same encoded and decoded in {results.trips[0].dtype}.",
     )
 
 
@@ -190,10 +163,6 @@ def _add_training(page: Page, metrics: dict[str, Any], losses: Tensor) -> None:
         f"seconds, {training['steps_per_second']:.0f} a second, for {training['parameters']:,} "
         "parameters. Everything on this page uses their exponential moving average."
     )
-    page.figure(_training_curve(losses), "Squared error of the preconditioned network.")
-
-
-def _training_curve(losses: Tensor) -> Axes:
     axes = new_axes("Training curve", "step", "loss (no unit)")
     steps = torch.arange(1, len(losses) + 1)
     thinned = slice(None, None, max(1, len(losses) // 1000))
@@ -204,4 +173,4 @@ def _training_curve(losses: Tensor) -> Axes:
         steps[window - 1 :][thinned], means[thinned], color=COLOURS[1], label=f"mean of {window}"
     )
     add_legend(axes)
-    return axes
+    page.figure(axes, "Squared error of the preconditioned network.")

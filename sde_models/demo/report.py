@@ -15,6 +15,7 @@ Example:
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sde_models._utils.atomic_files import atomic_write
 from sde_models.data.dequantization import DATA_RANGE
@@ -56,11 +58,7 @@ def new_axes(
 ) -> Axes:
     """Make a figure with one pair of axes, in the style of the page.
 
-    Args:
-        title: Title, above the axes.
-        x_label: Quantity and unit along x.
-        y_label: Quantity and unit along y.
-        size: Width and height in inches; the page scales the width to fit.
+    The size is in inches; the page scales the width to fit. Labels are a quantity and its unit.
     """
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
@@ -86,11 +84,7 @@ def image_strips(
 ) -> Axes:
     """Draw groups of grey images under each other, each group with its name on the left.
 
-    Args:
-        title: Title of the figure.
-        strips: Images by name of the group, each of shape ``(N, 1, H, W)``.
-        columns: Images in a row.
-        data_range: Values that are drawn black and white.
+    Those of a group have shape ``(N, 1, H, W)``; the ends of the range are drawn black and white.
 
     Raises:
         ValueError: If there are no images, or images of other shapes.
@@ -109,8 +103,7 @@ def image_strips(
         rows += [montage, gap]
         height += len(montage) + len(gap)
     picture = np.concatenate(rows[:-1])
-    width = 1.4 + 4.6
-    axes = new_axes(title, size=(width, 4.6 * len(picture) / picture.shape[1] + 0.5))
+    axes = new_axes(title, size=(6.0, 4.6 * len(picture) / picture.shape[1] + 0.5))
     axes.imshow(picture, cmap="gray", interpolation="none", vmin=data_range[0], vmax=data_range[1])
     axes.set_xticks([])
     axes.set_yticks(middles, list(strips))
@@ -121,14 +114,10 @@ def image_strips(
 
 def _montage(images: Tensor, columns: int) -> np.ndarray:
     """Tile images row by row with a transparent pixel between them; empty places are so too."""
-    pixels = images[:, 0].detach().double().cpu().numpy()
-    count, height, width = pixels.shape
-    rows = -(-count // columns)
-    picture = np.full((rows * (height + 1), columns * (width + 1)), np.nan)
-    for i, image in enumerate(pixels):
-        top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
-        picture[top : top + height, left : left + width] = image
-    return picture[:-1, :-1]
+    pixels = images[:, 0].detach().double().cpu()
+    tiles = pad(pixels, (0, 1, 0, 1, 0, -len(pixels) % columns), value=math.nan)
+    rows = tiles.unflatten(0, (-1, columns)).transpose(1, 2)
+    return rows.flatten(2).flatten(0, 1)[:-1, :-1].numpy()
 
 
 def add_legend(axes: Axes) -> None:
@@ -195,11 +184,7 @@ class Page:
         )
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the page, under a temporary name first.
-
-        Raises:
-            OSError: If the file cannot be written.
-        """
+        """Write the page, under a temporary name first."""
         atomic_write(path, self.html().encode())
 
 

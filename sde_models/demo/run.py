@@ -23,16 +23,14 @@ from sde_models._utils.randomness import entropy_from
 from sde_models.data import dequantize, digits
 from sde_models.data.dequantization import DATA_RANGE
 from sde_models.demo.measure import (
-    Density,
-    RoundTrip,
-    SamplerRun,
+    Results,
     compare_samplers,
     interpolate,
     mean_and_error,
     measure_density,
     round_trip,
 )
-from sde_models.demo.page import Pictures, build_page
+from sde_models.demo.page import build_page
 from sde_models.models.model_files import save_model
 from sde_models.models.score_model import ScoreModel
 from sde_models.nn import ResidualNetwork
@@ -105,8 +103,11 @@ def run_demo(
     with own_demo(out) as folder:
         folder.note("metrics.json", "model.safetensors", "report.html")
         with one_thread():
-            metrics, pictures = _work(folder.path, seed, settings, progress)
-        page = build_page(metrics, pictures)
+            results = _work(folder.path, seed, settings, progress)
+            metrics = collect_metrics(results)
+        metrics["settings"] = {"seed": seed, **asdict(settings)}
+        metrics["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
+        page = build_page(metrics, results)
         metrics["seconds"] = time.perf_counter() - start
         page.write(folder.path / "report.html")
         content = json.dumps(metrics, indent=2, allow_nan=False)
@@ -114,9 +115,7 @@ def run_demo(
     return metrics
 
 
-def _work(
-    folder: Path, seed: int, settings: DemoSettings, progress: bool
-) -> tuple[dict[str, Any], Pictures]:
+def _work(folder: Path, seed: int, settings: DemoSettings, progress: bool) -> Results:
     generator = torch.Generator().manual_seed(seed)
     data = digits()
     test = data.test[: settings.test_images]
@@ -146,7 +145,7 @@ def _work(
 
     say("interpolating between latents")
     pairs = min(4, len(test) // 2)
-    z = trips[0].z
+    z = trips[0].there.z
     between = interpolate(model, z[:pairs], z[pairs : 2 * pairs], count=11, progress=progress)
 
     say(f"scoring {len(test)} test digits with the exact trace")
@@ -154,19 +153,7 @@ def _work(
         model, test, data.train, data.levels,
         tolerance=settings.tolerance, seed=seeds[2], progress=progress,
     )  # fmt: skip
-
-    metrics = collect_metrics(trained, runs, trips, density)
-    metrics["settings"] = {"seed": seed, **asdict(settings)}
-    metrics["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
-    return metrics, Pictures(
-        real=x[: settings.samples],
-        losses=trained.losses,
-        runs=runs,
-        trips=trips,
-        originals=x,
-        between=between,
-        density=density,
-    )
+    return Results(trained, runs, x, trips, between, density)
 
 
 @contextmanager
@@ -216,11 +203,9 @@ def train(
     )  # fmt: skip
 
 
-def collect_metrics(
-    trained: Fit[ScoreModel], runs: list[SamplerRun], trips: list[RoundTrip], density: Density
-) -> dict[str, Any]:
+def collect_metrics(results: Results) -> dict[str, Any]:
     """Gather every number that was measured."""
-    bits = density.model
+    density, bits = results.density, results.density.model
     return {
         "bits_per_dim": {
             "value": float(bits.value),
@@ -236,23 +221,23 @@ def collect_metrics(
             trip.dtype: {
                 "tolerance": trip.tolerance,
                 "largest_error": float(trip.errors.max()),
-                "nfe_encode": trip.nfe_encode,
-                "nfe_decode": trip.nfe_decode,
+                "nfe_encode": trip.there.nfe,
+                "nfe_decode": trip.back.nfe,
                 "seconds": trip.seconds,
             }
-            for trip in trips
+            for trip in results.trips
         },
         "samplers": [
             {
                 "solver": run.solver,
                 **run.settings,
-                "nfe": run.nfe,
+                "nfe": run.drawn.nfe,
                 "seconds": run.seconds,
                 "rms_error_grey_levels": run.error,
             }
-            for run in runs
+            for run in results.runs
         ],
-        "training": trained.summary(),
+        "training": results.trained.summary(),
     }
 
 

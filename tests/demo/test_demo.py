@@ -88,16 +88,16 @@ def test_samplers_draw_from_the_model_and_know_their_error() -> None:
     assert len(runs) >= 4
     assert {run.stochastic for run in runs} == {True, False}
     for run in runs:
-        assert run.x.shape == (200, 1, 2, 2)
-        assert run.nfe > 0
+        assert run.drawn.x.shape == (200, 1, 2, 2)
+        assert run.drawn.nfe > 0
         # 800 numbers: five standard errors of a deviation are 5 / sqrt(2 * 800) = 12.5 percent.
-        assert float(run.x.std()) == pytest.approx(0.5, rel=0.125)
+        assert float(run.drawn.x.std()) == pytest.approx(0.5, rel=0.125)
         if run.stochastic:
             assert run.error is None
         else:
             assert run.error is not None
             assert 0 < run.error < 0.02
-    flows = [run.x for run in runs if not run.stochastic]
+    flows = [run.drawn.x for run in runs if not run.stochastic]
     assert float((flows[0] - flows[1]).abs().max()) < 1e-2
 
 
@@ -109,12 +109,12 @@ def test_round_trip_comes_back(dtype: torch.dtype, tolerance: float, most: float
     model = GaussianMixture(means, 0.2).score_model(VPSDE(t_min=1e-4), (1, 2, 2))
     x = means.reshape(2, 1, 2, 2).double() + 0.1
     trip = round_trip(model, x, dtype, tolerance, progress=False)
-    assert trip.decoded.dtype == dtype
+    assert trip.back.x.dtype == dtype
     assert trip.dtype == str(dtype).split(".")[1]
-    assert torch.equal(trip.errors, (trip.decoded - x.to(dtype)).abs().flatten(1).amax(1))
+    assert torch.equal(trip.errors, (trip.back.x - x.to(dtype)).abs().flatten(1).amax(1))
     assert float(trip.errors.max()) < most
-    assert trip.nfe_encode > 0
-    assert trip.nfe_decode > 0
+    assert trip.there.nfe > 0
+    assert trip.back.nfe > 0
     assert model.dtype == torch.float32, "the model itself keeps its precision"
 
 
