@@ -43,7 +43,7 @@ def reference_pages() -> Iterator[tuple[str, str, str]]:
     """
     for room, modules in public_names().items():
         for module in sorted(modules):
-            name = module.removeprefix("sde_models.")
+            name = module.removeprefix("sde_models.").removeprefix("_utils.")
             lines = [f"# {name}", ""]
             lines += [(inspect.getdoc(import_module(module)) or "").split("\n", 1)[0], ""]
             names = ", ".join(sorted(modules[module]))
