@@ -78,7 +78,8 @@ def as_conditions(cond: Mapping[str, Any] | None, count: int, device: Any = None
 
     Raises:
         TypeError: If they are not given by name, or one is of a kind that has no rows.
-        ValueError: If one has neither a row for each sample nor a single one.
+        ValueError: If one has neither a row for each sample nor a single one, or a name that every
+            network has already.
 
     Example:
         >>> found = as_conditions({"label": [3, 1, 4], "scale": 2.0}, 3)
@@ -87,8 +88,27 @@ def as_conditions(cond: Mapping[str, Any] | None, count: int, device: Any = None
     """
     if isinstance(cond, Conditions) and cond.count == count:
         return cond
+    values = _each(by_name(cond), lambda place, value: _as_value(place, value, device))
+    rows = {place: value for place, value in _leaves(values) if _has_rows(value)}
+    for place, value in rows.items():
+        if len(value) not in (1, count):
+            raise ValueError(_wrong_length(place, value, count))
+    own = frozenset(place for place, value in rows.items() if len(value) == count != 1)
+    return Conditions(values, own, count, count != 1 or not rows)
+
+
+def by_name(cond: Any) -> Mapping[str, Any]:
+    """Return conditions; refuse what is not given by name, and names that every network has.
+
+    Args:
+        cond: Conditions by name; None for none.
+
+    Raises:
+        TypeError: If they are not given by name.
+        ValueError: For the names of the arguments of every network: self, t and x.
+    """
     if cond is None:
-        return Conditions({}, frozenset(), count, True)
+        return {}
     if not isinstance(cond, Mapping):
         raise TypeError(
             f"cond must be a dictionary such as {{'label': labels}}, got {type(cond).__name__}"
@@ -96,18 +116,12 @@ def as_conditions(cond: Mapping[str, Any] | None, count: int, device: Any = None
     for name in cond:
         if not isinstance(name, str):
             raise TypeError(f"cond must have names as keys, got {name!r}")
-        if name in ("t", "x"):
-            raise TypeError(
-                f"cond[{name!r}] is not allowed, the network is given {name} already: use another "
-                "name"
+        if name in ("self", "t", "x"):
+            raise ValueError(
+                f"a condition cannot be named {name!r}, which every network has as an argument "
+                "already: use another name"
             )
-    values = _each(cond, lambda place, value: _as_value(place, value, device))
-    rows = {place: value for place, value in _leaves(values) if _has_rows(value)}
-    for place, value in rows.items():
-        if len(value) not in (1, count):
-            raise ValueError(_wrong_length(place, value, count))
-    own = frozenset(place for place, value in rows.items() if len(value) == count != 1)
-    return Conditions(values, own, count, count != 1 or not rows)
+    return cond
 
 
 def find_tensors(cond: Mapping[str, Any]) -> dict[str, Tensor]:

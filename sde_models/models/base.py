@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_models._utils.conditions import leave_inference_mode
+from sde_models._utils.conditions import by_name, leave_inference_mode
 from sde_models._utils.integers import check_integers
 from sde_models._utils.shapes import (
     Time,
@@ -105,7 +105,7 @@ class Model(nn.Module, ABC):
         """The regression target of :meth:`output` for data ``x0`` with noise ``eps``."""
         raise TypeError(f"{type(self).__name__} has no output to compare with a target")
 
-    def bind(self, **cond: Any) -> BoundModel:
+    def bind(self, /, **cond: Any) -> BoundModel:
         """The same model with conditions fixed, which all samples share.
 
         They are given to the network as they are, whatever their shape or type, in every call and
@@ -113,6 +113,9 @@ class Model(nn.Module, ABC):
 
         Args:
             **cond: Conditions by name.
+
+        Raises:
+            ValueError: For the names of the arguments of every network: self, t and x.
 
         Example:
             >>> class Scaled(torch.nn.Module):
@@ -186,17 +189,19 @@ class BoundModel(Model):
 
     def __init__(self, model: Model, cond: Mapping[str, Any]) -> None:
         check_model(model)
-        for name in cond:
-            if name in ("t", "x"):
-                raise TypeError(f"{name}= cannot be bound: the network is given {name} already")
+        by_name(cond)
         super().__init__(model.sde, model.event_shape)
         self.model, self.names = model, tuple(cond)
+        self.values: dict[str, Any] = {}
         self.data_range = model.data_range
         for name, value in cond.items():
-            if isinstance(value, Tensor):
-                self.register_buffer(f"bound_{name}", leave_inference_mode(value))
-            else:
+            value = leave_inference_mode(value)
+            if isinstance(value, nn.Parameter | nn.Module):
                 setattr(self, f"bound_{name}", value)
+            elif isinstance(value, Tensor):
+                self.register_buffer(f"bound_{name}", value)
+            else:  # no attribute, which named "dropout" would be taken for that of a layer
+                self.values[name] = value
 
     @property
     def dtype(self) -> torch.dtype:
@@ -224,11 +229,26 @@ class BoundModel(Model):
     def _all(self, cond: Mapping[str, Any]) -> dict[str, Any]:
         for name in self.names:
             if name in cond:
-                raise TypeError(f"{name} is bound to this model: leave it out of cond=")
-        return {**{name: getattr(self, f"bound_{name}") for name in self.names}, **cond}
+                raise TypeError(
+                    f"{name} is bound to this model: leave it out, or bind it anew to its .model"
+                )
+        return {**self.bound, **cond}
+
+    @property
+    def bound(self) -> dict[str, Any]:
+        """What is bound, by name."""
+        return {
+            name: self.values[name] if name in self.values else getattr(self, f"bound_{name}")
+            for name in self.names
+        }
+
+    def bind(self, /, **cond: Any) -> BoundModel:
+        bound = BoundModel(self.model, self._all(cond))
+        bound.data_range = self.data_range
+        return bound
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={getattr(self, f'bound_{name}')!r}" for name in self.names)
+        return ", ".join(f"{name}={value!r}" for name, value in self.bound.items())
 
 
 def check_model(model: Any) -> None:

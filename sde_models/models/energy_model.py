@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -48,9 +49,9 @@ class EnergyModel(Model):
 
     def energy(self, t: Time, x: Tensor, **cond: Any) -> Tensor:
         """Energy of each sample, shape ``(B,)``, defined up to a function of time."""
-        return self._energy(self._checked(t, x), x, **cond)
+        return self._energy(self._checked(t, x), x, cond)
 
-    def _energy(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
+    def _energy(self, t: Tensor, x: Tensor, cond: Mapping[str, Any]) -> Tensor:
         record_call(len(x))
         energy = NetworkCall(self.network)(t.expand(x.shape[0]), x, cond)
         if energy.shape not in ((x.shape[0],), (x.shape[0], 1)):
@@ -65,7 +66,7 @@ class EnergyModel(Model):
         with torch.inference_mode(False), torch.enable_grad():
             point = x if differentiable and x.requires_grad else leaf_copy(x)
             cond = {key: leave_inference_mode(value) for key, value in cond.items()}
-            energy = self._energy(leave_inference_mode(t), point, **cond).sum()
+            energy = self._energy(leave_inference_mode(t), point, cond).sum()
             record_vjps(len(x))
             (gradient,) = torch.autograd.grad(energy, point, create_graph=differentiable)
         sde = self._gaussian()

@@ -72,12 +72,12 @@ class ScoreModel(Model):
         if not self.predicts_score:
             return super().score(t, x, **cond)
         t = self._checked(t, x)
-        return self._run(t.expand(x.shape[0]), x, **cond)
+        return self._run(t.expand(x.shape[0]), x, cond)
 
     def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         alpha, sigma = self._scales(t, x)
         inputs = self.prediction.network_input(t.expand(x.shape[0]), x, alpha, sigma)
-        return self.prediction.denoise(self._run(*inputs, **cond), x, alpha, sigma)
+        return self.prediction.denoise(self._run(*inputs, cond), x, alpha, sigma)
 
     def at_nodes(self, times: Tensor, like: Tensor, cond: Mapping[str, Any]) -> ModelNodes:
         if type(self).denoise is not ScoreModel.denoise:  # a subclass has its own estimates
@@ -87,7 +87,7 @@ class ScoreModel(Model):
     def output(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
         """The network's own output at noised samples, as a loss compares it to a target."""
         inputs = self.prediction.network_input(t.expand(x.shape[0]), x, *self._scales(t, x))
-        return self._run(*inputs, **cond)
+        return self._run(*inputs, cond)
 
     def target(self, t: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
         """The regression target of :meth:`output` for data ``x0`` with noise ``eps``."""
@@ -97,6 +97,6 @@ class ScoreModel(Model):
         sde = self._gaussian()
         return per_sample(sde.alpha(t), x), per_sample(sde.sigma(t), x)
 
-    def _run(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
+    def _run(self, t: Tensor, x: Tensor, cond: Mapping[str, Any]) -> Tensor:
         record_call(len(x))
         return check_shape(NetworkCall(self.network)(t, x, cond), x)

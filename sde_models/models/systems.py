@@ -22,7 +22,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from sde_models._utils.conditions import Conditions, as_conditions
+from sde_models._utils.conditions import Conditions, as_conditions, by_name
 from sde_models._utils.integers import check_integers
 from sde_models._utils.shapes import Time, as_time
 from sde_models.models.base import Model, check_model
@@ -38,7 +38,7 @@ class _ModelSystem(System):
         check_model(model)
         model.sde.check_reversible()
         self.model = model
-        self.cond = {} if cond is None else cond
+        self.cond = by_name(cond)
         self.event_shape = model.event_shape
         self.t_min = model.sde.t_min
         self.t_max = model.sde.t_max
@@ -66,8 +66,9 @@ class _ModelSystem(System):
 
     def conditioned(self, cond: Mapping[str, Any] | None, x: Tensor) -> Self:
         system = copy(self)
-        added = {**self.cond, **cond} if cond else self.cond
-        system.cond = as_conditions(added, len(x), x.device)
+        added = by_name(cond)
+        given = {**self.cond, **added} if added else self.cond
+        system.cond = as_conditions(given, len(x), x.device)
         return system
 
     def of_rows(self, rows: Tensor) -> Self:
@@ -124,7 +125,7 @@ class ProbabilityFlow(_ModelSystem):
     def forward(self, t: Time, x: Tensor) -> Tensor:
         """Velocity dx/dt at model time ``t``, shape of ``x``."""
         t = self._clamped(t, x)
-        return self.model.sde.reverse_drift(self.model, t, x, **self._cond(x))
+        return self.model.sde.reverse_drift(self.model, t, x, self.eta, self._cond(x))
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         """Velocity as the solvers call it."""
@@ -214,7 +215,7 @@ class ReverseSDE(_ModelSystem):
     def drift(self, t: Time, x: Tensor) -> Tensor:
         """Drift dx/dt in model time, shape of ``x``; the solver steps with dt < 0."""
         t = self._clamped(t, x)
-        return self.model.sde.reverse_drift(self.model, t, x, self.eta, **self._cond(x))
+        return self.model.sde.reverse_drift(self.model, t, x, self.eta, self._cond(x))
 
     def noise_scale(self, t: Time, x: Tensor) -> Tensor:
         """Amplitude eta g, broadcastable against ``x``."""

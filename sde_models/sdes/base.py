@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -79,11 +80,17 @@ class SDE(System):
         return self.g(t, x)
 
     def reverse_drift(
-        self, model: Any, t: Tensor, x: Tensor, eta: float = 0.0, **cond: Any
+        self,
+        model: Any,
+        t: Tensor,
+        x: Tensor,
+        eta: float = 0.0,
+        cond: Mapping[str, Any] = MappingProxyType({}),
     ) -> Tensor:
         r"""Drift of the reversed process, :math:`f - \frac{1 + \eta^2}{2} g^2 \nabla \log p_t`.
 
         With ``eta`` 0 it is the probability flow, with 1 the reverse SDE of Anderson (1982).
+        ``cond`` are the conditions by name.
         """
         g = self.g(t.clone(), x.clone())
         score = model.score(t.clone(), x.clone(), **copied(cond))

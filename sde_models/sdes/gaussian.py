@@ -19,7 +19,8 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -194,7 +195,12 @@ class GaussianSDE(SDE):
         return IsotropicGaussian(event_shape, math.hypot(signal, noise))
 
     def reverse_drift(
-        self, model: Any, t: Tensor, x: Tensor, eta: float = 0.0, **cond: Any
+        self,
+        model: Any,
+        t: Tensor,
+        x: Tensor,
+        eta: float = 0.0,
+        cond: Mapping[str, Any] = MappingProxyType({}),
     ) -> Tensor:
         r"""Drift of the reversed process, written without cancellation:
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from sde_models._utils.conditions import by_name
 from sde_models._utils.shapes import Time
 
 
@@ -78,8 +79,8 @@ class System(nn.Module):
         Raises:
             TypeError: If there are any, and no network to take them.
         """
-        if cond:
-            raise TypeError(f"{type(self).__name__} takes no conditions, got {', '.join(cond)}")
+        if names := ", ".join(by_name(cond)):
+            raise TypeError(f"{type(self).__name__} takes no conditions, got {names}")
         return self
 
     def of_rows(self, rows: Tensor) -> Self:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import sde_models as sm
 from sde_models._utils.conditions import Conditions, as_conditions
 
 ROWS = {
@@ -77,10 +79,12 @@ REFUSED: list[tuple[Any, str]] = [
     ({"c": object()}, r"cond\['c'\] is a object.*model\.bind\(c=\.\.\.\)"),
     ({"c": {1, 2}}, "is a set"),
     ({"c": torch.nn.Linear(1, 1)}, "is a Linear"),
-    ({"t": 0.5}, r"cond\['t'\] is not allowed, the network is given t already"),
-    ({"x": 0.5}, r"cond\['x'\] is not allowed"),
     ({3: 0.5}, "must have names as keys, got 3"),
     (torch.zeros(3), "cond must be a dictionary such as .* got Tensor"),
+    ("w", "cond must be a dictionary such as .* got str"),
+    (["w"], "got list"),
+    ([], "got list"),
+    (False, "got bool"),
 ]
 
 
@@ -88,6 +92,32 @@ REFUSED: list[tuple[Any, str]] = [
 def test_what_has_no_rows_is_refused(cond: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         as_conditions(cond, 3)
+    model, x = sm.ScoreModel(torch.nn.Identity(), sm.VPSDE()), torch.zeros(3, 2)
+    functions: list[Callable[[], Any]] = [
+        lambda: sm.encode(model, x, cond=cond),
+        lambda: sm.solve(sm.VPSDE(), x, (1e-5, 1.0), "sde:euler", steps=2, cond=cond),
+        lambda: sm.sample(model, (3, 2), "sde:euler", steps=2, cond=cond),
+        lambda: sm.ProbabilityFlow(model, cond=cond)(0.5, x),
+    ]
+    for call in functions[: None if not isinstance(cond, dict) else 1]:
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("name", ["self", "t", "x"])
+def test_names_that_every_network_has_are_refused(name: str) -> None:
+    model, x = sm.ScoreModel(torch.nn.Identity(), sm.VPSDE()), torch.zeros(3, 2)
+    given = {name: 0.5}
+    functions: list[Callable[[], Any]] = [
+        lambda: as_conditions(given, 3),
+        lambda: model.bind(**given),
+        lambda: sm.encode(model, x, cond=given),
+        lambda: sm.log_prob(model, x, cond=given),
+        lambda: sm.losses.denoising_score_matching(model, x, cond=given),
+    ]
+    for call in functions:
+        with pytest.raises(ValueError, match=f"a condition cannot be named '{name}', which every"):
+            call()
 
 
 def test_a_single_sample_says_not_whose_its_row_is() -> None:

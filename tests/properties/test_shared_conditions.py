@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -187,10 +188,102 @@ def test_a_bound_model_is_a_model() -> None:
     assert sum(p.numel() for p in bound.parameters()) == 1
     assert bound.to(torch.float32).bound_w.dtype == torch.float32
     assert "w=tensor" in repr(bound)
-    for call in (lambda: bound.score(t, x, w=1.0), lambda: sm.encode(bound, x, cond={"w": 1.0})):
-        with pytest.raises(TypeError, match="w is bound to this model: leave it out"):
+    again: list[Callable[[], Any]] = [
+        lambda: bound.score(t, x, w=1.0), lambda: sm.encode(bound, x, cond={"w": 1.0}),
+        lambda: bound.bind(w=1.0), lambda: bound.bind(v=2.0).bind(w=1.0),
+    ]  # fmt: skip
+    for call in again:
+        with pytest.raises(TypeError, match=r"w is bound .* leave it out, or bind it anew to its"):
             call()
+    bound.data_range = (-3.0, 2.0)
+    both = bound.bind(v=2.0)
+    assert {*both.bound} == {"w", "v"}
+    assert both.data_range == (-3.0, 2.0)
+    assert both.model is model
     with pytest.raises(TypeError, match=r"got BoundModel: save its \.model"):
         sm.save_model("nowhere.safetensors", bound)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="x= cannot be bound"):
-        model.bind(x=1.0)
+
+
+class Named(nn.Module):
+    """eps by conditions of any names, of which each has a weight of its own."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names, self.gain = names, nn.Parameter(torch.tensor(0.7, dtype=F64))
+
+    def forward(self, t: Tensor, x: Tensor, /, **cond: Any) -> Tensor:
+        given = sum(cond.pop(name) * 2.0 ** -(1 + i) for i, name in enumerate(self.names))
+        assert not cond
+        return self.gain * torch.tanh(x) * given
+
+
+class NamedEnergy(Named):
+    """The same as an energy."""
+
+    def forward(self, t: Tensor, x: Tensor, /, **cond: Any) -> Tensor:
+        return super().forward(t, x, **cond).sum(1)
+
+
+NAMES = [
+    "eta", "model", "sde", "cond", "generator", "network", "times", "like", "k", "state", "probes",
+    "given", "system", "input", "args", "kwargs", "step", "y", "s", "z", "name", "function",
+    "dropout", "training", "forward",
+]  # fmt: skip
+
+
+def draws() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def of_every_kind(model: sm.Model, cond: dict[str, Any] | None) -> list[Tensor]:
+    """Numbers from all functions that take conditions, with those that a network is given."""
+    x, noise = data(3), draws()
+    kind: Any = {"dtype": F64, "generator": noise, "cond": cond}
+    loose: Any = {"rtol": 1e-2, "atol": 1e-2, "cond": cond}
+    few: Any = {"steps": 12, "cond": cond}
+    density: Any = {"estimate_solver_error": False, **few}
+    flow, back = sm.ProbabilityFlow(model, cond=cond), sm.ReverseSDE(model, (2,), 0.5, cond=cond)
+    return [
+        *(sm.encode(model, x, name, **loose).z for name in ("ode:dopri5", "rk-batch")),
+        *(sm.encode(model, x, name, **few).z for name in ("ode:rk4", "flow-abm-4")),
+        *(sm.decode(model, x, name, **few).x for name in ("ddim", "dpmpp-2m", "heun-edm")),
+        *(
+            sm.sample(model, (3, 2), name, steps=3, **kind).x
+            for name in ("sde:euler", "euler-maruyama", "ancestral")
+        ),
+        sm.sample(model, (3, 2), "adaptive-sde", rtol=1.0, atol=1.0, **kind).x,
+        flow(0.5, x), back.drift(0.5, x), back.f(torch.tensor(-0.5), x),
+        sm.log_prob(model, x, "ode:rk4", trace="augmented", **density).value,
+        sm.log_prob(model, x, "flow-abm-4", trace="quadrature", intervals=12, **density).value,
+        sm.losses.denoising_score_matching(
+            model, x, generator=noise, weighting="simple", cond=cond
+        ),
+        *(
+            loss(model, x, generator=noise, cond=cond)
+            for loss in (
+                sm.losses.implicit_score_matching, sm.losses.sliced_score_matching,
+                sm.losses.finite_difference_sliced, sm.losses.simulated_score_matching,
+                sm.losses.fokker_planck_penalty,
+            )
+        ),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("network", [Named, NamedEnergy])
+def test_the_names_of_conditions_change_nothing(network: type[Named]) -> None:
+    """Bound, given by these names, and given by some that nothing else has."""
+
+    def make(names: list[str]) -> sm.Model:
+        own = network(names)
+        return sm.EnergyModel(own, SDE) if network is NamedEnergy else sm.ScoreModel(own, SDE)
+
+    values = [0.5 + 0.25 * (i % 3) for i in range(len(NAMES))]
+    plain = [f"condition_{name}" for name in NAMES]
+    given = dict(zip(NAMES, values, strict=True))
+    truth = of_every_kind(make(plain), dict(zip(plain, values, strict=True)))
+    for found in (
+        of_every_kind(make(NAMES), given),
+        of_every_kind(make(NAMES).bind(**given), None),
+    ):
+        for one, two in zip(found, truth, strict=True):
+            assert torch.equal(one, two)
