@@ -8,7 +8,7 @@ it is given with, once: parts of that batch never look at a length again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from copy import copy
 from dataclasses import fields, is_dataclass
 from numbers import Number
@@ -124,9 +124,24 @@ def by_name(cond: Any) -> Mapping[str, Any]:
     return cond
 
 
-def find_tensors(cond: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors among conditions, also those in mappings, by name."""
-    return {place[-1]: value for place, value in _leaves(cond) if isinstance(value, Tensor)}
+def find_tensors(cond: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    """The tensors in conditions with their places, also in whatever :func:`copied` looks into."""
+    return [found for name, value in cond.items() for found in _tensors_in(value, name)]
+
+
+def _tensors_in(value: Any, place: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield place, value
+        return
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        parts = ((field.name, getattr(value, field.name)) for field in fields(value))
+    for key, part in parts:
+        yield from _tensors_in(part, f"{place}[{key!r}]")
 
 
 def _has_rows(value: Any) -> bool:

@@ -55,6 +55,9 @@ class AugmentedFlow(System):
         """Those of the flow."""
         return self.flow.cond
 
+    def given_tensors(self) -> list[tuple[str, Tensor]]:
+        return self.flow.given_tensors()
+
     def conditioned(self, cond: Mapping[str, Any] | None, x: Tensor) -> AugmentedFlow:
         flow = self.flow.conditioned(cond, x)
         return AugmentedFlow(flow, self.sample_shape, self.divergence, self.probes)

@@ -109,7 +109,8 @@ class Model(nn.Module, ABC):
         """The same model with conditions fixed, which all samples share.
 
         They are given to the network as they are, whatever their shape or type, in every call and
-        with every number of samples. Tensors among them move with the bound model.
+        with every number of samples. Tensors among them move with the bound model, and a
+        ``torch.nn.Parameter`` is trained with it.
 
         Args:
             **cond: Conditions by name.

@@ -21,11 +21,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from sde_models._utils.conditions import Conditions, as_conditions, by_name
+from sde_models._utils.conditions import Conditions, as_conditions, by_name, find_tensors
 from sde_models._utils.integers import check_integers
 from sde_models._utils.shapes import Time, as_time
-from sde_models.models.base import Model, check_model
+from sde_models.models.base import BoundModel, Model, check_model
 from sde_models.sdes.base import SDE
 from sde_models.sdes.system import AtNode, AtNodes, System, as_coefficients
 
@@ -70,6 +71,16 @@ class _ModelSystem(System):
         given = {**self.cond, **added} if added else self.cond
         system.cond = as_conditions(given, len(x), x.device)
         return system
+
+    def given_tensors(self) -> list[tuple[str, Tensor]]:
+        bound = (part.bound for part in self.modules() if isinstance(part, BoundModel))
+        return super().given_tensors() + [
+            # A bound parameter is one of the model.
+            (name, value)
+            for cond in bound
+            for name, value in find_tensors(cond)
+            if not (name in cond and isinstance(value, Parameter))
+        ]
 
     def of_rows(self, rows: Tensor) -> Self:
         system = copy(self)

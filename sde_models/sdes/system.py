@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from sde_models._utils.conditions import by_name
+from sde_models._utils.conditions import by_name, find_tensors
 from sde_models._utils.shapes import Time
 
 
@@ -82,6 +82,10 @@ class System(nn.Module):
         if names := ", ".join(by_name(cond)):
             raise TypeError(f"{type(self).__name__} takes no conditions, got {names}")
         return self
+
+    def given_tensors(self) -> list[tuple[str, Tensor]]:
+        """Tensors that a network is given besides t and x, with their names."""
+        return find_tensors(self.cond)
 
     def of_rows(self, rows: Tensor) -> Self:
         """The same system for some samples of its batch, by their indices ``(n,)``."""

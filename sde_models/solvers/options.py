@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, TypedDict
 import torch
 from torch import Tensor
 
-from sde_models._utils.conditions import find_tensors
 from sde_models._utils.randomness import Source, as_source
 from sde_models.sdes.base import rounding_of
 from sde_models.sdes.grids import Grid, check_monotone
@@ -161,8 +160,8 @@ def check_gradient(
     """Return whether a graph is needed; refuse what would have no gradient, or silently none."""
     if gradient not in (None, "direct", "adjoint"):
         raise ValueError(f"gradient must be None, 'direct' or 'adjoint', got {gradient!r}")
-    given = find_tensors(system.cond)
-    asked = any(v.requires_grad for v in (x, *given.values())) and torch.is_grad_enabled()
+    given = [(name, value) for name, value in system.given_tensors() if value.requires_grad]
+    asked = (x.requires_grad or bool(given)) and torch.is_grad_enabled()
     needed = gradient is not None or asked
     if needed and not method.differentiable:
         raise ValueError(
@@ -180,12 +179,12 @@ def check_gradient(
             "gradient='adjoint' carries no gradient to the states of path=: use "
             "gradient='direct', or path= times with an adaptive solver"
         )
-    for name, value in given.items():
-        if value.requires_grad:
-            raise ValueError(
-                f"gradient='adjoint' carries no gradient to the condition {name!r}: use "
-                f"gradient='direct', or {name}.detach()"
-            )
+    if given:
+        name = given[0][0]
+        raise ValueError(
+            f"gradient='adjoint' carries no gradient to the condition {name!r}: use "
+            f"gradient='direct', or {name}.detach()"
+        )
     return needed
 
 
