@@ -108,8 +108,8 @@ def as_labels(label: Tensor | int | None, classes: int | None, like: Tensor) -> 
     """Check labels and give one to each sample; ``classes`` stands for no label.
 
     Args:
-        label: Class of each sample, an integer or shape ``(B,)``, from 0 to ``classes``; None for
-            no label.
+        label: Class of each sample, from 0 to ``classes``: an integer or one row that all share,
+            or shape ``(B,)``; None for no label.
         classes: Number of classes; None for a network without, which gets None.
         like: A tensor with the shape ``(B,)`` and the device of the result.
 
@@ -125,16 +125,23 @@ def as_labels(label: Tensor | int | None, classes: int | None, like: Tensor) -> 
     number = isinstance(label, int) and not isinstance(label, bool)
     # Filled there: a number that is copied to an accelerator makes the host wait for it.
     make = partial(torch.full, ()) if number else torch.as_tensor
-    labels = make(label, device=like.device)
-    if labels.is_floating_point() or labels.dtype == torch.bool:
+    try:
+        labels = make(label, device=like.device)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(
+            f"label must hold integers from 0 to {classes}, shape {tuple(like.shape)}, got "
+            f"{label!r}"
+        ) from None
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(
             f"label must hold integers, shape {tuple(like.shape)}, got dtype {labels.dtype}"
         )
-    if labels.ndim and labels.shape != like.shape:
+    if labels.shape not in ((), (1,), like.shape):
         raise ValueError(
             f"label must be one integer or have shape {tuple(like.shape)}, got "
             f"{tuple(labels.shape)}"
         )
+    labels = labels.long()  # an embedding takes no other but int32
     if not torch.compiler.is_compiling():
         low, high = (label, label) if number else torch.stack(torch.aminmax(labels)).tolist()
         if low < 0 or high > classes:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from sde_models.models.score_model import ScoreModel
-from sde_models.nn import FourierFeatures, ResidualNetwork
+from sde_models.nn import FourierFeatures, MixingNetwork, ResidualNetwork, UNet
+from sde_models.sampling.latents import encode
 from sde_models.sdes import VPSDE
 
 
@@ -102,8 +105,47 @@ def test_label_of_a_network_without_classes_is_refused() -> None:
         network(torch.rand(2), torch.zeros(2, 2), label=torch.tensor([0, 1]))
 
 
-@pytest.mark.parametrize("label", [torch.tensor([0.0, 1.0]), torch.tensor([0, 1, 2])])
-def test_labels_of_the_wrong_kind_are_refused(label: Tensor) -> None:
+SAME_LABELS: dict[str, tuple[Any, Any]] = {
+    "one row": (torch.tensor([1]), 1), "list of one": ([1], 1), "array of one": (np.array([1]), 1),
+    **{
+        str(kind): (torch.arange(3).to(kind), [0, 1, 2])
+        for kind in (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint64)
+    },
+    "array of bytes": (np.arange(3, dtype=np.uint8), [0, 1, 2]),
+    "one byte": (torch.tensor(2, dtype=torch.uint8), 2), "NumPy number": (np.uint8(2), 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAME_LABELS)
+@pytest.mark.parametrize("network", ["residual", "mixing", "unet"])
+def test_labels_may_be_shared_and_of_any_integers(network: str, name: str) -> None:
+    """As the same labels for each sample in 64 bits, also where a batch is cut into parts."""
+    given, same = SAME_LABELS[name]
+    shape = (1, 4, 4)
+    made: torch.nn.Module = {
+        "residual": lambda: ResidualNetwork(shape, width=8, depth=1, classes=3),
+        "mixing": lambda: MixingNetwork(shape, width=8, depth=1, classes=3),
+        "unet": lambda: UNet(shape, "ddpm++", channels=32, multipliers=(1,), blocks=1, classes=3),
+    }[network]()
+    for weights in made.parameters():
+        torch.nn.init.normal_(weights, std=0.2, generator=torch.Generator().manual_seed(0))
+    model, x = ScoreModel(made, VPSDE()), torch.linspace(-1, 1, 48).reshape(3, *shape)
+    full = torch.as_tensor(same).expand(3)
+    wanted = encode(model, x, "ode:euler", steps=2, cond={"label": full}).z
+    found = encode(model, x, "ode:euler", steps=2, cond={"label": given}).z
+    assert torch.equal(found, wanted)
+    other = encode(model, x, "ode:euler", steps=2, cond={"label": 3}).z
+    assert not torch.equal(found, other)
+
+
+WRONG_LABELS = [
+    torch.tensor([0.0, 1.0]), torch.tensor([0, 1, 2]), torch.tensor([[0], [1]]),
+    torch.tensor([True, False]), torch.tensor([0j, 1j]), "1", ["a", "b"], {"one": 1}, 1.0, 2**70,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("label", WRONG_LABELS)
+def test_labels_of_the_wrong_kind_are_refused(label: Any) -> None:
     network = ResidualNetwork((2,), width=8, depth=1, classes=3)
     with pytest.raises((TypeError, ValueError), match=r"label .*\(2,\)"):
         network(torch.rand(2), torch.zeros(2, 2), label=label)
