@@ -154,25 +154,43 @@ def _as_value(place: Place, value: Any, device: Any) -> Any:
         return leave_inference_mode(value)
     if isinstance(value, np.ndarray):
         if value.dtype.kind in "biufc":
-            return torch.as_tensor(value, device=device)
+            backwards = any(stride < 0 for stride in value.strides)  # torch has no such tensors
+            return _numbers(place, value.copy() if backwards else value, device)
         return value.tolist()
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         flat = bool(value) and all(isinstance(v, Number | list | tuple) for v in value)
-        return torch.tensor(value, device=device) if flat else list(value)
+        return _numbers(place, value, device) if flat else list(value)
     if value is None or isinstance(value, str | bytes | Number | np.generic):
         return value
     raise TypeError(
         f"cond[{_spell(place)}] is a {type(value).__name__}; expected a tensor, array or list with "
         f"a row for each sample, a number, a string or None. If all samples share it, use "
-        f"model.bind({place[-1]}=...)"
+        f"model.bind({place[0]}=...)"
     )
+
+
+def _numbers(place: Place, value: Any, device: Any) -> Tensor:
+    """An array, or a list of numbers and lists, as a tensor."""
+    try:
+        if any(tensor.requires_grad for _, tensor in _tensors_in(value, "")):
+            raise ValueError("a tensor in it requires a gradient, which would be lost")
+        make = torch.as_tensor if isinstance(value, np.ndarray) else torch.tensor
+        return make(value, device=device)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        listed = f"a {type(value).__name__} that begins with {value[0]!r:.40}"
+        given = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else listed
+        raise ValueError(
+            f"cond[{_spell(place)}] is {given}, of which torch makes no tensor: {error}. Expected "
+            "are numbers in rows of equal length; strings or tensors may be listed one for each "
+            "sample"
+        ) from error
 
 
 def _wrong_length(place: Place, value: Any, count: int) -> str:
     given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"length {len(value)}"
     return (
         f"cond[{_spell(place)}] has {given} for {count} sample{'s' * (count != 1)}: give it a row "
-        f"for each sample or a first dimension of 1, or use model.bind({place[-1]}=...) if all "
+        f"for each sample or a first dimension of 1, or use model.bind({place[0]}=...) if all "
         "samples share it"
     )
 

@@ -104,6 +104,38 @@ def test_what_has_no_rows_is_refused(cond: Any, message: str) -> None:
             call()
 
 
+NO_TENSORS: dict[str, tuple[Any, str]] = {
+    "strings": ([["a", "b"]] * 3, r"a list that begins with \['a', 'b'\]"),
+    "ragged": ([[1], [1, 2], [3]], r"a list that begins with \[1\]"),
+    "mixed": ((1, [2], 3), "a tuple that begins with 1"),
+    "large": ([2**70] * 3, "a list that begins with 1180591620717411303"),
+    "nothing": ([[None]] * 3, r"begins with \[None\]"),
+    "tensors": ([[torch.ones(2)]] * 3, r"begins with \[tensor"),
+    "gradient": ([[torch.ones((), requires_grad=True)]] * 3, "requires a gradient, which would be"),
+    "long numbers": (np.zeros(3, np.longdouble), f"an array of {np.dtype(np.longdouble)}"),
+    "other order": (np.zeros(3, ">f4"), "an array of >f4"),
+}
+
+
+@pytest.mark.parametrize("name", NO_TENSORS)
+def test_what_makes_no_tensor_is_refused(name: str) -> None:
+    value, given = NO_TENSORS[name]
+    message = rf"cond\['a'\]\['w'\] is .*{given}.*Expected are numbers in rows of equal length"
+    with pytest.raises(ValueError, match=f"(?s){message}" if name != "gradient" else given):
+        as_conditions({"a": {"w": value}}, 3)
+
+
+def test_arrays_that_run_backwards_are_taken() -> None:
+    for array in (np.arange(3)[::-1], np.ones((3, 1)).T[::-1].T):
+        assert as_conditions({"w": array}, 3)["w"].tolist() == array.tolist()
+
+
+@pytest.mark.parametrize("value", [torch.ones(2), {1}])
+def test_what_is_bound_is_the_outer_name(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"cond\['w'\]\['u'\].*bind\(w=\.\.\."):
+        as_conditions({"w": {"u": value}}, 3)
+
+
 @pytest.mark.parametrize("name", ["self", "t", "x"])
 def test_names_that_every_network_has_are_refused(name: str) -> None:
     model, x = sm.ScoreModel(torch.nn.Identity(), sm.VPSDE()), torch.zeros(3, 2)
