@@ -44,6 +44,9 @@ class Model(nn.Module, ABC):
             and the range of the levels of :func:`~sde_models.bits_per_dim`. It may be set.
     """
 
+    described_apart = frozenset({"_data_range"})
+    """Attributes that few results depend on, which name them among their settings."""
+
     _data_range: tuple[float, float] | None = None
 
     def __init__(self, sde: SDE, event_shape: tuple[int, ...] | None = None) -> None:
@@ -221,14 +224,19 @@ class BoundModel(Model):
     def at_nodes(self, times: Tensor, like: Tensor, cond: Mapping[str, Any]) -> ModelNodes:
         return self.model.at_nodes(times, like, self._all(cond))
 
+    @property
+    def bound(self) -> dict[str, Any]:
+        """The conditions by name."""
+        return {name: getattr(self, f"bound_{name}") for name in self.names}
+
     def _all(self, cond: Mapping[str, Any]) -> dict[str, Any]:
         for name in self.names:
             if name in cond:
                 raise TypeError(f"{name} is bound to this model: leave it out of cond=")
-        return {**{name: getattr(self, f"bound_{name}") for name in self.names}, **cond}
+        return {**self.bound, **cond}
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={getattr(self, f'bound_{name}')!r}" for name in self.names)
+        return ", ".join(f"{name}={value!r}" for name, value in self.bound.items())
 
 
 def check_model(model: Any) -> None:
