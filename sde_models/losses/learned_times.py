@@ -49,6 +49,9 @@ class LearnedTimes:
         True
     """
 
+    described_apart = frozenset({"_squares", "_counts"})
+    """What is learned is no setting of a run."""
+
     divides_by_density = True
     """Such times are for weightings that divide by their density."""
 

@@ -44,6 +44,9 @@ class Model(nn.Module, ABC):
             and the range of the levels of :func:`~sde_models.bits_per_dim`. It may be set.
     """
 
+    described_apart = frozenset({"_data_range"})
+    """Attributes that few results depend on, which name them among their settings."""
+
     _data_range: tuple[float, float] | None = None
 
     def __init__(self, sde: SDE, event_shape: tuple[int, ...] | None = None) -> None:

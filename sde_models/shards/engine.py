@@ -16,7 +16,7 @@ from sde_models._utils.counting import EvaluationCounter, count_evaluations
 from sde_models._utils.integers import check_integer
 from sde_models._utils.progress_bars import open_bar
 from sde_models.models.base import Model, check_model
-from sde_models.shards.fingerprints import describe
+from sde_models.shards.fingerprints import describe, describe_module
 from sde_models.shards.folder import Folder, Shard, in_units
 from sde_models.shards.parts import FittingParts
 from sde_models.shards.processes import Processes
@@ -26,6 +26,9 @@ from sde_models.shards.source import Part
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+
+FORMAT = 2
+"""Format of the settings; 1 did not hold all that results depend on."""
 
 LARGE = 10**9
 """Bytes of results from which on the progress bar shows their size."""
@@ -126,8 +129,8 @@ class Engine:
         """
         given = {f"argument {k}": describe(v) for k, v in self.arguments.items() if k != "callback"}
         everything = {
-            "format": 1,
-            "model": describe(self.model),
+            "format": FORMAT,
+            **describe_module("model", self.model),
             "samples": samples,
             "chunk": self.chunk,
             "seed": self.seed,

@@ -141,7 +141,9 @@ def evaluate(
     Args:
         model: What gives the score.
         dataset: Data, shape ``(B, *event)``, or a map-style dataset of any size, whose items are
-            samples, or tuples or lists that begin with one. It is read chunk by chunk.
+            samples, or tuples or lists that begin with one. It is read chunk by chunk. To notice
+            other data when an evaluation is resumed, tensors and :class:`Shards` are compared in
+            full, and of a dataset the length and at most 64 items evenly between first and last.
         out: Folder for the results, which all processes can read.
         levels: If None :func:`~sde_models.log_prob` of floating data is computed; with a number of
             levels :func:`~sde_models.bits_per_dim` of integer images.

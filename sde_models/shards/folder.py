@@ -7,9 +7,10 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -21,6 +22,8 @@ from sde_models._utils.owned_folders import OwnedFolder
 from sde_models.shards.fingerprints import hash_tensors, list_differences
 
 Settings = dict[str, str | int | None]
+
+Found = TypeVar("Found")
 
 SETTINGS = "settings.json"
 SHARDS = "chunk-*.safetensors"
@@ -171,15 +174,22 @@ class Folder:
             ) from error
 
     def read_counter(self, index: int) -> EvaluationCounter:
-        """Evaluations that went into a shard, from the head of its file.
+        """Evaluations that went into a shard, from the head of its file; errors as below."""
+        return self._read_head(index, lambda head: _read_counter(head["costs"]))
+
+    def read_checksum(self, index: int) -> str:
+        """Checksum of the content of a shard, from the head of its file.
 
         Raises:
             OSError: If it is not there or is damaged.
         """
+        return self._read_head(index, lambda head: str(head["sha256"]))
+
+    def _read_head(self, index: int, entry: Callable[[Mapping[str, Any]], Found]) -> Found:
         path = self._file(index)
         try:
             with safe_open(path, framework="pt") as file:
-                return _read_counter(json.loads(file.metadata()[METADATA])["costs"])
+                return entry(json.loads(file.metadata()[METADATA]))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise OSError(f"{path} cannot be read ({error}): make it again") from error
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sde_models._utils.counting import Cost, EvaluationCounter
+from sde_models.shards.fingerprints import describe
 from sde_models.shards.folder import SETTINGS, Folder
 from sde_models.shards.npz import write_npz
 
@@ -107,6 +108,15 @@ class Shards(Dataset[Tensor]):
         """
         for shard in range(len(self._folder)):
             yield self.read(shard)
+
+    def describe_content(self) -> str:
+        """Text that stands for all samples, from the checksums in the files.
+
+        Raises:
+            OSError: If a shard is missing or damaged.
+        """
+        checksums = [self._folder.read_checksum(k) for k in range(len(self._folder))]
+        return describe(["shards", self.name, self.dtype, *checksums])
 
     @property
     def cost(self) -> Cost:

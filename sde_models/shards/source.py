@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sde_models._utils.conditions import Conditions, as_conditions
-from sde_models.shards.fingerprints import describe
+from sde_models.shards.fingerprints import describe, describe_data
 
 Given = Mapping[str, Any] | Callable[[Sequence[Any]], Mapping[str, Any]]
 """Conditions by name, or a function from the items of a range to their conditions."""
@@ -36,7 +36,8 @@ class Source:
 
     Attributes:
         size: Bytes of the first sample as floating numbers, of single precision if it has levels.
-        settings: Text on the samples and their conditions, on which the results depend.
+        settings: Text on the content of the samples and their conditions, on which the results
+            depend.
 
     Raises:
         TypeError: If the dataset has no length.
@@ -71,7 +72,8 @@ class Source:
         self.size = first.numel() * (first.element_size() if first.is_floating_point() else 4)
         self.settings = {
             "sample": f"{first.dtype} of shape {tuple(first.shape)}",
-            "cond": describe(cond or None),
+            "data": describe_data(dataset),
+            "cond": describe(self.cond or None),
         }
 
     def __len__(self) -> int:

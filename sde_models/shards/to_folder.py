@@ -106,7 +106,7 @@ def sample_to_folder(
         )
     given = as_conditions(cond, samples)
     dtype = arguments.get("dtype") or engine.model.dtype
-    settings = {"verb": "sample", "name": "x", "sample": str(shape), "cond": describe(cond or None)}
+    settings = {"verb": "sample", "name": "x", "sample": str(shape)}
 
     def draw(first: int, last: int) -> dict[str, Tensor]:
         own = given.take(slice(first, last)).mapped(lambda value: value.to(engine.model.device))
@@ -120,8 +120,8 @@ def sample_to_folder(
         return {"x": drawn.x, **found}
 
     return engine.run(
-        out, samples, settings, lambda *_: draw, size=math.prod(shape) * dtype.itemsize,
-        progress=progress, overwrite=overwrite,
+        out, samples, settings | {"cond": describe(given or None)}, lambda *_: draw,
+        size=math.prod(shape) * dtype.itemsize, progress=progress, overwrite=overwrite,
     )  # fmt: skip
 
 

@@ -113,7 +113,9 @@ def fit(
         gradient_accumulation_steps: Parts that each process cuts its batch into, to save memory.
         num_workers: Processes that read a dataset.
         accelerator: Set up by the caller; made here under ``accelerate launch`` if None.
-        out: Folder of the checkpoints; nothing is written if None.
+        out: Folder of the checkpoints; nothing is written if None. Another model, loss or setting,
+            or other data, are noticed by content: tensors in full, and of a dataset the length and
+            at most 64 items evenly between first and last.
         checkpoint_every: Steps between checkpoints.
         keep: Number of checkpoints that are kept.
         resume: Go on where the run in ``out`` stopped; False refuses a folder that holds one.

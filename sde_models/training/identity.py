@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
+from functools import partial
 from typing import Any
-
-from torch import Tensor
 
 from sde_models.models.base import Model
 from sde_models.models.model_files import SETTINGS_KEY, describe_model
-from sde_models.shards.fingerprints import describe, list_differences
+from sde_models.shards.fingerprints import (
+    describe,
+    describe_data,
+    describe_module,
+    list_differences,
+)
 from sde_models.training.settings import Settings
 
 FREE = ("gradient_accumulation_steps", "checkpoint_every", "keep", "data_range")
 """Settings that may change when a run is resumed, since its result does not depend on them."""
+
+FORMAT = 2
+"""Format of the description; 1 did not hold all that a run depends on."""
 
 FILE = "model.format"
 """The format of model files does not affect a run, and older runs have an older one."""
@@ -29,23 +36,26 @@ def describe_run(
         settings: Those of the run.
         seed: Seed of the run.
         model: What is trained.
-        data: As given to :func:`~sde_models.fit`. A tensor is described by its contents, a
-            dataclass by its fields, another dataset by class and length, a function by its name.
+        data: As given to :func:`~sde_models.fit`, described by content.
         loss: What is minimised.
 
     Returns:
         Text and numbers by name.
     """
     chosen = _without_free(asdict(settings))
-    weights = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     return {
         **chosen,
+        "format": FORMAT,
         "seed": seed,
-        "loss": describe(loss),
-        "data": _describe_data(data),
+        **_describe_loss(loss),
+        "data": describe_data(data),
+        **describe_module("model", model, trained=False),
         **_flatten("model", _without_free(_describe_model(model))),
-        "model.weights": ", ".join(f"{name} {shape}" for name, shape in weights.items()),
-        "model.dtype": str(model.dtype),
+        **{
+            f"model.{name}": describe(value, trained=False)
+            for part in model.modules()
+            for name, value in getattr(part, "bound", {}).items()
+        },
     }
 
 
@@ -79,21 +89,20 @@ def _without_free(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in FREE}
 
 
+def _describe_loss(loss: Any) -> dict[str, str]:
+    """A loss, and each argument that ``functools.partial`` has set, as settings of their own."""
+    parts = {"loss": loss}
+    if isinstance(loss, partial):
+        given = {f"loss.{name}": value for name, value in loss.keywords.items()}
+        parts = {"loss": partial(loss.func, *loss.args), **given}
+    return {name: describe(part, trained=False) for name, part in parts.items()}
+
+
 def _describe_model(model: Model) -> dict[str, Any]:
     try:
         return describe_model(model)  # type: ignore[arg-type]
     except TypeError:  # classes of others
-        return {"class": type(model).__name__, "layout": " ".join(repr(model).split())}
-
-
-def _describe_data(data: Any) -> str:
-    if isinstance(data, Tensor):
-        return describe(data)
-    if is_dataclass(data):
-        return f"{type(data).__name__} {describe(vars(data))}"
-    if hasattr(data, "__len__"):
-        return f"{type(data).__name__} of length {len(data)}"
-    return getattr(data, "__qualname__", type(data).__name__)
+        return {}
 
 
 def _flatten(prefix: str, nested: dict[str, Any]) -> dict[str, Any]:

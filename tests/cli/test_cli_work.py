@@ -194,6 +194,21 @@ def test_encode_and_decode(model: Path, points: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(read_array(tmp_path / "two.npz"), read_array(back)[:2])
 
 
+def test_another_file_is_not_taken_for_the_one_that_was_encoded(
+    model: Path, points: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "z"
+    words = ("encode", model, points, "--rtol", 0.1, "--atol", 0.1, "--out", out)
+    run(*words)
+    wanted = {path.name: path.read_bytes() for path in out.glob("chunk-*")}
+    np.savez(points, x=read_array(points).numpy() + 1)
+    assert "other settings (data: tensor float32" in fail(*words)
+    assert {path.name: path.read_bytes() for path in out.glob("chunk-*")} == wanted
+    run(*words, "--overwrite")
+    assert {path.name: path.read_bytes() for path in out.glob("chunk-*")} != wanted
+    run(*words)
+
+
 def test_digits_by_name(images: Path, tmp_path: Path) -> None:
     z, bits = tmp_path / "z.npz", tmp_path / "bits.npz"
     run("encode", images, "digits", "--n", 3, "--solver", "ddim", "--steps", 3, "--out", z)

@@ -60,6 +60,8 @@ def test_the_samples_are_those_of_the_function(whole: sm.Shards) -> None:
 class Breaks(nn.Module):
     """A network that some accident is bound to, at its n-th call."""
 
+    described_apart = frozenset({"at", "error", "calls"})
+
     def __init__(self, at: int | None = None, error: BaseException | None = None) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(0.7))
@@ -70,9 +72,6 @@ class Breaks(nn.Module):
         if self.error is not None and self.calls == self.at:
             raise self.error
         return self.scale * x
-
-    def __repr__(self) -> str:
-        return "Breaks()"
 
 
 def breaking(at: int | None = None, error: BaseException | None = None) -> sm.ScoreModel:

@@ -128,7 +128,7 @@ def test_what_a_loss_has_learned_is_resumed_bit_for_bit(tmp_path: Path, stop: in
     density = last.keywords["times"].density
     assert torch.equal(density, first.keywords["times"].density)
     assert float(density.std()) > 0.01
-    with pytest.raises(ValueError, match=r"decay=0\.99.* there, .*decay=0\.5.* now"):
+    with pytest.raises(ValueError, match=r"loss\.times: .*0\.99.* there, .*0\.5.* now"):
         train(tmp_path / "cut", loss=loss(decay=0.5))
 
 
@@ -309,6 +309,99 @@ def test_another_configuration_is_refused_with_all_that_differs(tmp_path: Path) 
     train(
         tmp_path, gradient_accumulation_steps=2, checkpoint_every=3, keep=1
     )  # these change no result
+
+
+class Linear(nn.Module):
+    """A network of a user's own, with a number that torch does not know of."""
+
+    def __init__(self, k: float = 0.1) -> None:
+        super().__init__()
+        self.k, self.weight = k, nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, t: Tensor, x: Tensor, c: Any = None) -> Tensor:
+        return self.k * self.weight * x
+
+
+class Unpacked(Dataset[Tensor]):
+    """Rows of a tensor, one by one."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.rows[index]
+
+
+def own(network: nn.Module | None = None, sde: Any = None, **arguments: Any) -> sm.ScoreModel:
+    return sm.ScoreModel(network or Linear(), sde or sm.VPSDE(), **arguments)
+
+
+def levels(last: float) -> Any:
+    return partial(denoising_score_matching, times=sm.losses.level_times([1.0, last]))
+
+
+def weighted(by: float) -> Any:
+    return partial(denoising_score_matching, weighting=sm.losses.min_snr(by))
+
+
+Change = dict[str, Any]
+
+
+@pytest.mark.parametrize(
+    ("difference", "first", "second"),
+    [
+        ("model.prediction: ", {"model": own}, {"model": lambda: own(prediction="x0")}),
+        (
+            "model.sde.data_std: 1.0 there, 0.5 now",
+            {"model": lambda: own(preconditioning="edm")},
+            {"model": lambda: own(sde=sm.VPSDE(data_std=0.5), preconditioning="edm")},
+        ),
+        (
+            "model.network.k: 0.1 there, 0.2 now",
+            {"model": own}, {"model": lambda: own(Linear(0.2))},
+        ),
+        (
+            "model.bound_c: ",
+            {"model": lambda: own().bind(c={"w": torch.tensor([1.00001])})},
+            {"model": lambda: own().bind(c={"w": torch.tensor([1.00002])})},
+        ),
+        (
+            "model.c: ",
+            {"model": lambda: own().bind(c=torch.tensor([1.00001]))},
+            {"model": lambda: own().bind(c=torch.tensor([1.00002]))},
+        ),
+        ("loss.times: ", {"loss": levels(2.0)}, {"loss": levels(3.0)}),
+        ("loss.weighting: ", {"loss": weighted(1.0)}, {"loss": weighted(9.0)}),
+        ("data: ", {"data": Unpacked(DATA)}, {"data": Unpacked(DATA + 1e-6)}),
+        (
+            "data: ",
+            {"data": lambda n, generator: DATA[:n]}, {"data": lambda n, generator: DATA[-n:]},
+        ),
+    ],
+)  # fmt: skip
+def test_another_model_loss_or_data_is_refused_by_name(
+    tmp_path: Path, difference: str, first: Change, second: Change
+) -> None:
+    def go(change: Change) -> Tensor:
+        given = {"data": DATA, "model": own} | change
+        return weights(train(tmp_path, **given | {"model": given["model"]()}).model)
+
+    trained = go(first)
+    with pytest.raises(ValueError, match=f"another configuration .*{difference}"):
+        go(second)
+    assert torch.equal(go(first), trained)
+
+
+def test_a_run_of_an_earlier_format_is_refused(tmp_path: Path) -> None:
+    train(tmp_path)
+    folder = CheckpointFolder(tmp_path)
+    settings = {k: v for k, v in folder.read(12).settings.items() if k != "format"}
+    forge(folder.folder(12), "settings.json", json.dumps(settings).encode())
+    with pytest.raises(ValueError, match=r"\(format: not given there, 2 now\)"):
+        train(tmp_path)
 
 
 def full(*_: Any) -> None:
