@@ -364,7 +364,7 @@ Change = dict[str, Any]
             {"model": own}, {"model": lambda: own(Linear(0.2))},
         ),
         (
-            "model.bound_c: ",
+            "model.c: ",
             {"model": lambda: own().bind(c={"w": torch.tensor([1.00001])})},
             {"model": lambda: own().bind(c={"w": torch.tensor([1.00002])})},
         ),
