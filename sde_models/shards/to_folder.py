@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sde_models._utils.conditions import Conditions, as_conditions
-from sde_models._utils.integers import check_integer
+from sde_models._utils.integers import check_integer, check_integers
 from sde_models._utils.seeds import generator_at
 from sde_models.data.dequantization import DATA_RANGE, dequantize
 from sde_models.models.base import Model
@@ -99,7 +99,9 @@ def sample_to_folder(
     )
     check_options(sample_to_folder, options, SampleOptions)
     samples = check_integer("n", n)
-    shape = engine.model.event_shape if event_shape is None else tuple(event_shape)
+    shape = engine.model.event_shape
+    if event_shape is not None:
+        shape = check_integers("event_shape", event_shape)
     if shape is None:
         raise ValueError(
             "this model takes any event shape: give event_shape=, such as (2,) for points in the "

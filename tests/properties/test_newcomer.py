@@ -244,6 +244,7 @@ CALLS: list[tuple[Any, type[Exception], str]] = [
     (lambda: sm.make_solver("dpmpp-2m", orde=3), ValueError, "'dpmpp-2m' has no option 'orde'"),
     (lambda: sm.make_solver("flow-abm-4", order=3), ValueError, "no option 'order'"),
     (lambda: sm.evaluate(MODEL, X, "none", importance_samples=3), ValueError, "give levels="),
+    (lambda: sm.sample_to_folder(MODEL, 4, "none", event_shape=3), ValueError, "event_shape must"),
     (lambda: drawn(density={"solver": "ode:rk4"}), TypeError, "is no option of the densities"),
     (lambda: drawn(density={"divergnce": "exact"}), TypeError, "did you mean 'divergence'"),
     (lambda: drawn(density=["exact"]), TypeError, "density must be a dictionary of options"),
