@@ -8,7 +8,7 @@ it is given with, once: parts of that batch never look at a length again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from copy import copy
 from dataclasses import fields, is_dataclass
 from numbers import Number
@@ -144,6 +144,61 @@ def _tensors_in(value: Any, place: str) -> Iterator[tuple[str, Tensor]]:
         yield from _tensors_in(part, f"{place}[{key!r}]")
 
 
+def stack_conditions(conds: Sequence[Mapping[str, Any]], dtype: torch.dtype) -> dict[str, Any]:
+    """Conditions of a batch from those of each of its samples.
+
+    Numbers, arrays, tensors, and lists and tuples of numbers become rows of a tensor, anything else
+    entries of a list; None of every sample stays None.
+
+    Args:
+        conds: Conditions of each sample, by name.
+        dtype: Of the floating ones.
+
+    Raises:
+        ValueError: If samples have other names, or rows of other shapes, than the first.
+
+    Example:
+        >>> stack_conditions([{"w": [0, 10], "text": "a"}, {"w": [1, 11], "text": "b"}], torch.half)
+        {'w': tensor([[ 0, 10],
+                [ 1, 11]]), 'text': ['a', 'b']}
+    """
+    leaves = [dict(_leaves(cond)) for cond in conds]
+
+    def stacked(place: Place, _: Any) -> Any:
+        rows = [_as_row(each[place]) for each in leaves]
+        if not any(isinstance(row, Tensor) for row in rows):
+            return None if all(row is None for row in rows) else rows
+        kinds = [tuple(row.shape) if isinstance(row, Tensor) else type(row) for row in rows]
+        if len(set(kinds)) > 1:
+            other = next(kind for kind in kinds if kind != kinds[0])
+            raise ValueError(
+                f"cond[{_spell(place)}] of the samples of a batch has shapes {kinds[0]} and "
+                f"{other}; expected the same for every sample: pad them, or leave None out"
+            )
+        batch = torch.stack(rows)
+        return batch.to(dtype) if batch.is_floating_point() else batch
+
+    for each in leaves:
+        if each.keys() != leaves[0].keys():
+            names = [", ".join(map(_spell, found)) or "none" for found in (leaves[0], each)]
+            raise ValueError(
+                f"the samples of a batch have different conditions, {names[0]} and {names[1]}: "
+                "give every sample the same names"
+            )
+    return _each(conds[0], stacked)
+
+
+def _as_row(value: Any) -> Any:
+    """The condition of one sample as a tensor, if it holds numbers."""
+    if isinstance(value, list | tuple | np.ndarray | Number | np.generic):
+        try:
+            array = np.array(value, order="C")  # of strides that torch takes
+        except ValueError:  # ragged
+            return value
+        return torch.as_tensor(array) if array.dtype.kind in "biufc" else value
+    return value
+
+
 def _has_rows(value: Any) -> bool:
     return isinstance(value, list) or (isinstance(value, Tensor) and value.ndim > 0)
 
@@ -158,8 +213,7 @@ def _as_value(place: Place, value: Any, device: Any) -> Any:
             return _numbers(place, value.copy() if backwards else value, device)
         return value.tolist()
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        flat = bool(value) and all(isinstance(v, Number | list | tuple) for v in value)
-        return _numbers(place, value, device) if flat else list(value)
+        return _numbers(place, value, device) if _are_numbers(value) else list(value)
     if value is None or isinstance(value, str | bytes | Number | np.generic):
         return value
     raise TypeError(
@@ -172,8 +226,6 @@ def _as_value(place: Place, value: Any, device: Any) -> Any:
 def _numbers(place: Place, value: Any, device: Any) -> Tensor:
     """An array, or a list of numbers and lists, as a tensor."""
     try:
-        if any(tensor.requires_grad for _, tensor in _tensors_in(value, "")):
-            raise ValueError("a tensor in it requires a gradient, which would be lost")
         make = torch.as_tensor if isinstance(value, np.ndarray) else torch.tensor
         return make(value, device=device)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -184,6 +236,13 @@ def _numbers(place: Place, value: Any, device: Any) -> Tensor:
             "are numbers in rows of equal length; strings or tensors may be listed one for each "
             "sample"
         ) from error
+
+
+def _are_numbers(value: Any) -> bool:
+    """Whether a list holds numbers, or lists of them, and nothing else."""
+    if not isinstance(value, list | tuple):
+        return isinstance(value, Number)
+    return bool(value) and all(map(_are_numbers, value))
 
 
 def _wrong_length(place: Place, value: Any, count: int) -> str:
@@ -233,26 +292,30 @@ def leave_inference_mode(value: Any) -> Any:
         return value.clone()
 
 
-def copied(value: Any) -> Any:
+def copied(value: Any, dtype: torch.dtype | None = None) -> Any:
     """Tensors and arrays copied, also those in mappings, lists, tuples and dataclasses, which stay
-    of their class; anything else as it is.
+    of their class; anything else as it is. Floating tensors get the dtype, if one is given.
     """
+
+    def copy_of(entry: Any) -> Any:
+        return copied(entry, dtype)
+
     if isinstance(value, Tensor):
-        return value.clone()
+        return value.to(dtype, copy=True) if value.is_floating_point() else value.clone()
     if isinstance(value, np.ndarray):
         return value.copy()
     if type(value) in (dict, Conditions):
-        return {key: copied(entry) for key, entry in value.items()}
+        return {key: copy_of(entry) for key, entry in value.items()}
     other: Any
     if isinstance(value, MutableMapping):
         other = copy(value)
-        other.update({key: copied(entry) for key, entry in value.items()})
+        other.update({key: copy_of(entry) for key, entry in value.items()})
         return other
     if is_dataclass(value) and not isinstance(value, type):
         other = copy(value)
         for field in fields(value):
-            object.__setattr__(other, field.name, copied(getattr(value, field.name)))
+            object.__setattr__(other, field.name, copy_of(getattr(value, field.name)))
         return other
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(copied, value))
-    return type(value)(map(copied, value)) if type(value) in (list, tuple) else value
+        return type(value)(*map(copy_of, value))
+    return type(value)(map(copy_of, value)) if type(value) in (list, tuple) else value

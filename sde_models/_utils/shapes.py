@@ -24,10 +24,9 @@ def as_time(t: Time, like: Tensor | None = None) -> Tensor:
     Raises:
         TypeError: If ``t`` is neither a number nor a tensor.
     """
-    if not isinstance(t, Tensor | SupportsFloat):
-        raise TypeError(
-            f"t must be a number or a tensor, scalar or of shape (B,), got {type(t).__name__}"
-        )
+    truth = isinstance(t, bool) or str(getattr(t, "dtype", None)) in ("bool", "torch.bool")
+    if not isinstance(t, Tensor | SupportsFloat) or truth:
+        raise TypeError(f"t must be a number or a tensor, scalar or of shape (B,), got {t!r}")
     if isinstance(t, Tensor):
         t = t if t.is_floating_point() else t.to(torch.get_default_dtype())
         return t if like is None else t.to(dtype=like.dtype, device=like.device)

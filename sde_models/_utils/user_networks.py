@@ -14,6 +14,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from sde_models._utils.conditions import copied
+from sde_models._utils.counting import record_call
 
 DROPS = "drops entries at random"
 LEARNS = "changes with every call"
@@ -82,9 +83,9 @@ def _is_rate(value: object) -> bool:
 class NetworkCall:
     """A network, called as ``network(t, x, **cond)``.
 
-    Inputs are cast to the dtype of the network, and its output to that of the state. Both are
-    copied: the network may change its inputs in place and return a tensor that it keeps. Its dtype
-    is looked up once.
+    Inputs, and conditions that are floating tensors, are cast to the dtype of the network, and its
+    output to that of the state. All are copied: the network may change its inputs in place and
+    return a tensor that it keeps. Its dtype is looked up once. Each call is counted.
 
     Where a derivative with respect to x is taken, the original of a compiled network is called:
     torch compiles no second derivatives, and a compiled product can be taken only once.
@@ -116,7 +117,8 @@ class NetworkCall:
             network = network._orig_mod
 
         def call(given: Tensor) -> Any:
-            return network(t.to(dtype, copy=True), given, **copied(cond))
+            record_call(len(given))
+            return network(t.to(dtype, copy=True), given, **copied(cond, dtype))
 
         try:
             output = value_with_graph(call, x, dtype)

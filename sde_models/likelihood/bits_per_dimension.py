@@ -124,8 +124,7 @@ def bits_per_dim(
         torch.Size([8])
     """
     check_model(model)
-    further = ("importance_samples", "repeats", "transform", "data_range")
-    check_options("bits_per_dim", options, LogProbOptions, further)
+    options = check_options(bits_per_dim, options, LogProbOptions)
     check_levels(images, levels)
     source = as_source(generator, len(images))
     draws = check_integer("importance_samples", importance_samples)

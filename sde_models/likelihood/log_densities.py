@@ -34,6 +34,7 @@ from sde_models.likelihood.strategies import (
 from sde_models.likelihood.tolerance import AdaptiveLikelihood
 from sde_models.models.base import Model
 from sde_models.solvers import Solution, Solver
+from sde_models.solvers.options import check_options
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def log_prob(
         >>> bool((lp.value - mixture.log_prob(x)).abs() < 1e-3)
         True
     """
-    settings = Settings.of(model, x, solver, options)
+    given = check_options(log_prob, options, LogProbOptions)
+    settings = Settings.of(model, x, solver, given)
     return _integrate_flow(model, x, settings, cond, generator, decodes=False)[0]
 
 
@@ -158,7 +160,8 @@ def decode_with_log_prob(
             "tol= chooses the steps for given data: draw the samples first, then use "
             "sm.log_prob(model, out.x, tol=...)"
         )
-    settings = Settings.of(model, z, solver, options)
+    given = check_options(decode_with_log_prob, options, LogProbOptions)
+    settings = Settings.of(model, z, solver, given)
     return _integrate_flow(model, z, settings, cond, generator, decodes=True)
 
 

@@ -12,6 +12,7 @@ from sde_models.likelihood.log_densities import log_prob
 from sde_models.likelihood.settings import LogProbOptions
 from sde_models.models.base import Model
 from sde_models.solvers import Solver
+from sde_models.solvers.options import check_options
 
 
 def maximum_likelihood_loss(
@@ -63,6 +64,7 @@ def maximum_likelihood_loss(
         >>> loss = maximum_likelihood_loss(model, x0, rtol=1e-2, atol=1e-2, intervals=12)
         >>> loss.backward()
     """
-    settled: LogProbOptions = {"gradient": "direct", **options, "estimate_solver_error": False}
+    given = check_options(maximum_likelihood_loss, options, LogProbOptions)
+    settled: LogProbOptions = {"gradient": "direct", **given, "estimate_solver_error": False}
     found = log_prob(model, x0, solver, cond=cond, generator=generator, **settled)
     return -found.value.mean()

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypedDict, cast
 
 from torch import Tensor
 
+from sde_models._utils.arguments import check_positive, check_switch
 from sde_models._utils.errors import nearest_names
 from sde_models._utils.integers import check_integer
 from sde_models._utils.shapes import check_batch
 from sde_models.divergence.base import Divergence
 from sde_models.divergence.registry import find_divergence
 from sde_models.models.base import Model, check_model
-from sde_models.sdes.priors import Prior
+from sde_models.sdes.priors import Prior, check_prior
 from sde_models.solvers import Solver, make_solver
-from sde_models.solvers.options import SolveOptions, check_callback, check_options
+from sde_models.solvers.options import SolveOptions, check_callback
 
 DEFAULT_INTERVALS = 64
 """Intervals between the nodes of a quadrature, where none are given."""
@@ -73,13 +73,12 @@ class Settings:
             model: What gives the score.
             x: Data or latents, shape ``(B, *event)``.
             solver: Name or object.
-            options: Those of :func:`~sde_models.log_prob`.
+            options: Those of :func:`~sde_models.log_prob` that are not None.
 
         Raises:
             ValueError, TypeError: As :func:`~sde_models.log_prob`.
         """
         check_model(model)
-        check_options("log_prob", options, LogProbOptions)
         found = make_solver(model.sde.default_solver if solver is None else solver)
         check_batch(x, model.event_shape)
         check_callback(options.get("callback"))
@@ -97,7 +96,7 @@ class Settings:
                 "intervals= has no meaning for trace='augmented', which solves the integral with "
                 "the path: leave it out, or use trace='quadrature'"
             )
-        divergence, prior = options.get("divergence"), options.get("prior")
+        divergence, prior = options.get("divergence"), check_prior(options.get("prior"))
         if divergence is None:
             divergence = "exact" if tol is None else "auto"
         if tol is not None:
@@ -110,7 +109,9 @@ class Settings:
             intervals=_check_intervals(intervals),
             tol=None if tol is None else float(tol),
             prior=model.sde.prior(tuple(x.shape[1:])) if prior is None else prior,
-            estimate_solver_error=options.get("estimate_solver_error", True),
+            estimate_solver_error=check_switch(
+                "estimate_solver_error", options.get("estimate_solver_error", True)
+            ),
             options=cast(SolveOptions, solve),
         )
 
@@ -121,8 +122,7 @@ def _check_tol(tol: Any, solver: Solver, trace: str, options: Mapping[str, Any])
     Raises:
         ValueError: With what to leave out.
     """
-    if isinstance(tol, bool) or not isinstance(tol, float | int) or not 0 < tol < math.inf:
-        raise ValueError(f"tol must be a positive number of nats, got {tol!r}")
+    check_positive("tol", tol, "be a positive number of nats")
     chosen = ("steps", "rtol", "atol", "grid", "intervals")
     given = [name for name in chosen if options.get(name) is not None]
     if given:

@@ -84,7 +84,7 @@ def denoising_score_matching(
         >>> loss = denoising_score_matching(model, torch.randn(8, 2))
         >>> loss.backward()
     """
-    check_options("denoising_score_matching", options, NoisingOptions)
+    options = check_options(denoising_score_matching, options, NoisingOptions)
     found = find_weighting(weighting)
     batch, given = add_noise(model, x0, t, noise, found.times, found.divides_by_density, **options)
     return batch.mean(found.error(model, batch.copied(), given))

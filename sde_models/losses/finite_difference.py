@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Unpack
 
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import check_positive
 from sde_models._utils.shapes import Time, per_sample
 from sde_models._utils.split_batches import draw_rows
 from sde_models.divergence.base import Field
@@ -74,9 +74,8 @@ def finite_difference_sliced(
         >>> counter.calls, counter.vjps
         (2, 0)
     """
-    check_options("finite_difference_sliced", options, NoisingOptions)
-    if not 0 < step < math.inf:
-        raise ValueError(f"step must be positive and finite, got {step!r}")
+    options = check_options(finite_difference_sliced, options, NoisingOptions)
+    step = check_positive("step", step)
     drawer = Hutchinson(probes, distribution)
 
     def objective(score: Field, batch: NoisedBatch) -> Tensor:

@@ -113,7 +113,7 @@ def fokker_planck_penalty(
         >>> network = sm.nn.ResidualNetwork((2,), width=16, depth=1)
         >>> loss(sm.ScoreModel(network, sm.VPSDE()), torch.randn(8, 2)).backward()
     """
-    check_options("fokker_planck_penalty", options, NoisingOptions)
+    options = check_options(fokker_planck_penalty, options, NoisingOptions)
     batch, given = add_noise(model, x0, t, noise, "log-snr", **options)
     residual = _residual(model, batch.t, batch.xt, divergence, batch.generator, given)
     unit = batch.sde.sigma(batch.t) / log_snr_rate(batch.sde, batch.t)

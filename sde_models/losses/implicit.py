@@ -76,7 +76,7 @@ def implicit_score_matching(
         >>> implicit_score_matching(model, x0, 1.0, noise)  # s = -x: -1 + 1/2
         tensor(-0.5...)
     """
-    check_options("implicit_score_matching", options, NoisingOptions)
+    options = check_options(implicit_score_matching, options, NoisingOptions)
 
     def objective(score: Field, batch: NoisedBatch) -> Tensor:
         estimator = find_divergence(divergence, batch.xt[0].numel(), along_a_path=False)

@@ -9,12 +9,13 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import as_number, check_switch
 from sde_models._utils.conditions import Conditions, as_conditions
 from sde_models._utils.randomness import standard_normal_like
 from sde_models._utils.shapes import Time, as_time, check_batch
 from sde_models._utils.split_batches import draw_rows, pool_rows
 from sde_models.losses.times import TimeSampler, draw_times, find_times
-from sde_models.models.base import Model
+from sde_models.models.base import Model, check_model
 from sde_models.sdes.gaussian import GaussianSDE
 from sde_models.sdes.grids import times_of_sigmas
 
@@ -95,7 +96,9 @@ def add_noise(
         usual_times: Times if none are given.
         divides_by_density: Whether the loss is divided by the density of the times.
     """
+    check_model(model)
     check_batch(x0, model.event_shape, "x0")
+    check_switch("stratified", stratified)
     sde = model.sde
     if not isinstance(sde, GaussianSDE):
         raise TypeError(
@@ -109,7 +112,7 @@ def add_noise(
             f"{given[0]} and {given[1]} both set the noise levels: give one of them, not both"
         )
     if sigma is not None:
-        t = times_of_sigmas(sde, [float(sigma)])[0]
+        t = times_of_sigmas(sde, [as_number("sigma", sigma)])[0]
     if t is not None:
         sampler = None
         sde.check_times(as_time(t))
@@ -130,6 +133,8 @@ def add_noise(
             )
 
         clock, inverse_density = draw_rows(draw, x0, generator, dim=1)
+    if noise is not None and not isinstance(noise, Tensor):
+        raise TypeError(f"noise must be a tensor of the shape of x0, got {type(noise).__name__}")
     if noise is None:
         noise = draw_rows(standard_normal_like, x0, generator)
     xt = sde.perturb(clock, x0, noise)

@@ -7,12 +7,13 @@ simulation, and sliced score matching needs only the points.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torchsde
 from torch import Tensor, nn
 
+from sde_models._utils.arguments import check_switch
 from sde_models._utils.conditions import as_conditions
 from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import uniform_like
@@ -21,9 +22,10 @@ from sde_models._utils.split_batches import draw_rows
 from sde_models.divergence.hutchinson import Hutchinson
 from sde_models.losses.sliced import sliced_objective
 from sde_models.losses.times import draw_strata
-from sde_models.models.base import Model
+from sde_models.models.base import Model, check_model
 from sde_models.sdes.base import SDE
 from sde_models.sdes.brownian import FreshBrownian
+from sde_models.solvers.options import NoOptions, check_options
 
 
 def simulated_score_matching(
@@ -37,6 +39,7 @@ def simulated_score_matching(
     variance_reduced: bool = True,
     generator: torch.Generator | None = None,
     cond: Mapping[str, Any] | None = None,
+    **unknown: Unpack[NoOptions],
 ) -> Tensor:
     r"""Sliced score matching on simulated paths, for any SDE with f and g.
 
@@ -58,6 +61,7 @@ def simulated_score_matching(
         variance_reduced: As in :func:`sliced_score_matching`.
         generator: Source of paths, times and probes; torch's global one if None.
         cond: Conditions by name, as for :func:`~sde_models.solve`.
+        **unknown: None; a misspelt argument is refused with the nearest name.
 
     Returns:
         The loss, a scalar; it may be negative.
@@ -80,8 +84,11 @@ def simulated_score_matching(
         >>> model = sm.ScoreModel(network, OrnsteinUhlenbeck(), "score")
         >>> simulated_score_matching(model, torch.randn(8, 2)).backward()
     """
+    check_options(simulated_score_matching, unknown, NoOptions)
+    check_model(model)
     check_batch(x0, model.event_shape, "x0")
     steps = check_integer("steps", steps)
+    check_switch("variance_reduced", variance_reduced)
     estimator = Hutchinson(probes, distribution)
     t, xt = simulate(model.sde, x0, steps, generator)
     given = as_conditions(cond, len(x0), x0.device)

@@ -7,6 +7,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import check_switch
 from sde_models._utils.shapes import Time
 from sde_models._utils.split_batches import draw_rows
 from sde_models.divergence.base import Field
@@ -67,8 +68,9 @@ def sliced_score_matching(
         >>> loss = sliced_score_matching(model, torch.randn(8, 2), sigma=0.5)
         >>> loss.backward()
     """
-    check_options("sliced_score_matching", options, NoisingOptions)
+    options = check_options(sliced_score_matching, options, NoisingOptions)
     estimator = Hutchinson(probes, distribution)
+    check_switch("variance_reduced", variance_reduced)
 
     def objective(score: Field, batch: NoisedBatch) -> Tensor:
         return sliced_objective(score, batch.xt, estimator, variance_reduced, batch.generator)

@@ -129,7 +129,10 @@ TIME_SAMPLERS: dict[str, TimeSampler] = {
 
 def find_times(times: str | TimeSampler) -> TimeSampler:
     """Look up a sampler of times by name; a function is returned as it is."""
-    return find_named("times", times, TIME_SAMPLERS)
+    found = find_named("times", times, TIME_SAMPLERS)
+    if not callable(found):
+        raise TypeError(f"times must be a name, or a function (sde, u) of time, got {found!r}")
+    return found
 
 
 def draw_times(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import check_positive
 from sde_models._utils.errors import find_named
 from sde_models._utils.shapes import per_sample
 from sde_models.losses.noising import NoisedBatch
@@ -93,8 +94,7 @@ def min_snr(gamma: float = 5.0) -> Weighting:
         Hang et al. 2023, Efficient diffusion training via Min-SNR weighting strategy,
         arXiv:2303.09556.
     """
-    if not gamma > 0:
-        raise ValueError(f"gamma must be positive, got {gamma!r}")
+    gamma = check_positive("gamma", gamma)
     return noise_weighting(
         lambda batch: (gamma * torch.exp(-batch.sde.log_snr(batch.t))).clamp(max=1), "uniform"
     )
@@ -131,4 +131,10 @@ WEIGHTINGS: dict[str, Weighting] = {
 
 def find_weighting(weighting: str | Weighting) -> Weighting:
     """Look up a weighting by name; an object is returned as it is."""
-    return find_named("weighting", weighting, WEIGHTINGS)
+    found = find_named("weighting", weighting, WEIGHTINGS)
+    if not isinstance(found, Weighting):
+        raise TypeError(
+            "weighting must be a name, or an object such as sm.losses.noise_weighting makes, got "
+            f"{found!r}"
+        )
+    return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_models._utils.conditions import leave_inference_mode
-from sde_models._utils.counting import record_call, record_vjps
+from sde_models._utils.counting import record_vjps
 from sde_models._utils.shapes import Time, leaf_copy, per_sample
 from sde_models._utils.user_networks import NetworkCall
 from sde_models.models.base import Model, check_network
@@ -52,7 +52,6 @@ class EnergyModel(Model):
         return self._energy(self._checked(t, x), x, cond)
 
     def _energy(self, t: Tensor, x: Tensor, cond: Mapping[str, Any]) -> Tensor:
-        record_call(len(x))
         energy = NetworkCall(self.network)(t.expand(x.shape[0]), x, cond)
         if energy.shape not in ((x.shape[0],), (x.shape[0], 1)):
             raise ValueError(

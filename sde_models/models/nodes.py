@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sde_models._utils.conditions import copied
-from sde_models._utils.counting import record_call
 from sde_models._utils.user_networks import NetworkCall, check_shape
 from sde_models.sdes.system import AtNode, add_scaled, as_coefficients, linear_sum
 
@@ -76,7 +75,6 @@ class NetworkNodes(ModelNodes):
 
     def _output(self, k: int, x: Tensor) -> Tensor:
         rows, clock = x.shape[0], self._clocks[k]
-        record_call(rows)
         if rows != clock.shape[0]:  # samples that are done have left the batch
             clock = clock[:1].expand(rows)
         shown = x if self._shrink is None else x * self._shrink[k]

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sde_models._utils.counting import record_call
 from sde_models._utils.shapes import Time, per_sample
 from sde_models._utils.user_networks import NetworkCall, check_shape
 from sde_models.models.base import Model, check_network
@@ -98,5 +97,4 @@ class ScoreModel(Model):
         return per_sample(sde.alpha(t), x), per_sample(sde.sigma(t), x)
 
     def _run(self, t: Tensor, x: Tensor, cond: Mapping[str, Any]) -> Tensor:
-        record_call(len(x))
         return check_shape(NetworkCall(self.network)(t, x, cond), x)

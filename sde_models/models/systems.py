@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from sde_models._utils.arguments import check_not_negative
 from sde_models._utils.conditions import Conditions, as_conditions, by_name, find_tensors
 from sde_models._utils.integers import check_integers
 from sde_models._utils.shapes import Time, as_time
@@ -207,8 +208,7 @@ class ReverseSDE(_ModelSystem):
         cond: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(model, cond)
-        if not 0 <= eta < math.inf:
-            raise ValueError(f"eta must be 0 or more, got {eta}")
+        eta = check_not_negative("eta", eta)
         if sde_type not in ("ito", "stratonovich"):
             raise ValueError(f"sde_type must be 'ito' or 'stratonovich', got {sde_type!r}")
         shape = check_integers("event_shape", event_shape)
@@ -216,7 +216,7 @@ class ReverseSDE(_ModelSystem):
             raise ValueError(f"event_shape {shape} is not that of the model, {model.event_shape}")
         self.event_shape = shape
         self.size = math.prod(shape)
-        self.eta = float(eta)
+        self.eta = eta
         self.sde_type = sde_type
 
     def span(self, dtype: torch.dtype | None = None) -> Tensor:

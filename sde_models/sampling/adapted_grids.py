@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import check_positive
 from sde_models._utils.atomic_files import atomic_write
 from sde_models._utils.counting import Cost, HasCost
-from sde_models._utils.integers import check_integers
+from sde_models._utils.integers import check_integer, check_integers
 from sde_models.models.base import Model, check_model
 from sde_models.models.systems import ProbabilityFlow
 from sde_models.sdes.base import SDE
@@ -130,6 +131,7 @@ def adapt_grid(
     shape = model.event_shape if event_shape is None else check_integers("event_shape", event_shape)
     if shape is None:
         raise ValueError("this model takes any event shape: give event_shape=, such as (3, 32, 32)")
+    samples, tol = check_integer("samples", samples), check_positive("tol", tol)
     sde: Any = model.sde
     dtype = torch.promote_types(model.dtype, torch.float32)
     start = sde.prior(shape).sample(

@@ -69,7 +69,7 @@ def encode(
         True
     """
     check_model(model)
-    check_options("encode", options)
+    options = check_options(encode, options)
     span = (model.sde.t_min, model.sde.t_max)
     solution = solve(ProbabilityFlow(model), x, span, solver, cond=cond, **options)
     fields = dict(vars(solution))
@@ -99,7 +99,7 @@ def decode(
         ValueError, TypeError: What :func:`~sde_models.solve` raises.
     """
     check_model(model)
-    check_options("decode", options)
+    options = check_options(decode, options)
     flow, method = ProbabilityFlow(model), make_solver(solver)
     if method.draws_noise(flow):
         raise ValueError(

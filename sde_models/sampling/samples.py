@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import check_switch
 from sde_models._utils.conditions import as_conditions, copied
 from sde_models._utils.counting import count_evaluations
-from sde_models._utils.errors import NonFiniteError
+from sde_models._utils.errors import NonFiniteError, nearest_names
 from sde_models._utils.integers import check_integers
 from sde_models._utils.randomness import Source, as_source
 from sde_models._utils.shapes import describe_rows, non_finite_rows
@@ -21,7 +22,7 @@ from sde_models.likelihood.log_densities import LogProb, decode_with_log_prob
 from sde_models.likelihood.settings import LogProbOptions
 from sde_models.models.base import Model, check_model
 from sde_models.models.systems import ProbabilityFlow, ReverseSDE
-from sde_models.sdes.priors import Prior
+from sde_models.sdes.priors import Prior, check_prior
 from sde_models.solvers import Solution, Solver, make_solver, solve
 from sde_models.solvers.options import SolveOptions, StepOptions, check_options
 
@@ -117,13 +118,16 @@ def sample(
     """
     check_model(model)
     method = make_solver(solver)
-    check_options("sample", options, further=SampleOptions.__annotations__)
+    options = check_options(sample, options)
+    for name, value in {"denoise": denoise, "return_log_prob": return_log_prob}.items():
+        check_switch(name, value)
     event_shape = _check_shape(model, shape)
     source = as_source(generator, shape[0])
     # A network in half precision still has a state in single precision.
     dtype = torch.promote_types(model.dtype, torch.float32) if dtype is None else dtype
-    if not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a floating dtype such as torch.float32, got {dtype}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating dtype such as torch.float32, got {dtype!r}")
+    check_prior(prior)
     device = model.device if device is None else device
     if prior is None:
         start = model.sde.prior(event_shape).sample(
@@ -135,7 +139,7 @@ def sample(
     if return_log_prob:
         stochastic = eta is not None or method.draws_noise(ProbabilityFlow(model))
         _check_has_density(method, stochastic, denoise, options)
-        own: LogProbOptions = {"prior": prior, **(density or {}), **options}
+        own: LogProbOptions = {"prior": prior, **_density_options(density), **options}
         found, solution = decode_with_log_prob(
             model, start, method, cond=cond, generator=source, **own
         )
@@ -158,6 +162,28 @@ def sample(
     if denoise:
         solution = _denoised(model, solution, cond)
     return Sample(**vars(solution))
+
+
+def _density_options(density: Any) -> LogProbOptions:
+    """Options for the log-densities of samples.
+
+    Raises:
+        TypeError: If they are no dictionary, or one is not an option of a log-density.
+    """
+    if density is None:
+        return {}
+    if not isinstance(density, Mapping):
+        raise TypeError(
+            "density must be a dictionary of options of sm.log_prob such as "
+            f'{{"divergence": "auto"}}, got {density!r}'
+        )
+    for name in density:
+        if name not in LogProbOptions.__annotations__:
+            raise TypeError(
+                f"density={{{name!r}: ...}} is no option of the densities of samples, whose path "
+                f"is that of the samples; {nearest_names(name, LogProbOptions.__annotations__)}"
+            )
+    return cast(LogProbOptions, density)
 
 
 def _draw_from(prior: Prior, like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import as_number
 from sde_models._utils.conditions import copied
 from sde_models._utils.shapes import Time, may_look_at
 from sde_models.sdes.priors import IsotropicGaussian
@@ -54,10 +55,11 @@ class SDE(System):
 
     def __init__(self, *, t_min: float = 0.0, t_max: float = 1.0) -> None:
         super().__init__()
+        t_min, t_max = as_number("t_min", t_min), as_number("t_max", t_max)
         if not (0 <= t_min < t_max < math.inf):
             raise ValueError(f"expected 0 <= t_min < t_max < inf, got t_min={t_min}, t_max={t_max}")
-        self.t_min = float(t_min)
-        self.t_max = float(t_max)
+        self.t_min = t_min
+        self.t_max = t_max
 
     @property
     def sde(self) -> SDE:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import check_positive
 from sde_models._utils.conditions import copied
 from sde_models._utils.shapes import (
     Time,
@@ -79,14 +80,12 @@ class GaussianSDE(SDE):
 
     def __init__(self, *, t_min: float, t_max: float, data_std: float = 1.0) -> None:
         super().__init__(t_min=t_min, t_max=t_max)
-        if not 0 < data_std < math.inf:
-            raise ValueError(f"data_std must be positive and finite, got {data_std}")
-        if t_max >= self.diverges_at:
+        self.data_std = check_positive("data_std", data_std)
+        if self.t_max >= self.diverges_at:
             raise ValueError(
                 f"t_max of {type(self).__name__} must lie below {self.diverges_at:g}, where the "
                 f"noise of its SDE is infinite; got {self.t_max}"
             )
-        self.data_std = float(data_std)
 
     def alpha(self, t: Time) -> Tensor:
         """Scale of the signal, shape of ``t``."""

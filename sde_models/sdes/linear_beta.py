@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from sde_models._utils.arguments import as_number
 from sde_models._utils.shapes import Time, as_time
 from sde_models.sdes.gaussian import GaussianSDE
 
@@ -25,12 +26,12 @@ class _LinearBeta(GaussianSDE):
         data_std: float = 1.0,
     ) -> None:
         super().__init__(t_min=t_min, t_max=t_max, data_std=data_std)
+        self.beta_min = beta_min = as_number("beta_min", beta_min)
+        self.beta_max = beta_max = as_number("beta_max", beta_max)
         if not 0 < beta_min <= beta_max < math.inf:
             raise ValueError(
                 f"expected 0 < beta_min <= beta_max, got beta_min={beta_min}, beta_max={beta_max}"
             )
-        self.beta_min = float(beta_min)
-        self.beta_max = float(beta_max)
 
     def beta(self, t: Time) -> Tensor:
         """Rate of noising, per unit of time."""

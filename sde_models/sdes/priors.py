@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -103,3 +103,13 @@ class IsotropicGaussian(Distribution):
 
     def __repr__(self) -> str:
         return f"IsotropicGaussian(event_shape={tuple(self.event_shape)}, std={self.std:g})"
+
+
+def check_prior(prior: Any) -> Any:
+    """Return a prior, or None; refuse what does not draw and has no density."""
+    if prior is not None and not (hasattr(prior, "sample") and hasattr(prior, "log_prob")):
+        raise TypeError(
+            "prior must be an object with sample and log_prob, such as a distribution of torch "
+            f"over events, got {prior!r}"
+        )
+    return prior

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import as_number
 from sde_models._utils.shapes import Time, as_time
 from sde_models.sdes.gaussian import GaussianSDE
 
@@ -43,13 +44,13 @@ class VESDE(GaussianSDE):
         data_std: float = 1.0,
     ) -> None:
         super().__init__(t_min=t_min, t_max=t_max, data_std=data_std)
+        self.sigma_min = sigma_min = as_number("sigma_min", sigma_min)
+        self.sigma_max = sigma_max = as_number("sigma_max", sigma_max)
         if not 0 < sigma_min < sigma_max < math.inf:
             raise ValueError(
                 f"expected 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, "
                 f"sigma_max={sigma_max}"
             )
-        self.sigma_min = float(sigma_min)
-        self.sigma_max = float(sigma_max)
         self.log_ratio = math.log(sigma_max / sigma_min)
 
     def alpha(self, t: Time) -> Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import check_switch
 from sde_models._utils.conditions import Conditions
 from sde_models._utils.counting import EvaluationCounter, count_evaluations
 from sde_models._utils.integers import check_integer
@@ -127,6 +128,8 @@ class Engine:
             BlockingIOError: If another process is at work in it.
             OSError: If it cannot be written to, or the results do not fit on the disk.
         """
+        for name, value in {"progress": progress, "overwrite": overwrite}.items():
+            check_switch(name, value)
         given = {f"argument {k}": describe(v) for k, v in self.arguments.items() if k != "callback"}
         everything = {
             "format": FORMAT,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from sde_models.shards.engine import Engine, Task
 from sde_models.shards.fingerprints import describe_levels
 from sde_models.shards.source import Given, Source
 from sde_models.solvers import Solver
-from sde_models.solvers.options import StepOptions
+from sde_models.solvers.options import StepOptions, check_options
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,15 +44,20 @@ NUMBERS = 4
 """Smallest number of bytes of each number that is written."""
 
 
-class EvaluateOptions(TraceOptions, StepOptions, total=False):
-    """Options of the functions that compute likelihoods, which document them."""
+class BitsOptions(TypedDict, total=False):
+    """Options of :func:`~sde_models.bits_per_dim`, which documents them."""
 
-    solver: str | Solver | None
     dequantization: str | Dequantization
     importance_samples: int
     repeats: int
     transform: Transform | None
     data_range: tuple[float, float] | None
+
+
+class EvaluateOptions(BitsOptions, TraceOptions, StepOptions, total=False):
+    """Options of the functions that compute likelihoods, which document them."""
+
+    solver: str | Solver | None
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,12 @@ def evaluate(
     engine = Engine(
         EVALUATING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
     )
+    check_options(evaluate, options, EvaluateOptions)
+    of_images = set(arguments) & set(BitsOptions.__annotations__)
+    if levels is None and of_images:
+        raise ValueError(
+            f"{min(of_images)}= is for bits per dimension of integer images: give levels= with it"
+        )
     source = Source(dataset, cond, out)
     settings = describe_levels(levels, engine.model) | source.settings
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sde_models._utils.conditions import Conditions, as_conditions
-from sde_models._utils.integers import check_integer
+from sde_models._utils.integers import check_integer, check_integers
 from sde_models._utils.seeds import generator_at
 from sde_models.data.dequantization import DATA_RANGE, dequantize
 from sde_models.models.base import Model
@@ -23,7 +23,7 @@ from sde_models.shards.fingerprints import describe, describe_levels
 from sde_models.shards.reader import Shards
 from sde_models.shards.source import Given, Source
 from sde_models.solvers import Solver
-from sde_models.solvers.options import StepOptions
+from sde_models.solvers.options import StepOptions, check_options
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -97,8 +97,11 @@ def sample_to_folder(
     engine = Engine(
         SAMPLING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
     )
+    check_options(sample_to_folder, options, SampleOptions)
     samples = check_integer("n", n)
-    shape = engine.model.event_shape if event_shape is None else tuple(event_shape)
+    shape = engine.model.event_shape
+    if event_shape is not None:
+        shape = check_integers("event_shape", event_shape)
     if shape is None:
         raise ValueError(
             "this model takes any event shape: give event_shape=, such as (2,) for points in the "
@@ -178,6 +181,7 @@ def encode_to_folder(
     engine = Engine(
         ENCODING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
     )
+    check_options(encode_to_folder, options, StepOptions)
     settings = {"verb": "encode", "name": "z", **describe_levels(levels, engine.model)}
     dtype = torch.promote_types(engine.model.dtype, torch.float32)
     data_range = engine.model.data_range or DATA_RANGE
@@ -234,6 +238,7 @@ def decode_to_folder(
     engine = Engine(
         DECODING, model, chunk=chunk, seed=0, accelerator=accelerator, arguments=arguments
     )
+    check_options(decode_to_folder, options, StepOptions)
 
     def work(first: int, z: Tensor, cond: Conditions) -> dict[str, Tensor]:
         z, cond = engine.place(z, cond)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import as_number
 from sde_models._utils.errors import nearest_names
 from sde_models._utils.integers import check_integer
 from sde_models.sdes.system import System
@@ -16,6 +18,16 @@ from sde_models.solvers.problem import Problem
 
 DEFAULT_TOLERANCE = 1e-5
 """Relative and absolute tolerance of adaptive solvers if none is given."""
+
+
+def check_option_names(name: str, options: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse options that a solver does not have."""
+    for key in options:
+        if key not in known:
+            raise ValueError(
+                f"solver {name!r} has no option {key!r}; "
+                + (nearest_names(key, known) if known else "it takes none")
+            )
 
 
 class Solver(ABC):
@@ -47,7 +59,8 @@ class Solver(ABC):
         default_atol: Absolute tolerance likewise.
         option_names: Options that :func:`~sde_models.make_solver` takes.
         integer_options: Those that are integers of 1 or more.
-        may_be_zero: Options for which 0 has a meaning.
+        number_options: Those that are positive numbers.
+        may_be_zero: Numbers for which 0 has a meaning.
     """
 
     name: str
@@ -69,26 +82,21 @@ class Solver(ABC):
     default_atol: ClassVar[float] = DEFAULT_TOLERANCE
     option_names: ClassVar[tuple[str, ...]] = ()
     integer_options: ClassVar[tuple[str, ...]] = ()
+    number_options: ClassVar[tuple[str, ...]] = ()
     may_be_zero: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **options: Any) -> None:
-        for key in options:
-            if key not in self.option_names:
-                known = self.option_names
-                raise ValueError(
-                    f"solver {self.name!r} has no option {key!r}; "
-                    + (nearest_names(key, known) if known else "it takes none")
-                )
-        for key in self.integer_options:
-            if options.get(key) is not None:
-                options[key] = check_integer(key, options[key])
-        for key, value in options.items():
-            if isinstance(value, bool) or not isinstance(value, float | int):
-                continue
-            if not (value > 0 or (value == 0 and key in self.may_be_zero)):
+        check_option_names(self.name, options, self.option_names)
+        self.options = {key: value for key, value in options.items() if value is not None}
+        for key, value in self.options.items():
+            if key in self.integer_options:
+                self.options[key] = check_integer(key, value)
+            if key in self.number_options:
                 least = "0 or more" if key in self.may_be_zero else "positive"
-                raise ValueError(f"option {key!r} must be {least}, got {value!r}")
-        self.options = options
+                number = as_number(f"option {key!r}", value)
+                if not (number > 0 or (number == 0 and key in self.may_be_zero)):
+                    raise ValueError(f"option {key!r} must be {least}, got {value!r}")
+                self.options[key] = value if isinstance(value, float | int) else number
 
     @property
     def stochastic(self) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, SupportsFloat, TypedDict
+from inspect import signature
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import as_number, check_positive
 from sde_models._utils.randomness import Source, as_source
 from sde_models.sdes.base import rounding_of
 from sde_models.sdes.grids import Grid, check_monotone
@@ -18,6 +19,10 @@ from sde_models.solvers.recording import Step
 
 if TYPE_CHECKING:
     from sde_models.solvers.base import Solver
+
+
+class NoOptions(TypedDict):
+    """Of functions that take none besides their arguments."""
 
 
 class StepOptions(TypedDict, total=False):
@@ -42,40 +47,54 @@ class SolveOptions(StepOptions, total=False):
     progress: bool
 
 
+RENAMED = {
+    "nodes": "intervals",
+    "method": "trace",
+    "accumulate": "gradient_accumulation_steps",
+    "workers": "num_workers",
+    "ema": "ema_decay",
+}
+"""Arguments of version 0.1 that have another name."""
+
+Options = TypeVar("Options", bound=Mapping[str, Any])
+
+
 def check_options(
-    function: str,
-    options: Mapping[str, Any],
-    known: type = SolveOptions,
-    further: Iterable[str] = (),
-) -> None:
-    """Raise for keywords that a function does not take.
+    function: Callable[..., Any], options: Options, known: type = SolveOptions
+) -> Options:
+    """Return the keywords of a function without those that are None, which have their defaults.
 
     Args:
-        function: Its name.
+        function: Which is given them.
         options: The keywords.
-        known: The options that it takes, a typed dictionary.
-        further: Names of its other arguments, for the nearest name.
+        known: The options that it takes besides its other arguments, a typed dictionary.
 
     Raises:
-        TypeError: With the nearest name, and where conditions go.
+        TypeError: For a keyword that it does not take, with the nearest name, and where conditions
+            go.
     """
-    names = known.__annotations__
+    called, own = function.__name__, signature(function).parameters.values()
+    names = [each.name for each in own if each.kind != each.VAR_KEYWORD]
+    names += known.__annotations__
     for name in options:
-        if name == "generator" and name not in names:
-            raise TypeError(f"{function} takes no generator=, since it draws no random numbers")
-        if name not in names:
-            near = get_close_matches(name, [*names, *further], n=1, cutoff=0.7)
-            guess = f"did you mean {near[0]}=?" if near else f"{function} takes {', '.join(names)}"
-            raise TypeError(
-                f"{function} got an unexpected argument {name}=: {guess}; a condition of the "
-                f"network is given as cond={{{name!r}: ...}}"
-            )
+        if name in known.__annotations__:
+            continue
+        if name == "generator":
+            raise TypeError(f"{called} takes no generator=, since it draws no random numbers")
+        renamed = [new for old, new in RENAMED.items() if old == name and new in names]
+        near = renamed or get_close_matches(name, names, n=1, cutoff=0.7)
+        guess = f"did you mean {near[0]}=?" if near else f"{called} takes {', '.join(names)}"
+        cond = f"; a condition of the network is given as cond={{{name!r}: ...}}"
+        raise TypeError(
+            f"{called} got an unexpected argument {name}=: {guess}{cond if 'cond' in names else ''}"
+        )
+    return cast(Options, {name: value for name, value in options.items() if value is not None})
 
 
 def check_span(system: System, t_span: tuple[float, float], method: Solver) -> tuple[float, float]:
     """Return the span as numbers within range; refuse one that cannot be run."""
     try:
-        t0, t1 = (float(t) for t in t_span)
+        t0, t1 = (as_number("t", t) for t in t_span)
     except (TypeError, ValueError):
         raise ValueError(f"t_span must be two times (first, last), got {t_span!r}") from None
     if t0 == t1:
@@ -115,9 +134,7 @@ def check_arguments(method: Solver, options: StepOptions) -> None:
         if name in given:
             raise ValueError(f"solver {method.name!r} cannot use {name}=; {hint}")
     for name in ("rtol", "atol"):
-        tolerance = given.get(name, 1.0)
-        if not isinstance(tolerance, SupportsFloat) or not 0 < float(tolerance) < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {tolerance!r}")
+        check_positive(name, given.get(name, 1.0))
 
 
 def check_noise_source(method: Solver, system: System, generator: Source, count: int) -> Source:

@@ -9,7 +9,7 @@ from sde_models._utils.errors import nearest_names
 from sde_models.solvers.adaptive.adams_batch import AdamsBatch
 from sde_models.solvers.adaptive.adaptive_sde import AdaptiveSDE
 from sde_models.solvers.adaptive.rk_batch import BatchRungeKutta
-from sde_models.solvers.base import Solver
+from sde_models.solvers.base import Solver, check_option_names
 from sde_models.solvers.external.diffusers_methods import PREFIX, DiffusersSolver
 from sde_models.solvers.external.diffusers_schedulers import SCHEDULERS
 from sde_models.solvers.external.scipy_methods import scipy_solvers
@@ -131,7 +131,10 @@ def make_solver(name: str | Solver, **options: Any) -> Solver:
         return DiffusersSolver(name, **options)
     if name not in MAKERS:
         raise ValueError(f"unknown solver {name!r}; {_nearest(name)}")
-    return MAKERS[name](**options)
+    maker: Any = MAKERS[name]
+    check_option_names(name, options, getattr(maker, "func", maker).option_names)
+    solver: Solver = maker(**options)
+    return solver
 
 
 def _nearest(name: str) -> str:

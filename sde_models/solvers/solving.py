@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import check_switch
 from sde_models._utils.counting import count_evaluations
 from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import Source
@@ -104,10 +105,11 @@ def solve(
         200.0
     """
     method = make_solver(solver)
-    check_options("solve", options)
+    options = check_options(solve, options)
     rtol, atol, grid = options.get("rtol"), options.get("atol"), options.get("grid")
     path, gradient = options.get("path"), options.get("gradient")
     path = False if path is None else path
+    progress = check_switch("progress", options.get("progress", False))
     callback = options.get("callback")
     if not isinstance(system, System):
         raise TypeError(
@@ -142,7 +144,7 @@ def solve(
             save_all=path is True,
             save_at=save_at,
             max_steps=(max_steps or DEFAULT_MAX_STEPS) if method.adaptive else None,
-            progress=SolveProgress(system, times) if options.get("progress") else None,
+            progress=SolveProgress(system, times) if progress else None,
             callback=callback,
             counter=counter,
             batch=len(x),
@@ -151,8 +153,8 @@ def solve(
             system,
             x if differentiate else x.detach().clone(),
             times,
-            rtol=method.default_rtol if rtol is None else rtol,
-            atol=method.default_atol if atol is None else atol,
+            rtol=method.default_rtol if rtol is None else float(rtol),
+            atol=method.default_atol if atol is None else float(atol),
             generator=source,
             adjoint=gradient == "adjoint",
             recorder=recorder,

@@ -14,16 +14,18 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sde_models._utils.arguments import check_switch
 from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import check_generator, entropy_from
 from sde_models._utils.tensor_files import DamagedError
 from sde_models.losses import denoising_score_matching
+from sde_models.solvers.options import NoOptions, check_options
 from sde_models.training.checkpoints import Checkpoint, CheckpointFolder
 from sde_models.training.group import Group
 from sde_models.training.history import History
@@ -76,6 +78,7 @@ def fit(
     progress: bool = True,
     log_dir: str | os.PathLike[str] | None = None,
     callback: Callback | Sequence[Callback] | None = None,
+    **unknown: Unpack[NoOptions],
 ) -> Fit[AnyModel]:
     r"""Train a model with AdamW, and keep a moving average of its weights.
 
@@ -124,6 +127,7 @@ def fit(
         progress: Show a progress bar with loss and steps per second.
         log_dir: Folder for TensorBoard.
         callback: Called after each step with a :class:`~sde_models.training.Progress`; or several.
+        **unknown: None; a misspelt argument is refused with the nearest name.
 
     Raises:
         ValueError: If not exactly one of ``steps`` and ``seconds`` is given, a setting is out of
@@ -144,7 +148,10 @@ def fit(
         >>> result.losses.shape
         torch.Size([5])
     """
+    check_options(fit, unknown, NoOptions)
     check_loss(loss)
+    for name, value in {"resume": resume, "overwrite": overwrite, "progress": progress}.items():
+        check_switch(name, value)
     check_generator(generator)
     check_trainable(model)
     group = Group(accelerator)
@@ -176,7 +183,7 @@ def fit(
             callbacks=_as_sequence(callback),
             log=Log(log_dir if group.main else None, done),
             show=progress,
-            history=History([], learning_rate, scaled=learner.scaler.is_enabled()),
+            history=History([], settings.learning_rate, scaled=learner.scaler.is_enabled()),
         )  # fmt: skip
         if folder is not None and group.main:
             folder.tidy(-1 if found is None else done)

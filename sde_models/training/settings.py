@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from sde_models._utils.arguments import check_not_negative, check_positive
 from sde_models._utils.integers import check_integer
 
 PRECISIONS: dict[str | None, torch.dtype | None] = {
@@ -42,23 +44,22 @@ class Settings:
         least = dict.fromkeys(
             ("steps", "batch_size", "gradient_accumulation_steps", "checkpoint_every", "keep"), 1
         )
+        found: dict[str, Any] = {}
         for name, bound in {**least, "warmup": 0}.items():
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, check_integer(name, value, bound))
+            if name != "steps" or self.steps is not None:
+                found[name] = check_integer(name, getattr(self, name), bound)
         for name in ("seconds", "learning_rate", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {value}")
+            if name != "seconds" or self.seconds is not None:
+                found[name] = check_positive(name, getattr(self, name))
         if (self.steps is None) == (self.seconds is None):
             raise ValueError(
                 f"give exactly one of steps and seconds, got steps={self.steps} and "
                 f"seconds={self.seconds}"
             )
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        found["weight_decay"] = check_not_negative("weight_decay", self.weight_decay)
+        found["ema_decay"] = check_not_negative("ema_decay", self.ema_decay, below=1)
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
         if self.mixed_precision not in PRECISIONS:
             raise ValueError(
                 f"mixed_precision must be 'bf16', 'fp16' or None, got {self.mixed_precision!r}"

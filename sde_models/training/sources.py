@@ -5,7 +5,7 @@ The batch of a step follows from the seed and the step alone. Each process takes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sde_models._utils.conditions import Conditions, as_conditions
+from sde_models._utils.conditions import Conditions, as_conditions, stack_conditions
 from sde_models._utils.seeds import generator_at, global_seed, seed_at
 from sde_models._utils.shapes import check_batch, check_floating
 from sde_models.models.base import Model
@@ -87,9 +87,9 @@ def call_function(draw: BatchSource, order: Order, model: Model, step: int) -> I
         # Numbers from a global generator follow from the step, too.
         with global_seed(seed_at(order.seed, "draw", step), model.device):
             batch = draw(size, generator_at(order.seed, "order", step))
-        x0, cond = batch if isinstance(batch, tuple) else (batch, {})
+        x0, cond = _split(batch, f"the batch of step {step + 1}")
         # Reading numbers on an accelerator means waiting for it.
-        if isinstance(x0, Tensor) and x0.device.type == "cpu":
+        if x0.device.type == "cpu":
             check_data(x0, model, f"the batch of step {step + 1}")
         if len(x0) != size:
             raise ValueError(
@@ -108,11 +108,11 @@ def load_items(
         SeededItems(data, model),
         batch_sampler=_draw_items(len(data), order, step),  # type: ignore[arg-type]
         num_workers=workers,
+        collate_fn=partial(_collate, dtype=model.dtype),
         generator=generator_at(order.seed, "workers"),
         pin_memory=model.device.type == "cuda",
     )
-    for batch in loader:
-        x0, cond = batch if isinstance(batch, list | tuple) else (batch, {})
+    for x0, cond in loader:
         yield x0, as_conditions(cond, len(x0))
 
 
@@ -133,18 +133,33 @@ class SeededItems(Dataset[Any]):
     data: Dataset[Any]
     model: Model
 
-    def __getitem__(self, place: tuple[int, int]) -> Any:
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Mapping[str, Any]]:
         index, seed = place
         with global_seed(seed, CPU):
             item = self.data[index]
-        x0, cond = item if isinstance(item, tuple | list) and len(item) == 2 else (item, {})
-        if not isinstance(x0, Tensor) or not isinstance(cond, dict):
-            raise TypeError(
-                f"item {index} of the dataset is {_kind(item)}; expected x0, or (x0, cond) with "
-                'cond a dictionary of conditions such as {"label": 3}'
-            )
-        check_data(x0[None], self.model, f"item {index} of the dataset")
-        return item
+        name = f"item {index} of the dataset"
+        x0, cond = _split(item, name)
+        check_data(x0[None], self.model, name)
+        return x0, cond
+
+
+def _collate(
+    items: list[tuple[Tensor, Mapping[str, Any]]], dtype: torch.dtype
+) -> tuple[Tensor, dict[str, Any]]:
+    """A batch of items, whose floating conditions get a dtype."""
+    data, conds = zip(*items, strict=True)
+    return torch.stack(data), stack_conditions(conds, dtype)
+
+
+def _split(given: Any, name: str) -> tuple[Tensor, Mapping[str, Any]]:
+    """Data and their conditions; refuse what is neither ``x0`` nor ``(x0, cond)``."""
+    x0, cond = given if isinstance(given, tuple | list) and len(given) == 2 else (given, {})
+    if not isinstance(x0, Tensor) or not isinstance(cond, Mapping | None):
+        raise TypeError(
+            f"{name} is {_kind(given)}; expected x0, or (x0, cond) with cond a dictionary of "
+            'conditions such as {"label": 3}'
+        )
+    return x0, cond or {}
 
 
 def make_source(data: Any, order: Order, model: Model, workers: int = 0) -> Source:
@@ -194,5 +209,6 @@ def check_data(x: Tensor, model: Model, name: str) -> None:
 
 
 def _kind(value: Any) -> str:
-    inner = f" of {', '.join(type(v).__name__ for v in value)}" if isinstance(value, tuple) else ""
+    held = isinstance(value, tuple | list)
+    inner = f" of {', '.join(type(v).__name__ for v in value[:4])}" if held else ""
     return f"a {type(value).__name__}{inner}"

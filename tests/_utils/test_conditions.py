@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import sde_models as sm
-from sde_models._utils.conditions import Conditions, as_conditions
+from sde_models._utils.conditions import Conditions, as_conditions, copied, stack_conditions
 
 ROWS = {
     "tensor": torch.arange(6).reshape(3, 2),
@@ -33,10 +34,61 @@ def test_rows_are_taken_from_tensors_arrays_and_lists(name: str) -> None:
     assert part.take(slice(1, 3))["c"].tolist() == [[4, 5], [0, 1]]
 
 
+F16, F32, F64 = torch.float16, torch.float32, torch.float64
+EACH: dict[str, Any] = {
+    "list": ([[0.0, 10.0], [1.0, 11.0]], torch.tensor([[0.0, 10.0], [1.0, 11.0]], dtype=F64)),
+    "tuple": ([(0, 10), (1, 11)], torch.tensor([[0, 10], [1, 11]])),
+    "array": ([np.arange(2)[::-1], np.ones(2, np.int64)], torch.tensor([[1, 0], [1, 1]])),
+    "tensor": ([torch.zeros(1, 2), torch.ones(1, 2)], torch.tensor([[[0.0] * 2], [[1.0] * 2]])),
+    "number": ([0.1, np.float32(2)], torch.tensor([0.1, 2.0], dtype=F64)),
+    "switch": ([True, False], torch.tensor([True, False])),
+    "text": (["a", "b"], ["a", "b"]),
+    "texts": ([["a", "b"], ["c", "d"]], [["a", "b"], ["c", "d"]]),
+    "none": ([None, None], None),
+    "some": (["a", None], ["a", None]),
+}
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_the_condition_of_each_sample_becomes_its_row(name: str) -> None:
+    each, batch = EACH[name]
+    floating = isinstance(batch, Tensor) and batch.is_floating_point()
+    for dtype in (F16, F64):
+        found = stack_conditions([{"in": {"c": c}} for c in each], dtype)["in"]["c"]
+        expected = batch.to(dtype) if floating else batch
+        assert type(found) is type(expected)
+        if isinstance(found, Tensor):
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        else:
+            assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("conds", "message"),
+    [
+        ([{"c": [1]}, {"c": [1, 2]}], r"cond\['c'\] of the samples .* shapes \(1,\) and \(2,\)"),
+        ([{"c": 1}, {"c": None}], r"cond\['c'\] .* shapes \(\) and <class 'NoneType'>"),
+        ([{"c": 1}, {}], "different conditions, 'c' and none"),
+    ],
+)
+def test_samples_of_different_kinds_are_refused(conds: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        stack_conditions(conds, F32)
+
+
+def test_a_copy_has_the_dtype_asked_for_where_it_is_floating() -> None:
+    given = {"w": torch.ones(2, dtype=F64), "in": [torch.ones(2, dtype=F64)], "k": torch.arange(2)}
+    found = copied(given, F32)
+    assert (found["w"].dtype, found["in"][0].dtype, found["k"].dtype) == (F32, F32, torch.int64)
+    assert copied(given)["w"].dtype == F64
+
+
 def test_rows_of_words_are_lists() -> None:
     found = as_conditions({"prompt": np.array(["a", "b", "c"]), "same": ["x", "y", "z"]}, 3)
     assert found.take(torch.tensor([2, 0])) == {"prompt": ["c", "a"], "same": ["z", "x"]}
     assert found.take(slice(0, 1)) == {"prompt": ["a"], "same": ["x"]}
+    pairs = as_conditions({"pairs": [["a", "b"], ("c", "d")]}, 2)
+    assert pairs.take(slice(1, 2)) == {"pairs": [("c", "d")]}
 
 
 def test_what_is_shared_stays_as_it_is() -> None:

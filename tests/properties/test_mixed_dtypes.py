@@ -90,6 +90,31 @@ def test_every_function_takes_any_pair(network: torch.dtype, state: torch.dtype)
         assert sm.sample(found, (2, 2), "ddim", dtype=state).x.dtype == state
 
 
+class Scaled(Exact):
+    """The exact estimate, times the mean of conditions that meet its weights in a product."""
+
+    def forward(self, t: Tensor, x: Tensor, w: Tensor) -> Tensor:
+        one = torch.nn.functional.linear(w, torch.ones(1, 2, dtype=self.weight.dtype))
+        return super().forward(t, x) * one / 2
+
+
+@pytest.mark.parametrize("given", [F32, F64, list], ids=str)
+@pytest.mark.parametrize("state", [F32, F64], ids=str)
+@pytest.mark.parametrize("network", [F32, F64], ids=str)
+def test_floating_conditions_get_the_dtype_of_the_network(
+    network: torch.dtype, state: torch.dtype, given: Any
+) -> None:
+    w = [[0.5, 1.5], [1.0, 1.0]]
+    cond = {"w": w if given is list else torch.tensor(w, dtype=given)}
+    x = torch.ones(2, 2, dtype=state)
+    scaled = sm.ScoreModel(Scaled(network), SDE)
+    for name in ("rk-batch", "ode:rk4"):
+        found = sm.encode(scaled, x, name, cond=cond).z
+        torch.testing.assert_close(found, sm.encode(model(network), x, name).z)
+    bound = sm.log_prob(scaled.bind(w=torch.ones(2, dtype=F64)), x, cond=None).value
+    torch.testing.assert_close(bound, sm.log_prob(model(network), x).value)
+
+
 def test_a_round_trip_keeps_double_precision() -> None:
     """There and back through a network in float32, whose roundings cancel on the way."""
     x = STD * torch.linspace(-2, 2, 8, dtype=F64).reshape(4, 2)

@@ -71,6 +71,65 @@ def test_misspelt_options_are_named(function: str, word: str, message: str) -> N
         FUNCTIONS[function](**{word: 10})
 
 
+MISSPELT: list[tuple[Any, str]] = [
+    (lambda: sm.encode(model(), X, solvr="ode:rk4"), "did you mean solver="),
+    (lambda: sm.sample(model(), (4, 2), gnerator=None), "did you mean generator="),
+    (lambda: sm.log_prob(model(), X, cnd={}), "did you mean cond="),
+    (lambda: sm.evaluate(MODEL, X, "none", chnk=2), "evaluate got .* chnk=.*did you mean chunk="),
+    (lambda: sm.sample_to_folder(MODEL, 4, "none", chnk=2), "sample_to_folder got .* chunk="),
+    (lambda: sm.bits_per_dim(MODEL, X.long(), leves=4), "did you mean levels="),
+    (lambda: sm.losses.denoising_score_matching(model(), X, weightng="edm"), "weighting="),
+    (lambda: sm.losses.sliced_score_matching(model(), X, probs=1), "did you mean probes="),
+    (lambda: sm.maximum_likelihood_loss(model(), X, intervls=12), "maximum_.*mean intervals="),
+    (lambda: sm.losses.simulated_score_matching(model(), X, distributon="sphere"), "distribution="),
+    (lambda: sm.losses.simulated_score_matching(model(), X, sigm=1.0), r"sigm=: simulated_score"),
+    (lambda: sm.log_prob(MODEL, X, nodes=12), "did you mean intervals="),
+    (lambda: sm.log_prob(MODEL, X, method="augmented"), "did you mean trace="),
+    (lambda: sm.fit(model(), X, steps=1, workers=2), r"workers=: did you mean num_workers=\?$"),
+    (lambda: sm.fit(model(), X, steps=1, accumulate=2), "mean gradient_accumulation_steps="),
+    (lambda: sm.fit(model(), X, steps=1, ema=0.9), "did you mean ema_decay="),
+    (lambda: sm.fit(model(), X, steps=1, learning_rte=0.1), "did you mean learning_rate="),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), MISSPELT, ids=range(len(MISSPELT)))
+def test_every_argument_of_a_function_may_be_misspelt(call: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=f"got an unexpected argument .*{message}|{message}"):
+        call()
+
+
+DEFAULT: dict[str, Any] = {
+    **{
+        f"log_prob {name}": lambda **given: (
+            sm.log_prob(MODEL, X, "rk-batch", rtol=0.1, atol=0.1, **given).solver_error
+        )
+        for name in ("estimate_solver_error", "trace", "divergence", "intervals", "progress")
+    },
+    "maximum_likelihood_loss gradient": lambda **given: (
+        sm.maximum_likelihood_loss(
+            model().requires_grad_(), X, rtol=0.1, atol=0.1, **given
+        ).requires_grad
+    ),
+    "denoising_score_matching stratified": lambda **given: _drawn(**given),
+    "make_solver churn": lambda **given: sm.make_solver("heun-edm", **given).churn,
+    "make_solver safety": lambda **given: sm.make_solver("adaptive-sde", **given).safety,
+    "make_solver order": lambda **given: sm.make_solver("adams-batch", **given).order,
+    "make_solver window": lambda **given: sm.make_solver("picard", **given).window,
+}
+
+
+def _drawn(**given: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    loss = sm.losses.denoising_score_matching
+    return loss(MODEL, X, weighting="simple", generator=generator, **given)
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+def test_none_is_the_default_of_an_option(name: str) -> None:
+    function, option = DEFAULT[name], name.split()[1]
+    torch.testing.assert_close(function(**{option: None}), function(), rtol=0, atol=0)
+
+
 def test_conditions_may_have_any_name_but_that_of_time_and_state() -> None:
     class Steps(Any2D):
         def forward(self, t: Tensor, x: Tensor, *, steps: int, label: int) -> Tensor:  # type: ignore[override]
@@ -159,6 +218,14 @@ def test_half_precision_networks_have_a_float32_state() -> None:
         sm.encode(half, X.bfloat16())
 
 
+def drawn(**given: Any) -> sm.Sample:
+    return sm.sample(MODEL, (3, 2), **{"return_log_prob": True} | given)
+
+
+def matched(**given: Any) -> Tensor:
+    return sm.losses.denoising_score_matching(MODEL, X, **{"weighting": "simple"} | given)
+
+
 CALLS: list[tuple[Any, type[Exception], str]] = [
     (lambda: sm.sample(MODEL, 64), ValueError, r"\(n, \*event\).*got 64"),
     (lambda: sm.sample(MODEL, (3, 2), dtype=torch.int32), TypeError, "floating dtype"),
@@ -177,6 +244,28 @@ CALLS: list[tuple[Any, type[Exception], str]] = [
     (lambda: sm.encode(MODEL, X, "ode:rk4", grid=["a"]), ValueError, "grid must be a name"),
     (lambda: sm.encode(MODEL, X, "ode:rk4", steps=True), ValueError, "steps must be an integer"),
     (lambda: sm.make_solver("ode:dopri5", first_step=-1.0), ValueError, "must be positive"),
+    (lambda: sm.make_solver("dpmpp-2m", orde=3), ValueError, "'dpmpp-2m' has no option 'orde'"),
+    (lambda: sm.make_solver("flow-abm-4", order=3), ValueError, "no option 'order'"),
+    (lambda: sm.evaluate(MODEL, X, "none", importance_samples=3), ValueError, "give levels="),
+    (lambda: sm.sample_to_folder(MODEL, 4, "none", event_shape=3), ValueError, "event_shape must"),
+    (lambda: drawn(density={"solver": "ode:rk4"}), TypeError, "is no option of the densities"),
+    (lambda: drawn(density={"divergnce": "exact"}), TypeError, "did you mean 'divergence'"),
+    (lambda: drawn(density=["exact"]), TypeError, "density must be a dictionary of options"),
+    (lambda: drawn(prior="normal"), TypeError, "prior must be an object with sample and log_prob"),
+    (lambda: sm.log_prob(MODEL, X, prior=3), TypeError, "prior must be an object with sample"),
+    (lambda: drawn(dtype="float64"), TypeError, "dtype must be a floating dtype .*'float64'"),
+    (lambda: drawn(denoise="no"), ValueError, "denoise must be True or False"),
+    (lambda: drawn(eta="a", solver="ddim", return_log_prob=False), ValueError, "eta must be 0 or"),
+    (lambda: matched(weighting=None), TypeError, "weighting must be a name, or an object"),
+    (lambda: matched(times=3), TypeError, "times must be a name, or a function"),
+    (lambda: matched(noise=np.zeros((4, 2))), TypeError, "noise must be a tensor"),
+    (lambda: matched(stratified="no"), ValueError, "stratified must be True or False"),
+    (lambda: sm.losses.denoising_score_matching(Any2D(), X), TypeError, "expected a model"),
+    (lambda: sm.losses.simulated_score_matching(Any2D(), X), TypeError, "expected a model"),
+    (
+        lambda: sm.losses.sliced_score_matching(MODEL, X, variance_reduced=None),
+        ValueError, "variance_reduced must be True or False, got None",
+    ),
     (
         lambda: sm.log_prob(MODEL, X, prior=torch.distributions.Normal(0.0, 1.0)),
         ValueError, "torch.distributions.Independent",

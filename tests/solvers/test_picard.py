@@ -350,7 +350,7 @@ REFUSALS = [
     ({"tolerance": -1e-3}, "'tolerance' must be 0 or more"),
     ({"tolerance": math.nan}, "'tolerance' must be 0 or more"),
     ({"tolerance": math.inf}, "tolerance must be a finite number"),
-    ({"tolerance": "tight"}, "tolerance must be a finite number"),
+    ({"tolerance": "tight"}, "'tolerance' must be a number"),
     ({"windows": 4}, "did you mean 'window'"),
 ]
 

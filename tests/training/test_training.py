@@ -197,11 +197,21 @@ def test_progress_bar_shows_loss_and_throughput(capsys: pytest.CaptureFixture[st
         ({"steps": 1, "ema_decay": 1.0}, "ema_decay"),
         ({"steps": 1, "clip_norm": 0.0}, "clip_norm"),
         ({"steps": 1, "warmup": -1}, "warmup"),
+        *(
+            ({"steps": 1, name: None}, f"{name} must .*, got None")
+            for name in (
+                "batch_size", "learning_rate", "weight_decay", "ema_decay", "warmup", "clip_norm",
+                "gradient_accumulation_steps", "checkpoint_every", "keep", "resume", "progress",
+            )
+        ),
+        ({"steps": 1, "learning_rate": True}, "learning_rate must be positive"),
+        ({"steps": 1, "ema_decay": False}, "ema_decay must lie in"),
+        ({"seconds": "1"}, "seconds must be positive and finite, got '1'"),
     ],
-)
+)  # fmt: skip
 def test_settings_out_of_range_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        fit(small_model(), DATA, progress=False, **arguments)
+        fit(small_model(), DATA, **{"progress": False} | arguments)
 
 
 @pytest.mark.parametrize(

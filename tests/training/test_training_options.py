@@ -159,6 +159,8 @@ def test_a_batch_is_drawn_evenly() -> None:
         (lambda n, generator: torch.full((n, 2), torch.nan), ValueError, "the batch of step 1"),
         (lambda n, generator: torch.zeros(3, 2), ValueError, "step 1 has 3 samples, expected 8"),
         (Items([(torch.zeros(2), 3)]), TypeError, r"item 0 .* tuple of Tensor, int.*\"label\": 3"),
+        (lambda n, generator: [torch.zeros(n, 2), 3], TypeError, "step 1 is a list of Tensor, int"),
+        (lambda n, generator: (torch.zeros(n, 2), {}, 3), TypeError, "of Tensor, dict, int; expec"),
         (TensorDataset(DATA), TypeError, "item .* is a tuple of Tensor; expected x0, or"),
         (Items([]), ValueError, "the dataset is empty"),
         (Items(torch.zeros(4, 2, dtype=torch.uint8)), TypeError, "item . of the dataset has dtype"),
@@ -168,6 +170,42 @@ def test_a_batch_is_drawn_evenly() -> None:
 def test_data_that_cannot_be_meant_are_refused(data: Any, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         train(data)
+
+
+class Weighed(nn.Module):
+    """A linear layer of conditions, which it keeps."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2, dtype=dtype)
+        self.seen: list[Tensor] = []
+
+    def forward(self, t: Tensor, x: Tensor, w: Tensor, k: Tensor, n: None = None) -> Tensor:
+        self.seen.append(w.clone())
+        assert (w.dtype, k.dtype, n) == (x.dtype, torch.int64, None)
+        return x + self.layer(w) * k[:, None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
+def test_each_item_has_its_own_row_of_conditions_in_the_dtype_of_the_network(
+    kind: Any, dtype: torch.dtype
+) -> None:
+    items = [
+        (torch.full((2,), 0.1 * i), {"w": kind([float(i), 10.0 + i]), "k": i, "n": None})
+        for i in range(4)
+    ]
+    network = Weighed(dtype)
+    train(Items(items), sm.ScoreModel(network, sm.VPSDE()), steps=1, gradient_accumulation_steps=2)
+    rows = Order(3, 8).indices(4, 0).to(dtype)
+    assert torch.equal(torch.cat(network.seen), torch.stack([rows, 10 + rows], 1))
+
+
+@pytest.mark.parametrize("data", [(DATA[:8], None), [DATA[:8], {}]], ids=["None", "list"])
+def test_no_conditions_are_none_or_empty(data: Any) -> None:
+    alone = train(lambda n, generator: DATA[:8])
+    assert torch.equal(train(lambda n, generator: data).losses, alone.losses)
+    assert train(Items([(x, None) for x in DATA])).losses.equal(train(Items(DATA)).losses)
 
 
 def test_conditions_that_all_samples_share_are_not_cut() -> None:

@@ -69,11 +69,12 @@ class AdaptiveSDE(Solver):
     default_rtol = 0.2
     default_atol = 0.1
     option_names = ("exponent", "safety", "first_step")
+    number_options = option_names
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.exponent = float(options.get("exponent", 0.9))
-        self.safety = float(options.get("safety", 0.5))
+        self.exponent = self.options.get("exponent", 0.9)
+        self.safety = self.options.get("safety", 0.5)
         if self.safety >= 1:
             raise ValueError(f"option 'safety' must be below 1, got {self.safety:g}")
         self.control = StepControl(self.safety, SHRINK, GROW)

@@ -71,7 +71,7 @@ class BatchRungeKutta(BatchSolver):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         order: Any = self.options.get("order", 5)
-        clock: Any = options.get("clock")
+        clock: Any = self.options.get("clock")
         if order not in TABLEAUS:
             raise ValueError(f"order must be 3 or 5, got {order!r}")
         if clock not in (None, *CLOCKS):

@@ -65,6 +65,10 @@ class DiffusersSolver(Solver):
         self._defaults = {key: parameter.default for key, parameter in parameters.items()}
         formula = [key for key in OPTIONS if key in self._defaults]
         self.option_names = (*formula, *row.step_options)  # type: ignore[misc]
+        usual = {**self._defaults, **row.step_options}
+        self.number_options = tuple(  # type: ignore[misc]
+            key for key in self.option_names if type(usual[key]) in (int, float)
+        )
         for key in options:
             if key in self._defaults and key not in formula:
                 raise ValueError(

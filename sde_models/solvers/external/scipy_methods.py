@@ -43,6 +43,7 @@ class ScipySolver(Solver):
     adaptive = True
     differentiable = False
     option_names = ("first_step", "max_step")
+    number_options = option_names
 
     def __init__(self, method: str, order: float, **options: Any) -> None:
         self.name = f"scipy:{method}"

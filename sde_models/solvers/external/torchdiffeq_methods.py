@@ -89,6 +89,7 @@ class AdaptiveTorchdiffeq(TorchdiffeqSolver):
 
     adaptive = True
     option_names = ("first_step", "min_step", "max_step", "safety", "ifactor", "dfactor")
+    number_options = option_names
 
     def __init__(
         self,

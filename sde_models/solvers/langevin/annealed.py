@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import check_switch
 from sde_models.sdes.system import System, as_coefficients
 from sde_models.solvers.base import Solver
 from sde_models.solvers.langevin.correctors import LONGEST_STEP, langevin
@@ -56,22 +57,20 @@ class AnnealedLangevin(Solver):
     order = 0.5
     adaptive = False
     option_names = ("steps_per_level", "epsilon", "denoise")
+    number_options = ("epsilon",)
     integer_options = ("steps_per_level",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.steps_per_level: int = self.options.get("steps_per_level", 5)
         self.evaluations = self.steps_per_level
-        self.epsilon = options.get("epsilon")
-        self.denoise = options.get("denoise", True)
-        number = isinstance(self.epsilon, float | int) and not isinstance(self.epsilon, bool)
-        if self.epsilon is not None and not (number and self.epsilon < 2):
+        self.epsilon = self.options.get("epsilon")
+        self.denoise = check_switch("denoise", self.options.get("denoise", True))
+        if self.epsilon is not None and self.epsilon >= 2:
             raise ValueError(
                 "epsilon must be a number below 2, where Langevin dynamics diverges, got "
                 f"{self.epsilon!r}"
             )
-        if not isinstance(self.denoise, bool):
-            raise ValueError(f"denoise must be True or False, got {self.denoise!r}")
 
     def check_system(self, system: System) -> None:
         super().check_system(system)

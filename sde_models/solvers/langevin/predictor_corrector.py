@@ -76,13 +76,14 @@ class PredictorCorrector(Solver):
     directions = (-1,)
     adaptive = False
     option_names = ("predictor", "corrector", "corrector_steps", "snr")
+    number_options = ("snr",)
     integer_options = ("corrector_steps",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.predictor = _find_predictor(options.get("predictor", ReverseDiffusion.name))
+        self.predictor = _find_predictor(self.options.get("predictor", ReverseDiffusion.name))
         self.corrector = options.get("corrector", "annealed-langevin")
-        self.snr = options.get("snr", 0.16)
+        self.snr = self.options.get("snr", 0.16)
         corrector_steps: int = self.options.get("corrector_steps", 1)
         self._check_corrector()
         self.corrector_steps = 0 if self.corrector == "none" else corrector_steps
@@ -101,7 +102,7 @@ class PredictorCorrector(Solver):
             raise ValueError(
                 f"corrector='none' cannot use {unused[0]}=: leave it out, or choose a corrector"
             )
-        if not isinstance(self.snr, float | int) or isinstance(self.snr, bool) or self.snr >= 1:
+        if self.snr >= 1:
             raise ValueError(
                 f"snr must be a number below 1, where Langevin dynamics diverges, got {self.snr!r}"
             )

@@ -57,7 +57,7 @@ class _Exponential:
 
     def __init__(self, order: int, **options: Any) -> None:
         super().__init__(order, **options)  # type: ignore[call-arg]
-        self.estimate = options.get("estimate", "x0")
+        self.estimate = self.options.get("estimate", "x0")  # type: ignore[attr-defined]
         if self.estimate not in ESTIMATES:
             raise ValueError(f"estimate must be 'x0' or 'eps', got {self.estimate!r}")
 
@@ -99,6 +99,7 @@ class ExponentialAdamsMoulton(_Exponential, AdamsMoulton):
 
     family = "exp-abm"
     option_names = ("estimate", "amplification")
+    number_options = ("amplification",)
 
 
 def exponential_adams_solvers() -> dict[str, Callable[..., Solver]]:

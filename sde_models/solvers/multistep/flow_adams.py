@@ -70,6 +70,7 @@ class FlowAdamsMoulton(AdamsMoulton):
 
     family = "flow-abm"
     option_names = ("amplification",)
+    number_options = option_names
 
     def quadrature(self, scales: Scales) -> Quadrature:
         return velocity_quadrature(scales)

@@ -55,7 +55,7 @@ class UniPC(MultistepSolver):
         self.predictor_order = order
         self.order = order + 1
         super().__init__(**options)
-        self.variant = options.get("variant", "bh2")
+        self.variant = self.options.get("variant", "bh2")
         if self.variant not in ("bh1", "bh2"):
             raise ValueError(f"variant must be 'bh1' or 'bh2', got {self.variant!r}")
 

@@ -42,10 +42,11 @@ class DPMSolver2S(OneStepSolver):
     evaluations = 2
     default_steps = 25
     option_names = ("ratio",)
+    number_options = option_names
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.ratio = float(options.get("ratio", 0.5))
+        self.ratio = self.options.get("ratio", 0.5)
         if self.ratio > 1:
             raise ValueError(
                 f"option 'ratio' must be at most 1, the end of the step, got {self.ratio:g}"

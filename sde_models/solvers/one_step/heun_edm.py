@@ -52,15 +52,16 @@ class HeunEDM(OneStepSolver):
     default_steps = 25
     default_grid = "karras"
     option_names = ("churn", "churn_min", "churn_max", "noise")
+    number_options = option_names
     may_be_zero = ("churn", "churn_min")
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.churn = float(options.get("churn", 0.0))
-        self.churn_min = float(options.get("churn_min", 0.0))
-        self.churn_max = float(options.get("churn_max", math.inf))
-        self.noise = float(options.get("noise", 1.0))
-        unused = [key for key in self.option_names[1:] if key in options]
+        self.churn = self.options.get("churn", 0.0)
+        self.churn_min = self.options.get("churn_min", 0.0)
+        self.churn_max = self.options.get("churn_max", math.inf)
+        self.noise = self.options.get("noise", 1.0)
+        unused = [key for key in self.option_names[1:] if key in self.options]
         if not self.churn and unused:
             raise ValueError(f"option {unused[0]!r} has no effect without churn: give churn= too")
         if self.churn_min >= self.churn_max:

@@ -90,16 +90,16 @@ class Picard(Solver):
     evaluations = None
     default_steps = MultistepSolver.default_steps
     option_names = ("method", "window", "tolerance")
+    number_options = ("tolerance",)
     integer_options = ("window",)
     may_be_zero = ("tolerance",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.method = _find_method(options.get("method", DDIM.name))
+        self.method = _find_method(self.options.get("method", DDIM.name))
         self.window: int = self.options.get("window") or DEFAULT_WINDOW
-        self.tolerance = options.get("tolerance")
-        number = isinstance(self.tolerance, float | int) and not isinstance(self.tolerance, bool)
-        if self.tolerance is not None and not (number and self.tolerance < math.inf):
+        self.tolerance = self.options.get("tolerance")
+        if self.tolerance is not None and self.tolerance == math.inf:
             raise ValueError(f"tolerance must be a finite number, got {self.tolerance!r}")
         self.integrates = self.method.integrates
         self.directions = self.method.directions
