@@ -245,7 +245,7 @@ def test_what_cannot_be_reversed_is_refused(make: Any, sde: SDE, message: str) -
 def test_arguments_without_a_meaning_are_refused() -> None:
     _, model = mixture_in((1, 2, 2), VPSDE())
     for eta in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"eta must be 0 or more, got {eta}"):
+        with pytest.raises(ValueError, match=f"eta must be 0 or more, and finite, got {eta}"):
             ReverseSDE(model, (1, 2, 2), eta)
     with pytest.raises(ValueError, match="'ito' or 'stratonovich', got 'itoh'"):
         ReverseSDE(model, (1, 2, 2), sde_type="itoh")
