@@ -172,7 +172,9 @@ def test_many_samples_follow_the_same_rule(tmp_path: Any) -> None:
         sm.ScoreModel(Sums(), SDE).bind(w=w), x, tmp_path / "b", chunk=3, tol=0.1, progress=False
     )
     torch.testing.assert_close(bound.value, truth(x, 0.0), rtol=0, atol=0.1)
-    with pytest.raises(ValueError, match=r"model\.bound_w: .* there, not given now"):  # other numbers are other results
+    with pytest.raises(
+        ValueError, match=r"model\.bound_w: .* there, not given now"
+    ):  # other numbers are other results
         sm.evaluate(
             sm.ScoreModel(Sums(), SDE).bind(w=0.5), x, tmp_path / "b", chunk=3, tol=0.1,
             progress=False,
