@@ -96,7 +96,8 @@ class Settings:
                 "intervals= has no meaning for trace='augmented', which solves the integral with "
                 "the path: leave it out, or use trace='quadrature'"
             )
-        divergence, prior = options.get("divergence"), check_prior(options.get("prior"))
+        divergence = options.get("divergence")
+        prior = check_prior(options.get("prior"), "log_prob")
         if divergence is None:
             divergence = "exact" if tol is None else "auto"
         if tol is not None:

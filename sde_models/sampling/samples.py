@@ -127,7 +127,7 @@ def sample(
     dtype = torch.promote_types(model.dtype, torch.float32) if dtype is None else dtype
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating dtype such as torch.float32, got {dtype!r}")
-    check_prior(prior)
+    check_prior(prior, "sample")
     device = model.device if device is None else device
     if prior is None:
         start = model.sde.prior(event_shape).sample(

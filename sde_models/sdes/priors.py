@@ -105,11 +105,11 @@ class IsotropicGaussian(Distribution):
         return f"IsotropicGaussian(event_shape={tuple(self.event_shape)}, std={self.std:g})"
 
 
-def check_prior(prior: Any) -> Any:
-    """Return a prior, or None; refuse what does not draw and has no density."""
-    if prior is not None and not (hasattr(prior, "sample") and hasattr(prior, "log_prob")):
+def check_prior(prior: Any, method: str) -> Any:
+    """Return a prior, or None; refuse one without a method that is needed."""
+    if prior is not None and not hasattr(prior, method):
         raise TypeError(
-            "prior must be an object with sample and log_prob, such as a distribution of torch "
-            f"over events, got {prior!r}"
+            f"prior must be an object with {method}, such as a distribution of torch over events, "
+            f"got {prior!r}"
         )
     return prior
