@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -73,22 +73,26 @@ def check_options(
         TypeError: For a keyword that it does not take, with the nearest name, and where conditions
             go.
     """
+    for name in options:
+        if name not in known.__annotations__:
+            _refuse_option(function, name, known)
+    return cast(Options, {name: value for name, value in options.items() if value is not None})
+
+
+def _refuse_option(function: Callable[..., Any], name: str, known: type) -> NoReturn:
+    """Raise for a keyword that a function does not take."""
     called, own = function.__name__, signature(function).parameters.values()
+    if name == "generator":
+        raise TypeError(f"{called} takes no generator=, since it draws no random numbers")
     names = [each.name for each in own if each.kind != each.VAR_KEYWORD]
     names += known.__annotations__
-    for name in options:
-        if name in known.__annotations__:
-            continue
-        if name == "generator":
-            raise TypeError(f"{called} takes no generator=, since it draws no random numbers")
-        renamed = [new for old, new in RENAMED.items() if old == name and new in names]
-        near = renamed or get_close_matches(name, names, n=1, cutoff=0.7)
-        guess = f"did you mean {near[0]}=?" if near else f"{called} takes {', '.join(names)}"
-        cond = f"; a condition of the network is given as cond={{{name!r}: ...}}"
-        raise TypeError(
-            f"{called} got an unexpected argument {name}=: {guess}{cond if 'cond' in names else ''}"
-        )
-    return cast(Options, {name: value for name, value in options.items() if value is not None})
+    renamed = [new for old, new in RENAMED.items() if old == name and new in names]
+    near = renamed or get_close_matches(name, names, n=1, cutoff=0.7)
+    guess = f"did you mean {near[0]}=?" if near else f"{called} takes {', '.join(names)}"
+    cond = f"; a condition of the network is given as cond={{{name!r}: ...}}"
+    raise TypeError(
+        f"{called} got an unexpected argument {name}=: {guess}{cond if 'cond' in names else ''}"
+    )
 
 
 def check_span(system: System, t_span: tuple[float, float], method: Solver) -> tuple[float, float]:

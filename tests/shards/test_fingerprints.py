@@ -364,13 +364,13 @@ class Free(Items):
 
 def test_a_dataset_is_compared_by_a_spread_of_its_items() -> None:
     data = Items(10_000)
-    told = describe_data(data)
+    described = describe_data(data)
     places = set(data.read)
     assert len(places) == ITEMS
     assert {0, 9_999} < places
     for odd in (0, sorted(places)[30], 9_999):
-        assert describe_data(Items(10_000, odd)) != told
-    assert describe_data(Items(9_999)) != told
+        assert describe_data(Items(10_000, odd)) != described
+    assert describe_data(Items(9_999)) != described
     assert describe_data(Items(3, 1)) != describe_data(Items(3))
     assert describe_data(Noisy(3)) == describe_data(Noisy(3)) != describe_data(Noisy(3, 1))
     assert describe_data(Free(3)) == describe_data(Free(3))
