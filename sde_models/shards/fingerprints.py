@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from enum import Enum
 from functools import cached_property
 from hashlib import sha256
@@ -27,12 +27,10 @@ from torch.utils.data import Subset, TensorDataset
 from sde_models._utils.integers import check_integer
 from sde_models._utils.seeds import global_seed
 from sde_models.models.base import Model
+from sde_models.shards.tensor_hashes import describe_array
 
 LONGEST = 200
 """Characters of a description from which on it is hashed."""
-
-AT_ONCE = 2**26
-"""Bytes of a tensor that are hashed at once."""
 
 ITEMS = 64
 """Items of a dataset that are compared at most."""
@@ -49,25 +47,6 @@ INTERNAL = frozenset(vars(nn.Module())) | {"_compiled_call_impl", "_is_torch_com
 PLAIN: tuple[type[Any], ...] = (bool, int, float, complex, str)
 
 CPU = torch.device("cpu")
-
-
-def hash_tensors(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """SHA-256 of the names, dtypes, shapes and bytes of tensors, and of a text.
-
-    Args:
-        tensors: Tensors by name, of any shape and on any device.
-        text: Text that enters the digest too.
-
-    Example:
-        >>> hash_tensors({"a": torch.zeros(2)}) == hash_tensors({"a": torch.zeros(3)})
-        False
-    """
-    digest = sha256(text.encode())
-    for name in sorted(tensors):
-        value = tensors[name].detach()
-        digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        _hash_bytes(value, digest.update)
-    return digest.hexdigest()
 
 
 def describe(value: Any, *, trained: bool = True) -> str:
@@ -218,9 +197,9 @@ class _Description:
     def _text(self, value: Any) -> str:
         if isinstance(value, Tensor):
             fixed = self.trained or not value.requires_grad
-            return _describe_array(value) if fixed else _kind(value)
+            return describe_array(value) if fixed else _kind(value)
         if isinstance(value, np.ndarray):
-            return self(value.tolist()) if value.dtype.hasobject else _describe_array(value)
+            return self(value.tolist()) if value.dtype.hasobject else describe_array(value)
         if isinstance(value, nn.Module):
             # In their order, in which a Sequential calls them.
             parts = (f"{name!r}: {self(part)}" for name, part in self.entries_of(value).items())
@@ -340,36 +319,6 @@ def _state_of_torch(value: Distribution | Transform) -> dict[str, Any]:
     given = lazy & value.arg_constraints.keys()
     kept = {name: entry for name, entry in kept.items() if name not in lazy}
     return kept | {name: getattr(value, name) for name in given}
-
-
-def _describe_array(value: Tensor | np.ndarray) -> str:
-    digest = sha256()
-    _hash_bytes(value, digest.update)
-    dtype = str(value.dtype).removeprefix("torch.")
-    return f"tensor {dtype} of shape {tuple(value.shape)} {digest.hexdigest()}"
-
-
-def _hash_bytes(value: Tensor | np.ndarray, update: Callable[[Any], object]) -> None:
-    """Hash the bytes of a tensor or array, some rows at a time."""
-    if isinstance(value, np.ndarray):
-        for part in _in_parts(value, value.nbytes):
-            update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
-        return
-    value = value.detach()
-    if value.is_meta:
-        return
-    if value.layout != torch.strided:
-        value = value.to_dense()
-    for part in _in_parts(value, value.numel() * value.element_size()):
-        flat = part.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-        update(flat.view(torch.uint8).numpy().data)
-
-
-def _in_parts(value: Any, size: int) -> Iterable[Any]:
-    if value.ndim == 0 or size <= AT_ONCE:
-        return [value]
-    rows = max(1, AT_ONCE * len(value) // size)
-    return (value[first : first + rows] for first in range(0, len(value), rows))
 
 
 def _describe_item(data: Any, index: int) -> str:

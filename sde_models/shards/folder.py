@@ -19,7 +19,8 @@ from torch import Tensor
 from sde_models._utils.atomic_files import atomic_write
 from sde_models._utils.counting import EvaluationCounter
 from sde_models._utils.owned_folders import OwnedFolder
-from sde_models.shards.fingerprints import hash_tensors, list_differences
+from sde_models.shards.fingerprints import list_differences
+from sde_models.shards.tensor_hashes import hash_tensors
 
 Settings = dict[str, str | int | None]
 

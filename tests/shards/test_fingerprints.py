@@ -332,7 +332,7 @@ def test_attributes_that_a_class_names_are_left_out() -> None:
 def test_large_tensors_are_hashed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
     whole = describe(x), describe(x.numpy()), describe(x[::2])
-    monkeypatch.setattr("sde_models.shards.fingerprints.AT_ONCE", 100)
+    monkeypatch.setattr("sde_models.shards.tensor_hashes.AT_ONCE", 100)
     assert (describe(x), describe(x.numpy()), describe(x[::2])) == whole
 
 
