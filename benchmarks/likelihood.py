@@ -56,7 +56,7 @@ def problems() -> dict[str, tuple[sm.Model, Tensor]]:
 def runs() -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and arguments of everything that is compared."""
     recipe = {
-        "method": "augmented", "rtol": RECIPE_TOLERANCE, "atol": RECIPE_TOLERANCE,
+        "trace": "augmented", "rtol": RECIPE_TOLERANCE, "atol": RECIPE_TOLERANCE,
         "estimate_solver_error": False,
     }  # fmt: skip
     for solver, label in (("scipy:RK45", "RK45 recipe"), ("ode:dopri5", "dopri5 recipe")):
@@ -66,7 +66,7 @@ def runs() -> Iterator[tuple[str, dict[str, Any]]]:
             }  # fmt: skip
     for tolerance in (1e-2, 1e-3, 1e-4, 1e-5):
         yield f"dopri5, exact trace, {tolerance:g}", {
-            "solver": "ode:dopri5", "divergence": "exact", "method": "augmented",
+            "solver": "ode:dopri5", "divergence": "exact", "trace": "augmented",
             "rtol": tolerance, "atol": tolerance, "estimate_solver_error": False,
         }  # fmt: skip
     for tolerance, nodes in ((0.1, 12), (3e-2, 12), (3e-2, 16), (3e-2, 24), (1e-2, 32)):
