@@ -61,26 +61,27 @@ class StepSizeError(SolveError):
 Named = TypeVar("Named")
 
 
-def find_named(kind: str, given: str | Named, known: Mapping[str, Named]) -> Named:
-    """Look up a name; an object is returned as it is.
+def find_by_name(kind: str, name: str, known: Mapping[str, Named]) -> Named:
+    """Look up a name.
 
     Args:
         kind: What is looked up, such as "solver"; for the error message.
-        given: Name or object.
+        name: Its name.
         known: Objects by name.
 
     Raises:
         ValueError: For an unknown name, with the nearest ones.
+        TypeError: For what is no string, with the known names.
 
     Example:
-        >>> find_named("fruit", "apple", {"apple": 1, "pear": 2}), find_named("fruit", 3, {})
-        (1, 3)
+        >>> find_by_name("fruit", "apple", {"apple": 1, "pear": 2})
+        1
     """
-    if not isinstance(given, str):
-        return given
-    if given not in known:
-        raise ValueError(f"unknown {kind} {given!r}; {nearest_names(given, known)}")
-    return known[given]
+    if not isinstance(name, str):
+        raise TypeError(f"{kind} must be a name ({', '.join(known)}), got {name!r}")
+    if name not in known:
+        raise ValueError(f"unknown {kind} {name!r}; {nearest_names(name, known)}")
+    return known[name]
 
 
 def nearest_names(name: str, known: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch.utils.data import TensorDataset
 
-from sde_models._utils.errors import find_named
+from sde_models._utils.errors import find_by_name
 from sde_models.data.handwritten_digits import digits
 from sde_models.data.images import Root, cifar10, fashion_mnist, mnist
 from sde_models.data.photograph_patches import patches
@@ -30,6 +30,7 @@ def find_data(name: str, root: Root | None = None) -> TrainingData:
 
     Raises:
         ValueError: For an unknown name, with the nearest ones, or if there is no root.
+        TypeError: For what is no name.
         FileNotFoundError: If files are missing, saying how to get them.
 
     Example:
@@ -37,7 +38,7 @@ def find_data(name: str, root: Root | None = None) -> TrainingData:
         >>> data.event_shape, len(data.train), data.levels, data.classes
         ((1, 8, 8), 1437, 17, 10)
     """
-    return find_named("data set", name, DATA)(root)
+    return find_by_name("data set", name, DATA)(root)
 
 
 def _digits(root: Root | None) -> TrainingData:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde_models._utils.errors import find_named
+from sde_models._utils.errors import find_by_name
 from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import check_generator, standard_normal
 
@@ -137,12 +137,13 @@ def toy(name: str, n: int, *, generator: torch.Generator | None = None) -> Tenso
 
     Raises:
         ValueError: For an unknown name, with the nearest ones, or if ``n`` is no positive integer.
+        TypeError: For what is no name.
 
     Example:
         >>> toy("two-moons", 100).shape
         torch.Size([100, 2])
     """
-    draw = find_named("toy", name, TOYS)
+    draw = find_by_name("toy", name, TOYS)
     return draw(check_integer("n", n), generator)
 
 

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from sde_models._utils.errors import nearest_names
+from sde_models._utils.errors import find_by_name
 from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import rademacher_like, sphere_like, standard_normal_like
 from sde_models.divergence.base import Divergence, Products, TraceEstimate, quadratic_forms
@@ -57,14 +57,9 @@ class Hutchinson(Divergence):
             "gaussian": standard_normal_like,
             "sphere": sphere_like,
         }
-        if distribution not in drawers:
-            raise ValueError(
-                f"unknown probe distribution {distribution!r}; "
-                f"{nearest_names(distribution, drawers)}"
-            )
         self.probes = check_integer("probes", probes)
         self.distribution = distribution
-        self._draw = drawers[distribution]
+        self._draw = find_by_name("probe distribution", distribution, drawers)
 
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         flat = x.detach().flatten(1)

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from sde_models._utils.errors import find_named
+from sde_models._utils.errors import find_by_name
 from sde_models.losses.denoising import denoising_score_matching
 from sde_models.losses.finite_difference import finite_difference_sliced
 from sde_models.losses.implicit import implicit_score_matching
@@ -37,6 +37,7 @@ def find_objective(
     Raises:
         ValueError: For an unknown name, with the nearest ones, or a weighting that does not suit
             the objective.
+        TypeError: For what is no name.
 
     Example:
         >>> loss = find_objective("sliced", weighting="likelihood")
@@ -44,7 +45,7 @@ def find_objective(
         >>> loss(model, torch.randn(8, 2)).shape
         torch.Size([])
     """
-    objective = find_named("objective", name, OBJECTIVES)
+    objective = find_by_name("objective", name, OBJECTIVES)
     found = None if weighting is None else find_weighting(weighting)
     if found is not None and found.noise_weight is None and name != "denoising":
         raise ValueError(

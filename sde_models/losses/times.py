@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sde_models._utils.errors import find_named
+from sde_models._utils.errors import find_by_name
 from sde_models._utils.randomness import uniform_like
 from sde_models.sdes.gaussian import GaussianSDE
 from sde_models.sdes.grids import times_of_sigmas
@@ -129,10 +129,11 @@ TIME_SAMPLERS: dict[str, TimeSampler] = {
 
 def find_times(times: str | TimeSampler) -> TimeSampler:
     """Look up a sampler of times by name; a function is returned as it is."""
-    found = find_named("times", times, TIME_SAMPLERS)
-    if not callable(found):
-        raise TypeError(f"times must be a name, or a function (sde, u) of time, got {found!r}")
-    return found
+    if isinstance(times, str):
+        return find_by_name("times", times, TIME_SAMPLERS)
+    if not callable(times):
+        raise TypeError(f"times must be a name, or a function (sde, u) of time, got {times!r}")
+    return times
 
 
 def draw_times(

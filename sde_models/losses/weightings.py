@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sde_models._utils.arguments import check_positive
-from sde_models._utils.errors import find_named
+from sde_models._utils.errors import find_by_name
 from sde_models._utils.shapes import per_sample
 from sde_models.losses.noising import NoisedBatch
 from sde_models.losses.times import log_snr_rate
@@ -131,10 +131,11 @@ WEIGHTINGS: dict[str, Weighting] = {
 
 def find_weighting(weighting: str | Weighting) -> Weighting:
     """Look up a weighting by name; an object is returned as it is."""
-    found = find_named("weighting", weighting, WEIGHTINGS)
-    if not isinstance(found, Weighting):
+    if isinstance(weighting, str):
+        return find_by_name("weighting", weighting, WEIGHTINGS)
+    if not isinstance(weighting, Weighting):
         raise TypeError(
             "weighting must be a name, or an object such as sm.losses.noise_weighting makes, got "
-            f"{found!r}"
+            f"{weighting!r}"
         )
-    return found
+    return weighting

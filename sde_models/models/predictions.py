@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from sde_models._utils.errors import nearest_names
+from sde_models._utils.errors import find_by_name
 
 Pair = tuple[Tensor, Tensor]
 Factors = tuple[Tensor, Tensor] | None
@@ -165,7 +165,4 @@ def find_prediction(
                 f"prediction={prediction!r} has no meaning with it: leave prediction out"
             )
         return EDM(data_std)
-    name = "eps" if prediction is None else prediction
-    if name not in PREDICTIONS:
-        raise ValueError(f"unknown prediction {name!r}; {nearest_names(name, list(PREDICTIONS))}")
-    return PREDICTIONS[name]()
+    return find_by_name("prediction", "eps" if prediction is None else prediction, PREDICTIONS)()

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from sde_models._utils.errors import find_named
+from sde_models._utils.errors import find_by_name
 from sde_models.nn.mixing import MixingNetwork
 from sde_models.nn.residual import ResidualNetwork
 from sde_models.nn.unet import UNet
@@ -52,6 +52,7 @@ def find_network(
 
     Raises:
         ValueError: For an unknown name, with the nearest ones, or sizes that do not fit.
+        TypeError: For what is no name.
         ImportError: For a U-Net, if diffusers is not installed.
 
     Example:
@@ -59,7 +60,7 @@ def find_network(
         >>> network.width, network.depth
         (16, 3)
     """
-    make = find_named("network", name, NETWORKS)
+    make = find_by_name("network", name, NETWORKS)
     sizes = {"width": width, "depth": depth, "classes": classes}
     given = {key: size for key, size in sizes.items() if size is not None}
     return make(tuple(event_shape), **given)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from sde_models._utils.errors import nearest_names
+from sde_models._utils.errors import find_by_name
 from sde_models._utils.integers import check_integer, check_integers
 from sde_models.nn.time_conditioning import as_labels
 from sde_models.nn.unet_layouts import LAYOUTS, make_unet
@@ -68,14 +68,13 @@ class UNet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if layout not in LAYOUTS:
-            raise ValueError(f"unknown layout {layout!r}; {nearest_names(layout, LAYOUTS)}")
+        found = find_by_name("layout", layout, LAYOUTS)
         sizes = check_integers("image_shape", image_shape)
         if len(sizes) != 3:
             raise ValueError(f"image_shape must be (channels, height, width), got {image_shape}")
         channels, blocks = check_integer("channels", channels), check_integer("blocks", blocks)
         classes = None if classes is None else check_integer("classes", classes)
-        factor = LAYOUTS[layout].multiple_of
+        factor = found.multiple_of
         if channels % factor:
             raise ValueError(
                 f"channels must be a multiple of {factor} for layout {layout!r}, got {channels}"
@@ -98,7 +97,7 @@ class UNet(nn.Module):
                 f"attention_resolutions names {missing}, expected heights of levels: {heights}"
             )
         self.unet = make_unet(
-            LAYOUTS[layout],
+            found,
             self.image_shape,
             channels,
             [channels * m for m in self.multipliers],

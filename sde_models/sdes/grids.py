@@ -18,7 +18,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sde_models._utils.errors import find_named
+from sde_models._utils.errors import find_by_name
 from sde_models.sdes.base import SDE, rounding_of
 from sde_models.sdes.gaussian import GaussianSDE
 
@@ -110,7 +110,7 @@ def time_grid(
     """
     t0, t1 = t_span
     if isinstance(grid, str):
-        grid = find_named("grid", grid, GRIDS)
+        grid = find_by_name("grid", grid, GRIDS)
     if callable(grid):
         if steps is None:
             raise ValueError("a grid given by name or function needs steps, got None: give steps=")

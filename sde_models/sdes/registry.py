@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sde_models._utils.errors import find_named
+from sde_models._utils.errors import find_by_name
 from sde_models.sdes.cosine import CosineSDE
 from sde_models.sdes.flow_matching import FlowMatchingSDE
 from sde_models.sdes.gaussian import GaussianSDE
@@ -29,9 +29,10 @@ def find_sde(name: str, **settings: float) -> GaussianSDE:
 
     Raises:
         ValueError: For an unknown name, with the nearest ones, or a setting out of range.
+        TypeError: For what is no name.
 
     Example:
         >>> find_sde("vp", t_min=1e-4)
         VPSDE(beta_min=0.1, beta_max=20, t_min=0.0001)
     """
-    return find_named("SDE", name, SDES)(**settings)
+    return find_by_name("SDE", name, SDES)(**settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 import sde_models as sm
-from sde_models.data import DATA, TrainingData, digits, find_data, quantize
+from sde_models.data import DATA, TrainingData, digits, find_data, quantize, toy
 from sde_models.losses import OBJECTIVES, find_objective
 from sde_models.nn import find_network, usual_network
 from sde_models.sdes import SDES, find_sde
@@ -35,7 +36,7 @@ def test_data_by_name_are_the_same_every_time(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(IN_FILES))
-def test_data_in_files_want_their_folder(name: str) -> None:
+def test_data_in_files_need_their_folder(name: str) -> None:
     with pytest.raises(ValueError, match="root must be their folder"):
         find_data(name)
 
@@ -149,6 +150,27 @@ def test_objectives_by_name(name: str) -> None:
 def test_unknown_names_raise_with_the_nearest(find: Any, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"unknown .* {name!r}; {message}"):
         find(name)
+
+
+@pytest.mark.parametrize(
+    ("find", "kind", "first"),
+    [
+        (find_data, "data set", "digits"),
+        (lambda name: toy(name, 10), "toy", "two-moons"),
+        (find_sde, "SDE", "vp"),
+        (lambda name: find_network(name, (2,)), "network", "residual"),
+        (find_objective, "objective", "denoising"),
+        (lambda name: sm.nn.UNet((1, 8, 8), name), "layout", r"ddpm\+\+"),
+        (lambda name: sm.Hutchinson(1, name), "probe distribution", "rademacher"),
+        (lambda name: sm.ScoreModel(torch.nn.Identity(), sm.VPSDE(), name), "prediction", "eps"),
+    ],
+)
+@pytest.mark.parametrize("given", [3, ["vp"]])
+def test_what_is_no_name_is_refused(find: Any, kind: str, first: str, given: Any) -> None:
+    with pytest.raises(
+        TypeError, match=rf"{kind} must be a name \({first}.*, got {re.escape(repr(given))}"
+    ):
+        find(given)
 
 
 def test_runs_on_other_batches_are_distinguished() -> None:

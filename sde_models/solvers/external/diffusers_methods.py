@@ -77,7 +77,7 @@ class DiffusersSolver(Solver):
                     "grid='karras'"
                 )
         super().__init__(**options)
-        given = {**SETTINGS, **row.settings, **row.step_options, **options}
+        given = {**SETTINGS, **row.settings, **row.step_options, **self.options}
         self._settings = {key: given[key] for key in given if key in self._defaults}
         self._step_options = {key: given[key] for key in row.step_options}
         settings = {**self._defaults, **given}

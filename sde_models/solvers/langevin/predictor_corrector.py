@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._utils.errors import find_named, nearest_names
+from sde_models._utils.errors import find_by_name, nearest_names
 from sde_models.sdes.system import System
 from sde_models.solvers.base import Solver
 from sde_models.solvers.langevin.correctors import langevin, langevin_by_norm
@@ -82,7 +82,7 @@ class PredictorCorrector(Solver):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.predictor = _find_predictor(self.options.get("predictor", ReverseDiffusion.name))
-        self.corrector = options.get("corrector", "annealed-langevin")
+        self.corrector = self.options.get("corrector", "annealed-langevin")
         self.snr = self.options.get("snr", 0.16)
         corrector_steps: int = self.options.get("corrector_steps", 1)
         self._check_corrector()
@@ -139,7 +139,7 @@ class PredictorCorrector(Solver):
 def _find_predictor(predictor: Any) -> Any:
     """Return the predictor of this name, or the given solver if it can be one."""
     if isinstance(predictor, str):
-        return find_named("predictor", predictor, PREDICTORS)()
+        return find_by_name("predictor", predictor, PREDICTORS)()
     if not (isinstance(predictor, Solver) and hasattr(predictor, "stepper")):
         raise ValueError(
             f"predictor must be a name ({', '.join(PREDICTORS)}) or a solver with a stepper, "
