@@ -63,6 +63,7 @@ class Engine:
 
     Attributes:
         model: The model without wrappers, on its device.
+        arguments: Those that are not None, on which the results depend.
 
     Raises:
         TypeError: For ``generator=``, ``path=`` or what is no model.
@@ -91,7 +92,7 @@ class Engine:
         self.task = task
         self.chunk = check_integer("chunk", chunk)
         self.seed = check_integer("seed", seed, least=0)
-        self.arguments = arguments
+        self.arguments = {name: value for name, value in arguments.items() if value is not None}
         self.processes = Processes(accelerator)
         self.model: Model = self.processes.place(model)
         check_model(self.model)

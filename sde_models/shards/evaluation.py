@@ -166,7 +166,7 @@ def evaluate(
     Raises:
         ValueError: If the folder holds results of other settings, with the differences, and
             whatever these functions raise.
-        TypeError: For a dataset without length, or a ``generator=``.
+        TypeError: For a dataset without length, or a ``generator=`` or ``path=``.
         FileExistsError: If the folder is not empty, and was not made by an evaluation.
         BlockingIOError: If another process is at work in it.
         OSError: If a file cannot be written; files written before are complete.
@@ -182,12 +182,11 @@ def evaluate(
         >>> first.value.shape, again.resumed, torch.equal(first.value, again.value)
         (torch.Size([10]), 10, True)
     """
-    arguments: dict[str, Any] = {**options}
     engine = Engine(
-        EVALUATING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
+        EVALUATING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments={**options}
     )
     check_options(evaluate, options, EvaluateOptions)
-    of_images = set(arguments) & set(BitsOptions.__annotations__)
+    of_images = set(engine.arguments) & set(BitsOptions.__annotations__)
     if levels is None and of_images:
         raise ValueError(
             f"{min(of_images)}= is for bits per dimension of integer images: give levels= with it"
@@ -197,7 +196,8 @@ def evaluate(
 
     def work(first: int, x: Tensor, cond: Conditions) -> dict[str, Tensor]:
         x, cond = engine.place(x, cond)
-        given = {"cond": cond, "generator": generator_at(engine.seed, first), **arguments}
+        generator = generator_at(engine.seed, first)
+        given: dict[str, Any] = {"cond": cond, "generator": generator, **engine.arguments}
         if levels is None:
             density = log_prob(engine.model, x, **given)
             value, unit = density.value, 1.0

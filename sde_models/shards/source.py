@@ -35,7 +35,8 @@ class Source:
         out: Where the results go.
 
     Attributes:
-        size: Bytes of the first sample as floating numbers, of single precision if it has levels.
+        numbers: How many the first sample holds.
+        dtype: Their dtype.
         settings: Text on the content of the samples and their conditions, on which the results
             depend.
 
@@ -69,7 +70,7 @@ class Source:
         if isinstance(path, Path) and path.resolve() == Path(out).resolve():
             raise ValueError(f"{out} holds the shards that are read: choose another folder")
         first = _data_of(self.dataset[0])
-        self.size = first.numel() * (first.element_size() if first.is_floating_point() else 4)
+        self.numbers, self.dtype = first.numel(), first.dtype
         self.settings = {
             "sample": f"{first.dtype} of shape {tuple(first.shape)}",
             "data": describe_data(dataset),

@@ -22,7 +22,7 @@ from sde_models.shards.engine import Engine, Task
 from sde_models.shards.fingerprints import describe, describe_levels
 from sde_models.shards.reader import Shards
 from sde_models.shards.source import Given, Source
-from sde_models.solvers import Solver
+from sde_models.solvers import Solver, make_solver
 from sde_models.solvers.options import StepOptions, check_options
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def sample_to_folder(
         SAMPLING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
     )
     check_options(sample_to_folder, options, SampleOptions)
+    make_solver(solver)
     samples = check_integer("n", n)
     shape = engine.model.event_shape
     if event_shape is not None:
@@ -108,14 +109,16 @@ def sample_to_folder(
             "plane"
         )
     given = as_conditions(cond, samples)
-    dtype = arguments.get("dtype") or engine.model.dtype
-    settings = {"verb": "sample", "name": "x", "sample": str(shape)}
+    dtype = arguments.get("dtype")
+    if not isinstance(dtype, torch.dtype):  # others are refused by sample()
+        dtype = torch.promote_types(engine.model.dtype, torch.float32)
+    settings = {"function": "sample", "name": "x", "sample": str(shape)}
 
     def draw(first: int, last: int) -> dict[str, Tensor]:
         own = given.take(slice(first, last)).mapped(lambda value: value.to(engine.model.device))
         generator = generator_at(engine.seed, first)
         drawn = sample(
-            engine.model, (last - first, *shape), cond=own, generator=generator, **arguments
+            engine.model, (last - first, *shape), cond=own, generator=generator, **engine.arguments
         )
         found = {} if (density := drawn.log_prob) is None else {
             "log_prob": density.value, "log_prob_error": density.error
@@ -176,13 +179,14 @@ def encode_to_folder(
         ...     bool(x[4].abs().max() < 1e-3)
         True
     """
-    source = Source(dataset, cond, out)
     arguments: dict[str, Any] = {"solver": solver, **options}
     engine = Engine(
         ENCODING, model, chunk=chunk, seed=seed, accelerator=accelerator, arguments=arguments
     )
     check_options(encode_to_folder, options, StepOptions)
-    settings = {"verb": "encode", "name": "z", **describe_levels(levels, engine.model)}
+    make_solver(solver)
+    source = Source(dataset, cond, out)
+    settings = {"function": "encode", "name": "z", **describe_levels(levels, engine.model)}
     dtype = torch.promote_types(engine.model.dtype, torch.float32)
     data_range = engine.model.data_range or DATA_RANGE
 
@@ -191,11 +195,12 @@ def encode_to_folder(
             generator = generator_at(engine.seed, first)
             x = dequantize(x, levels, data_range=data_range, generator=generator, dtype=dtype)
         x, cond = engine.place(x, cond)
-        return {"z": encode(engine.model, x, cond=cond, **arguments).z}
+        return {"z": encode(engine.model, x, cond=cond, **engine.arguments).z}
 
     return engine.run(
         out, len(source), settings | source.settings, source.each(work),
-        size=source.size, progress=progress, overwrite=overwrite,
+        size=source.numbers * (source.dtype if levels is None else dtype).itemsize,
+        progress=progress, overwrite=overwrite,
     )  # fmt: skip
 
 
@@ -233,19 +238,20 @@ def decode_to_folder(
     Raises:
         ValueError, TypeError, OSError, torch.OutOfMemoryError: As for :func:`sample_to_folder`.
     """
-    source = Source(latents, cond, out)
     arguments: dict[str, Any] = {"solver": solver, **options}
     engine = Engine(
         DECODING, model, chunk=chunk, seed=0, accelerator=accelerator, arguments=arguments
     )
     check_options(decode_to_folder, options, StepOptions)
+    make_solver(solver)
+    source = Source(latents, cond, out)
 
     def work(first: int, z: Tensor, cond: Conditions) -> dict[str, Tensor]:
         z, cond = engine.place(z, cond)
-        return {"x": decode(engine.model, z, cond=cond, **arguments).x}
+        return {"x": decode(engine.model, z, cond=cond, **engine.arguments).x}
 
-    settings = {"verb": "decode", "name": "x", **source.settings}
+    settings = {"function": "decode", "name": "x", **source.settings}
     return engine.run(
-        out, len(source), settings, source.each(work), size=source.size,
-        progress=progress, overwrite=overwrite,
+        out, len(source), settings, source.each(work),
+        size=source.numbers * source.dtype.itemsize, progress=progress, overwrite=overwrite,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Samples by the million: the verbs' own numbers, shard by shard, whatever comes between."""
+"""Samples by the million: the functions' own numbers, shard by shard, whatever comes between."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_the_costs_of_older_shards_are_read(tmp_path: Path) -> None:
 
 
 class Share:
-    """One of two processes, as accelerate would tell of it."""
+    """One of two processes, with the interface of accelerate."""
 
     device = torch.device("cpu")
     num_processes = 2
@@ -283,6 +283,8 @@ def test_shards_are_removed_and_nothing_else(tmp_path: Path) -> None:
     [
         ({"generator": torch.Generator()}, TypeError, "sampling .*use seed="),
         ({"path": True}, TypeError, "shards hold no paths"),
+        ({"dtype": "float64"}, TypeError, "dtype must be a floating dtype .*, got 'float64'"),
+        ({"solver": None}, TypeError, "a name or a solver, got None"),
         ({"n": 0}, ValueError, "n must be an integer of 1 or more"),
         ({"chunk": 0}, ValueError, "chunk must be an integer of 1 or more"),
         ({"model": sm.ScoreModel(Shifted(), sm.VPSDE())}, ValueError, "give event_shape="),
@@ -314,8 +316,8 @@ def test_more_samples_than_fit_on_the_disk(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(
         shutil, "disk_usage", lambda path: SimpleNamespace(total=9 * 10**12, free=5 * 10**12)
     )
-    said = r"results of 1000000000000 samples take 8 TB in .*out, where 5 TB are free"
-    with pytest.raises(OSError, match=said) as caught:
+    message = r"results of 1000000000000 samples take 8 TB in .*out, where 5 TB are free"
+    with pytest.raises(OSError, match=message) as caught:
         draw(tmp_path / "out", n=10**12)
     assert caught.value.errno == errno.ENOSPC
     assert not (tmp_path / "out").exists()
@@ -326,6 +328,59 @@ def test_more_samples_than_fit_on_the_disk(tmp_path: Path, monkeypatch: pytest.M
         draw(tmp_path / "out", n=11)
     disk(monkeypatch, 100, 24)
     assert draw(tmp_path / "out", n=11).resumed == 7  # what is there takes no room again
+
+
+def test_the_room_for_samples_is_that_of_the_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network in half precision has a state in single precision."""
+    disk(monkeypatch, 100, 0)
+    half, images = breaking().bfloat16(), torch.zeros(11, 2, dtype=torch.uint8)
+    calls: list[tuple[int, Any]] = [
+        (88, lambda: draw(tmp_path, model=half)),
+        (176, lambda: draw(tmp_path, dtype=torch.float64)),
+        (88, lambda: sm.encode_to_folder(MODEL, images, tmp_path, levels=16, progress=False)),
+        (176, lambda: sm.encode_to_folder(
+            breaking().double(), images, tmp_path, levels=16, progress=False
+        )),
+        (176, lambda: sm.decode_to_folder(MODEL, images.double(), tmp_path, progress=False)),
+    ]  # fmt: skip
+    for size, call in calls:
+        with pytest.raises(OSError, match=f"11 samples take {size} bytes in"):
+            call()
+
+
+def test_none_is_no_setting_of_a_folder(tmp_path: Path) -> None:
+    """Options that are None have their defaults, as in the functions for one batch."""
+    adaptive = QUICK | {"solver": "rk-batch", "steps": None, "rtol": 0.1}
+    assert draw(tmp_path / "x", **adaptive).resumed == 0
+    left_out: dict[str, Any] = {k: v for k, v in adaptive.items() if k not in ("steps", "solver")}
+    shards = sm.sample_to_folder(MODEL, 11, tmp_path / "x", chunk=4, progress=False, **left_out)
+    assert shards.resumed == 11
+    for given in ({"solver": None, "transform": None}, {}):
+        found = sm.evaluate(MODEL, shards, tmp_path / "l", progress=False, **given)
+    assert found.resumed == 11
+
+
+class Unread(torch.utils.data.Dataset[Any]):
+    """Items that must not be read."""
+
+    def __len__(self) -> int:
+        return 11
+
+    def __getitem__(self, index: int) -> Any:
+        raise AssertionError("read before the arguments were checked")
+
+
+@pytest.mark.parametrize("function", [sm.encode_to_folder, sm.decode_to_folder, sm.evaluate])
+def test_arguments_are_checked_before_data_are_read(tmp_path: Path, function: Any) -> None:
+    with pytest.raises(TypeError, match="did you mean rtol="):
+        function(MODEL, Unread(), tmp_path, progress=False, rtoll=0.1)
+    with pytest.raises(ValueError, match="chunk must be"):
+        function(MODEL, Unread(), tmp_path, progress=False, chunk=0)
+    if function is not sm.evaluate:
+        with pytest.raises(ValueError, match="did you mean 'rk-batch'"):
+            function(MODEL, Unread(), tmp_path, progress=False, solver="rkbatch")
 
 
 @pytest.mark.parametrize("n", [10**12, 10**17])
