@@ -33,6 +33,11 @@ def watch_bits(
         raise ValueError(
             "--bits-every: bits per dimension need data with levels: give --levels, or leave it out"
         )
+    if data.test is None:
+        raise ValueError(
+            "--bits-every: the data have no part for testing, as files and folders have none: "
+            "leave it out, or use a named data set"
+        )
     images, label = data.held_out(HELD_OUT)
     cond = {"label": label} if labels else {}
     return [BitsPerDimCurve(every, images, data.levels, seed=seed, cond=cond, tol=BITS_TOLERANCE)]

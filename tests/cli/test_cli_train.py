@@ -260,6 +260,13 @@ def test_mistakes_are_reported_in_one_line_and_leave_nothing(
     assert not out.exists()
 
 
+def test_files_have_no_part_for_bits_per_dimension(tmp_path: Path) -> None:
+    images = save(tmp_path / "images.npz", x=np.zeros((3, 1, 4, 4), dtype=np.uint8))
+    words = ("--levels", 4, "--bits-every", 3, "--out", tmp_path / "run")
+    assert "--bits-every: the data have no part for testing" in fail("train", images, *words)
+    assert not (tmp_path / "run").exists()
+
+
 def test_mistakes_in_files_and_folders(points: Path, tmp_path: Path) -> None:
     x = read_array(points).numpy()
     x[3] = np.nan
