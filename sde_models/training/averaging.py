@@ -90,5 +90,5 @@ class MovingAverage(Generic[AnyModel]):
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`state` gave, after the averaged model has its weights."""
-        for name, weight in self._narrow.items():
-            self._averages[name].copy_(state.get(name, weight))
+        for name in self._narrow:
+            self._averages[name].copy_(state[name])

@@ -24,7 +24,7 @@ FORMAT = 2
 """Format of the description; 1 did not hold all that a run depends on."""
 
 FILE = "model.format"
-"""The format of model files does not affect a run, and older runs have an older one."""
+"""The format of model files, which does not affect a run."""
 
 
 def describe_run(
@@ -73,11 +73,11 @@ def check_same_run(there: dict[str, Any], now: dict[str, Any], folder: Any) -> N
     Raises:
         ValueError: With each setting that differs, as it was and as it is.
     """
-    # JSON has no tuples: the old text is compared with the one that would be written. An earlier
-    # version had fewer settings; the new ones are None where they change nothing.
+    # JSON has no tuples: the old text is compared with the one that would be written.
     runs = (there, json.loads(json.dumps(now)))
-    chosen = ({k: v for k, v in run.items() if k != FILE and v is not None} for run in runs)
-    differing = list_differences(*chosen)
+    differing = list_differences(
+        *({name: value for name, value in run.items() if name != FILE} for run in runs)
+    )
     if differing:
         raise ValueError(
             f"{folder} holds a run of another configuration ({'; '.join(differing)}): give the "

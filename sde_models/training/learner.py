@@ -140,11 +140,8 @@ class Learner(Generic[AnyModel]):
     def load(self, weights: Tensors, averaged: Tensors, state: dict[str, Any]) -> None:
         """Put back the raw weights, the averaged ones, and what :meth:`state` gave."""
         for model, tensors in ((self.model, weights), (self.average.model, averaged)):
-            if "transient" in state:
-                load_tensors(model, tensors, state["transient"])
-            else:  # of a version whose checkpoints left buffers out
-                model.load_state_dict(tensors)
-        self.average.load_state(state.get("average", {}))
+            load_tensors(model, tensors, state["transient"])
+        self.average.load_state(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         for part, kept in zip(self.states, state["loss"], strict=True):
