@@ -66,18 +66,27 @@ def draw(x: Tensor, *, data_range: tuple[float, float] | None = None) -> bytes:
         >>> draw(torch.zeros(5, 1, 8, 8))[1:4]
         b'PNG'
     """
-    x = x[: check_drawable(x.shape[1:])].detach().float().cpu()
-    return _draw_points(x) if x.ndim == 2 else _draw_images(x, *(data_range or DATA_RANGE))
+    x = x[: check_drawable(x.shape[1:])]
+    if x.ndim == 2:
+        return _draw_points(x.detach().float().cpu())
+    scale = max(1, 32 // min(x.shape[2:]))  # so that a pixel of a small image can be seen
+    shown = as_brightness(x, data_range)
+    return draw_grid(shown.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3))
 
 
-def _draw_images(x: Tensor, low: float, high: float) -> bytes:
+def as_brightness(x: Tensor, data_range: tuple[float, float] | None = None) -> Tensor:
+    """Images with 0 for black and 1 for white, on the CPU; arguments as for :func:`draw`."""
+    low, high = data_range or DATA_RANGE
+    return ((x.detach().float().cpu() - low) / (high - low)).clamp(0, 1)
+
+
+def draw_grid(images: Tensor, columns: int = 8) -> bytes:
+    """A PNG file of images with values in [0, 1], row by row."""
     from torchvision.utils import make_grid  # slow to import, and needed only here
 
-    levels = ((x - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8)
-    scale = max(1, 32 // min(x.shape[2:]))  # so that a pixel of a small image can be seen
-    levels = levels.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    grid = make_grid(images.mul(255).round().to(torch.uint8), nrow=columns)
     buffer = io.BytesIO()
-    imsave(buffer, make_grid(levels, nrow=8).permute(1, 2, 0).numpy().copy(), format="png")
+    imsave(buffer, grid.permute(1, 2, 0).numpy().copy(), format="png")
     return buffer.getvalue()
 
 

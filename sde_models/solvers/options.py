@@ -54,7 +54,7 @@ RENAMED = {
     "workers": "num_workers",
     "ema": "ema_decay",
 }
-"""Arguments of version 0.1 that have another name."""
+"""Arguments of earlier versions that have another name."""
 
 Options = TypeVar("Options", bound=Mapping[str, Any])
 
@@ -82,10 +82,11 @@ def check_options(
 def _refuse_option(function: Callable[..., Any], name: str, known: type) -> NoReturn:
     """Raise for a keyword that a function does not take."""
     called, own = function.__name__, signature(function).parameters.values()
-    if name == "generator":
-        raise TypeError(f"{called} takes no generator=, since it draws no random numbers")
     names = [each.name for each in own if each.kind != each.VAR_KEYWORD]
     names += known.__annotations__
+    if name == "generator":
+        why = "use seed=, an integer" if "seed" in names else "it draws no random numbers"
+        raise TypeError(f"{called} takes no generator=: {why}")
     renamed = [new for old, new in RENAMED.items() if old == name and new in names]
     near = renamed or get_close_matches(name, names, n=1, cutoff=0.7)
     guess = f"did you mean {near[0]}=?" if near else f"{called} takes {', '.join(names)}"

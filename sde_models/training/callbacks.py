@@ -10,12 +10,15 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from sde_models._utils.atomic_files import atomic_write
 from sde_models._utils.integers import check_integer, check_integers
-from sde_models.data.dequantization import DATA_RANGE, check_data_range
+from sde_models.data.dequantization import check_data_range
 from sde_models.likelihood.bits_per_dimension import bits_per_dim
 from sde_models.likelihood.settings import LogProbOptions
 from sde_models.sampling.samples import SampleOptions, sample
+from sde_models.shards.evaluation import BitsOptions
 from sde_models.solvers import Solver, make_solver
+from sde_models.solvers.options import check_options
 from sde_models.training.progress import Progress
 
 
@@ -37,6 +40,7 @@ class SampleImages:
 
     Raises:
         ValueError: If samples of that shape are no images.
+        TypeError: For an option that :func:`~sde_models.sample` does not take.
 
     Example:
         >>> network = sm.nn.ResidualNetwork((1, 4, 4), width=16, depth=1)
@@ -60,7 +64,7 @@ class SampleImages:
     ) -> None:
         self.every, self.count = check_integer("every", every), check_integer("count", count)
         self.event_shape = check_integers("event_shape", event_shape)
-        if len(self.event_shape) != 3 or event_shape[0] not in (1, 3):
+        if len(self.event_shape) != 3 or self.event_shape[0] not in (1, 3):
             raise ValueError(
                 f"event_shape must be (1, H, W) or (3, H, W), got {event_shape}: give the shape of "
                 "an image"
@@ -70,13 +74,14 @@ class SampleImages:
         self.data_range = None if data_range is None else check_data_range(data_range)
         self.solver = make_solver(solver)
         usual: SampleOptions = {} if self.solver.adaptive else {"steps": 20}
-        self.options: SampleOptions = {**usual, **options}
+        given = check_options(SampleImages, options, SampleOptions)
+        self.options: SampleOptions = {**usual, **given}
 
     def __call__(self, progress: Progress) -> None:
         """Draw, in the first process."""
         if progress.step % self.every or not progress.main:
             return
-        from torchvision.utils import save_image
+        from sde_models.data.pictures import as_brightness, draw_grid  # slow to import
 
         model, shape = progress.averaged, (self.count, *self.event_shape)
         generator = torch.Generator().manual_seed(self.seed)
@@ -84,13 +89,18 @@ class SampleImages:
             drawn = sample(
                 model, shape, self.solver, cond=self.cond, generator=generator, **self.options
             ).x
-        low, high = self.data_range or model.data_range or DATA_RANGE
-        images = ((drawn - low) / (high - low)).clamp(0, 1).cpu()
+        images = as_brightness(drawn, self.data_range or model.data_range)
         progress.log.images("samples", images, progress.step)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             side = max(1, round(self.count**0.5))
-            save_image(images, self.folder / f"step-{progress.step:08d}.png", nrow=side)
+            atomic_write(self.folder / f"step-{progress.step:08d}.png", draw_grid(images, side))
+
+
+class BitsPerDimOptions(BitsOptions, LogProbOptions, total=False):
+    """Options of :func:`~sde_models.bits_per_dim`, which documents them."""
+
+    solver: str | Solver | None
 
 
 class BitsPerDimCurve:
@@ -103,6 +113,9 @@ class BitsPerDimCurve:
         seed: Fixes the noise of the dequantisation.
         cond: Conditions by name, with a row for each image or shared.
         **options: Given to :func:`~sde_models.bits_per_dim`.
+
+    Raises:
+        TypeError: For an option that it does not take.
 
     Attributes:
         curve: Bits per dimension by step, in the first process.
@@ -125,11 +138,12 @@ class BitsPerDimCurve:
         *,
         seed: int = 0,
         cond: Mapping[str, Any] | None = None,
-        **options: Unpack[LogProbOptions],
+        **options: Unpack[BitsPerDimOptions],
     ) -> None:
         self.every, self.seed = check_integer("every", every), check_integer("seed", seed, least=0)
         self.images, self.levels = images, check_integer("levels", levels, least=2)
-        self.cond, self.options = cond, options
+        self.cond = cond
+        self.options = check_options(BitsPerDimCurve, options, BitsPerDimOptions)
         self.curve: dict[int, float] = {}
 
     def __call__(self, progress: Progress) -> None:

@@ -404,6 +404,26 @@ def test_callbacks_that_never_come_are_refused() -> None:
         SampleImages(0, (1, 4, 4))
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SampleImages(1, (1, 4, 4), stps=2), "stps=: did you mean steps="),
+        (lambda: SampleImages(1, (1, 4, 4), generator=None), "no generator=: use seed="),
+        (lambda: BitsPerDimCurve(1, images(), rtoll=0.1), "rtoll=: did you mean rtol="),
+        (lambda: BitsPerDimCurve(1, images(), importance_sample=2), "mean importance_samples="),
+    ],
+)
+def test_options_of_callbacks_are_checked_before_training(make: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_options_of_callbacks_may_be_none_or_those_of_bits_per_dim() -> None:
+    assert SampleImages(1, (1, 4, 4), steps=None).options == {"steps": 20}
+    given: Any = {"importance_samples": 2, "repeats": 3, "dequantization": "truncated-normal"}
+    assert BitsPerDimCurve(1, images(), solver="ode:rk4", **given).options["repeats"] == 3
+
+
 def test_numbers_and_images_go_to_tensorboard(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     show = SampleImages(10, (1, 4, 4), count=4, solver="ddim", steps=2)
