@@ -50,7 +50,7 @@ def read_range(text: str) -> tuple[float, float]:
         (0.0, 1.0)
     """
     try:
-        return check_data_range(text.split(","))  # type: ignore[arg-type]
+        return check_data_range([float(value) for value in text.split(",")])
     except ValueError as error:
         raise ValueError(
             f"--data-range must be the lowest and the highest number of the data, such as 0,1; got "

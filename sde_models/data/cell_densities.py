@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import as_number
 from sde_models._utils.errors import nearest_names
 from sde_models._utils.randomness import Source, as_source, uniform_like
 from sde_models._utils.split_batches import draw_rows
@@ -131,6 +132,7 @@ class TruncatedNormalDequantization(Dequantization):
     in_model_space = True
 
     def __init__(self, alpha: float, sigma: float) -> None:
+        alpha, sigma = as_number("alpha", alpha), as_number("sigma", sigma)
         if not (math.isfinite(alpha) and 0 < sigma < math.inf):
             raise ValueError(
                 f"alpha must be finite, and sigma positive and finite, got {alpha:g} and {sigma:g}"

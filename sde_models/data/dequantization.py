@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import as_number
 from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import Source, as_source, uniform_like
 from sde_models._utils.shapes import check_batch
@@ -33,7 +34,7 @@ def check_data_range(data_range: Sequence[float]) -> tuple[float, float]:
         ValueError: If they are not two finite numbers, the lower one first.
     """
     try:
-        low, high = (float(value) for value in data_range)
+        low, high = (as_number("data_range", value) for value in data_range)
     except (TypeError, ValueError):
         low = high = math.nan
     if not -math.inf < low < high < math.inf:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
+from sde_models._utils.arguments import check_not_negative
+
 
 class LogitTransform(Transform):
     r"""The bijection :math:`z = \mathrm{logit}(m + (1 - 2 m) y)` from [0, 1], number by number.
@@ -44,10 +46,8 @@ class LogitTransform(Transform):
     sign = 1
 
     def __init__(self, margin: float = 1e-6, cache_size: int = 0) -> None:
-        if not 0 <= margin < 0.5:
-            raise ValueError(f"margin must lie in [0, 0.5), got {margin!r}")
+        self.margin = check_not_negative("margin", margin, below=0.5)
         super().__init__(cache_size=cache_size)
-        self.margin = float(margin)
 
     @property
     def codomain(self) -> Any:  # type: ignore[override]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sde_models._utils.arguments import check_positive
 from sde_models._utils.integers import check_integer
 from sde_models._utils.owned_folders import OwnedFolder
 from sde_models._utils.randomness import entropy_from
@@ -65,6 +66,7 @@ class DemoSettings:
         check_integer("test_images", self.test_images, least=2, most=360)
         for name in ("train_steps", "width", "depth", "samples"):
             check_integer(name, getattr(self, name))
+        check_positive("tolerance", self.tolerance)
 
     @classmethod
     def quick(cls) -> DemoSettings:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import as_number
 from sde_models._utils.integers import check_integer
 from sde_models.losses.times import log_snr_range, log_snr_rate
 from sde_models.sdes.gaussian import GaussianSDE
@@ -56,13 +57,13 @@ class LearnedTimes:
     """Such times are for weightings that divide by their density."""
 
     def __init__(self, bins: int = 32, *, decay: float = 0.99, uniform: float = 0.1) -> None:
-        bins = check_integer("bins", bins, least=2)
-        for name, value in (("decay", decay), ("uniform", uniform)):
-            if not 0 < value < 1:
-                raise ValueError(f"{name} must lie within (0, 1), got {value!r}")
-        self.bins, self.decay, self.uniform = bins, decay, uniform
-        self._squares = torch.zeros(bins, dtype=torch.float64)
-        self._counts = torch.zeros(bins, dtype=torch.float64)
+        self.bins = check_integer("bins", bins, least=2)
+        self.decay, self.uniform = as_number("decay", decay), as_number("uniform", uniform)
+        for name in ("decay", "uniform"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie within (0, 1), got {getattr(self, name)!r}")
+        self._squares = torch.zeros(self.bins, dtype=torch.float64)
+        self._counts = torch.zeros(self.bins, dtype=torch.float64)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What was learned."""

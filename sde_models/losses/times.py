@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import as_number, check_positive
 from sde_models._utils.errors import find_by_name
 from sde_models._utils.randomness import uniform_like
 from sde_models.sdes.gaussian import GaussianSDE
@@ -67,6 +68,7 @@ def log_normal_times(
     Reference:
         Karras et al. 2022, table 1, arXiv:2206.00364.
     """
+    mean, std = as_number("mean", mean), check_positive("std", std)
     clean, noisy = log_snr_range(sde, u)
     low, high = torch.special.ndtr((-0.5 * torch.stack((clean, noisy)) - mean) / std)
     normal = torch.special.ndtri(low + (high - low) * u)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sde_models._utils.integers import check_integers
 from sde_models.nn.time_conditioning import TimeConditionedNetwork
 
 
@@ -80,10 +81,11 @@ class MixingNetwork(TimeConditionedNetwork):
         classes: int | None = None,
         frequencies: int = 16,
     ) -> None:
+        event_shape = check_integers("event_shape", event_shape)
         if len(event_shape) != 3:
             raise ValueError(
-                f"event_shape must be (channels, height, width), got {tuple(event_shape)}; for "
-                "vectors use sm.nn.ResidualNetwork"
+                f"event_shape must be (channels, height, width), got {event_shape}; for vectors "
+                "use sm.nn.ResidualNetwork"
             )
         super().__init__(
             event_shape, width, depth, embedding=2, classes=classes, frequencies=frequencies

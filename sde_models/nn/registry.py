@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from sde_models._utils.errors import find_by_name
+from sde_models._utils.integers import check_integers
 from sde_models.nn.mixing import MixingNetwork
 from sde_models.nn.residual import ResidualNetwork
 from sde_models.nn.unet import UNet
@@ -63,7 +64,7 @@ def find_network(
     make = find_by_name("network", name, NETWORKS)
     sizes = {"width": width, "depth": depth, "classes": classes}
     given = {key: size for key, size in sizes.items() if size is not None}
-    return make(tuple(event_shape), **given)
+    return make(check_integers("event_shape", event_shape), **given)
 
 
 def _unet(event_shape: Sequence[int], layout: str, **sizes: int) -> nn.Module:

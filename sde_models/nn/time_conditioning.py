@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from sde_models._utils.arguments import as_number
 from sde_models._utils.integers import check_integer, check_integers
 
 
@@ -42,6 +43,7 @@ class FourierFeatures(nn.Module):
     def __init__(self, count: int = 16, *, lowest: float = 1.0, highest: float = 100.0) -> None:
         super().__init__()
         count = check_integer("count", count, least=2)
+        lowest, highest = as_number("lowest", lowest), as_number("highest", highest)
         if not 0 < lowest < highest < math.inf:
             raise ValueError(
                 f"frequencies must satisfy 0 < lowest < highest, got {lowest} and {highest}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from sde_models._utils.arguments import check_not_negative
 from sde_models._utils.errors import find_by_name
 from sde_models._utils.integers import check_integer, check_integers
 from sde_models.nn.time_conditioning import as_labels
@@ -79,14 +80,12 @@ class UNet(nn.Module):
             raise ValueError(
                 f"channels must be a multiple of {factor} for layout {layout!r}, got {channels}"
             )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         self.image_shape = (sizes[0], sizes[1], sizes[2])
         self.layout, self.channels, self.blocks = layout, channels, blocks
         self.multipliers = check_integers("multipliers", multipliers)
         if not self.multipliers:
             raise ValueError("multipliers must hold at least one number")
-        self.classes, self.dropout = classes, float(dropout)
+        self.classes, self.dropout = classes, check_not_negative("dropout", dropout, below=1)
         heights = self._heights()
         if attention_resolutions is None:
             attention_resolutions = [16] if 16 in heights else []

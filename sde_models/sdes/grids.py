@@ -18,6 +18,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from sde_models._utils.arguments import check_positive
 from sde_models._utils.errors import find_by_name
 from sde_models.sdes.base import SDE, rounding_of
 from sde_models.sdes.gaussian import GaussianSDE
@@ -76,6 +77,7 @@ def karras_grid(sde: SDE, t0: float, t1: float, steps: int, rho: float = 7.0) ->
         tensor(True)
     """
     sde = _gaussian(sde, "karras")
+    rho = check_positive("rho", rho)
     ends = torch.exp(-0.5 * sde.log_snr(sde.times([t0, t1])).detach() / rho)
     roots = torch.linspace(float(ends[0]), float(ends[1]), steps + 1, dtype=torch.float64)
     return _with_ends(sde.t_from_log_snr(sde.times(-2 * rho * roots.log())), t0, t1)

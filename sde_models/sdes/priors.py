@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from sde_models._utils.arguments import check_positive
 from sde_models._utils.randomness import Source, as_source, standard_normal
 from sde_models._utils.split_batches import draw_rows
 
@@ -36,6 +37,9 @@ class IsotropicGaussian(Distribution):
         event_shape: Shape of one sample.
         std: Standard deviation :math:`s` of each coordinate.
 
+    Raises:
+        ValueError: If ``std`` is not positive and finite.
+
     Example:
         >>> prior = IsotropicGaussian((1, 8, 8), 2.0)
         >>> prior.sample((3,)).shape
@@ -47,7 +51,7 @@ class IsotropicGaussian(Distribution):
     has_rsample = False
 
     def __init__(self, event_shape: Sequence[int], std: float) -> None:
-        self.std = float(std)
+        self.std = check_positive("std", std)
         super().__init__(event_shape=torch.Size(event_shape), validate_args=False)
 
     def sample(

@@ -17,6 +17,10 @@ from sde_models._utils.arguments import (
     check_positive,
     check_switch,
 )
+from sde_models.demo.run import DemoSettings
+from sde_models.losses.times import log_normal_times
+from sde_models.sdes.priors import IsotropicGaussian
+from sde_models.solvers.langevin.levels import geometric_sigmas, langevin_epsilon, level_ratio
 
 QUARTERS = [
     0.25, Fraction(1, 4), np.float32(0.25), np.float64(0.25), np.array(0.25), torch.tensor(0.25),
@@ -91,6 +95,23 @@ GIVEN: dict[str, Any] = {
     "epsilon": lambda v: sm.make_solver("ald", epsilon=v),
     "tolerance": lambda v: sm.make_solver("picard", tolerance=v),
     "amplification": lambda v: sm.make_solver("flow-abm-4", amplification=v),
+    "margin": lambda v: sm.data.LogitTransform(v),
+    "data_range": lambda v: sm.data.dequantize(X.long(), 4, data_range=(0.0, v)),
+    "alpha": lambda v: sm.data.TruncatedNormalDequantization(v, 1.0),
+    "sigma of a cell": lambda v: sm.data.TruncatedNormalDequantization(1.0, v),
+    "dropout": lambda v: sm.nn.UNet((1, 4, 4), channels=32, multipliers=(1,), blocks=1, dropout=v),
+    "lowest": lambda v: sm.nn.FourierFeatures(4, lowest=v),
+    "highest": lambda v: sm.nn.FourierFeatures(4, lowest=0.1, highest=v),
+    "decay": lambda v: sm.losses.LearnedTimes(decay=v),
+    "uniform": lambda v: sm.losses.LearnedTimes(uniform=v),
+    "mean": lambda v: log_normal_times(MODEL.sde, X[:, 0] / 2, mean=v),
+    "std of times": lambda v: log_normal_times(MODEL.sde, X[:, 0] / 2, std=v),
+    "overlap": lambda v: level_ratio(10, v),
+    "smallest": lambda v: geometric_sigmas(1.0, v, 1.5),
+    "largest": lambda v: geometric_sigmas(v, 0.1, 1.5),
+    "rho": lambda v: sm.grids.karras_grid(MODEL.sde, 1.0, 0.1, 4, v),
+    "std": lambda v: IsotropicGaussian((2,), v),
+    "demo tolerance": lambda v: DemoSettings(tolerance=v),
 }
 
 
@@ -103,3 +124,27 @@ def test_every_number_takes_those_of_every_library_and_no_boolean(name: str) -> 
             (TypeError, ValueError), match=r" must .*, got|t_span must be two times"
         ):
             GIVEN[name](value)
+
+
+@pytest.mark.parametrize(
+    "use", [lambda v: geometric_sigmas(1.0, 0.1, v), lambda v: langevin_epsilon(v, 3)]
+)
+def test_the_ratio_of_levels_is_a_number_above_one(use: Any) -> None:
+    torch.testing.assert_close(use(np.float32(1.25)), use(1.25))
+    for value in (True, "a"):
+        with pytest.raises(ValueError, match="ratio must be a number, got"):
+            use(value)
+    with pytest.raises(ValueError, match=r"must be above 1, got 1.0"):
+        use(1)
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, math.inf, math.nan])
+def test_a_prior_has_a_positive_std(std: float) -> None:
+    with pytest.raises(ValueError, match="std must be positive and finite, got"):
+        IsotropicGaussian((2,), std)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1.0, math.nan])
+def test_the_demonstration_has_a_positive_tolerance(tolerance: float) -> None:
+    with pytest.raises(ValueError, match="tolerance must be positive and finite, got"):
+        DemoSettings(tolerance=tolerance)

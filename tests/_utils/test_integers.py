@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import sde_models as sm
 from sde_models._utils.integers import check_integer, check_integers
 from sde_models.demo.run import DemoSettings
+from sde_models.nn import find_network
 from sde_models.solvers.langevin import langevin_epsilon, largest_sigma, level_ratio
 from sde_models.training.settings import Settings
 
@@ -128,6 +130,16 @@ def test_sizes_of_a_shape_are_integers(call: Call) -> None:
             call(wrong)
     call((np.int64(2),))
     call(torch.Size([2]))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda shape: sm.nn.MixingNetwork(shape, 8, 1), partial(find_network, "mixing")]
+)
+@pytest.mark.parametrize("wrong", [3, (1, 2.5, 4), (1, 4, 0), None])
+def test_sizes_of_an_image_are_integers(make: Call, wrong: Any) -> None:
+    with pytest.raises(ValueError, match="event_shape must hold integers of 1 or more, got"):
+        make(wrong)
+    assert make((np.int64(1), 4, 4)).event_shape == (1, 4, 4)
 
 
 def test_the_range_is_part_of_the_message() -> None:

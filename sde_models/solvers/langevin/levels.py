@@ -17,6 +17,7 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
+from sde_models._utils.arguments import as_number
 from sde_models._utils.integers import check_integer
 from sde_models._utils.shapes import check_batch
 
@@ -79,6 +80,7 @@ def level_ratio(dim: int, overlap: float = 0.5) -> float:
         raise ValueError(
             f"dim must be 5 or more, since in fewer dimensions any two levels overlap, got {dim}"
         )
+    overlap = as_number("overlap", overlap)
     if not 0 < overlap < 0.99:
         raise ValueError(f"overlap must lie within (0, 0.99), got {overlap!r}")
     root = math.sqrt(2 * dim)
@@ -109,11 +111,12 @@ def geometric_sigmas(largest: float, smallest: float, ratio: float) -> Tensor:
         >>> len(geometric_sigmas(50.0, 0.01, level_ratio(3072, overlap=0.566)))
         232
     """
+    largest, smallest = as_number("largest", largest), as_number("smallest", smallest)
     if not 0 < smallest < largest < math.inf:
         raise ValueError(
             f"expected 0 < smallest < largest < inf, got smallest={smallest}, largest={largest}"
         )
-    _check_ratio(ratio)
+    ratio = _check_ratio(ratio)
     span = math.log(largest / smallest)
     intervals = math.ceil(span / math.log(ratio) - 1e-9)
     share = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
@@ -149,7 +152,7 @@ def langevin_epsilon(ratio: float, steps_per_level: int) -> float:
         >>> langevin_epsilon(ratio, 5) * 0.01**2  # the paper has 6.2e-6
         6.18e-06
     """
-    _check_ratio(ratio)
+    ratio = _check_ratio(ratio)
     steps = check_integer("steps_per_level", steps_per_level)
 
     def variance(delta: float) -> float:
@@ -159,6 +162,8 @@ def langevin_epsilon(ratio: float, steps_per_level: int) -> float:
     return float(minimize_scalar(variance, bounds=(0.0, 1.0), options={"xatol": 1e-9}).x)
 
 
-def _check_ratio(ratio: float) -> None:
+def _check_ratio(ratio: float) -> float:
+    ratio = as_number("ratio", ratio)
     if not 1 < ratio < math.inf:
         raise ValueError(f"ratio of neighbouring levels must be above 1, got {ratio!r}")
+    return ratio
