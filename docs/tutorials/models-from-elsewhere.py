@@ -8,11 +8,11 @@
 #
 # | project | noise levels | network is called as | and returns | here |
 # |---|---|---|---|---|
-# | DDPM, diffusers | steps $k$ = 0 ... 999 with $\bar\alpha_k$ | `(x, k)` | noise, or velocity | `VPSDE`, `"eps"` or `"v"` |
+# | DDPM, diffusers | steps $k$ = 0 ... 999 with $\bar\alpha_k$ | `(x, k)` | noise, or $v$ | `VPSDE`, `"eps"` or `"v"` |
 # | score_sde, VP | $t$ from 0 to 1 | `(x, 999 t)` | noise | `VPSDE`, `"eps"` |
 # | score_sde, VE | $\sigma(t)$ | `(x, sigma)` | score | `VESDE`, `"score"` |
 # | EDM, azula | $\sigma$ | `(x, sigma)` | denoised image | `VESDE`, `"x0"` |
-# | flow matching | $t$, often from noise to data | `(x, t)` | velocity $\epsilon - x_0$ | [your own SDE](your-own-sde.md) |
+# | flow matching | $t$, often from noise to data | `(x, t)` | velocity $\epsilon - x_0$ | `FlowMatchingSDE`, `"velocity"`; for other paths [your own SDE](your-own-sde.md) |
 #
 # ## A checkpoint
 #

@@ -78,8 +78,8 @@ assert bool(((x.mean(0) - data.mean(0)).abs() < 0.2).all())
 # ## What the output means
 #
 # The network may predict the noise (`"eps"`), the clean data (`"x0"`), their combination
-# (`"v"`), or the score. Each determines the others, so that all functions work with all
-# of them, but errors are transformed: $\hat x_0 = (x - \sigma \hat\epsilon) / \alpha$
+# (`"v"`), the score, or the velocity of the flow (`"velocity"`). Each determines the others, so that
+# all functions work with all of them, but errors are transformed: $\hat x_0 = (x - \sigma \hat\epsilon) / \alpha$
 # multiplies those of $\hat\epsilon$ by $\sigma / \alpha$, which is large at high noise, and the inverse
 # factor is large near the data. `preconditioning="edm"` combines the two so that neither is amplified, and
 # scales input and time as well.
@@ -350,7 +350,7 @@ assert same
 #   models*, [arXiv:2206.00364](https://arxiv.org/abs/2206.00364), section 5: the derivation of
 #   preconditioning.
 # - Salimans and Ho 2022, *Progressive distillation*,
-#   [arXiv:2202.00512](https://arxiv.org/abs/2202.00512): the velocity.
+#   [arXiv:2202.00512](https://arxiv.org/abs/2202.00512): $v$.
 # - Tancik et al. 2020, *Fourier features*, [arXiv:2006.10739](https://arxiv.org/abs/2006.10739): why the
 #   bare time is a poor input for a network.
 #

@@ -55,7 +55,9 @@ class Architecture:
     ] = None
     prediction: Annotated[
         str | None,
-        typer.Option(help="What it predicts, without preconditioning: eps, x0, v, score."),
+        typer.Option(
+            help="What it predicts, without preconditioning: eps, x0, v, score, velocity."
+        ),
     ] = None
     preconditioning: Annotated[
         str | None, typer.Option(help="edm; the default unless --prediction is given.")

@@ -165,7 +165,7 @@ class Model(nn.Module, ABC):
         return self.denoise(self._checked(t, x), x, **cond)[0]
 
     def v(self, t: Time, x: Tensor, **cond: Any) -> Tensor:
-        r"""Velocity :math:`\alpha\hat\epsilon - \sigma\hat x_0`; arguments as in score."""
+        r"""The combination :math:`\alpha\hat\epsilon - \sigma\hat x_0`; arguments as in score."""
         t = self._checked(t, x)
         x0, eps = self.denoise(t, x, **cond)
         sde = self._gaussian()

@@ -63,14 +63,15 @@ class NetworkNodes(ModelNodes):
     def __init__(self, model: Any, times: Tensor, like: Tensor, cond: Mapping[str, Any]) -> None:
         super().__init__(model, times, like, cond)
         prediction, sde = model.prediction, model.sde
-        alpha, sigma = sde.alpha(times), sde.sigma(times)
+        scales = [getattr(sde, name)(times) for name in prediction.scales]
+        alpha, sigma = scales[:2]
         scale = prediction.input_scale(alpha, sigma)
         self._shrink = None if scale is None else as_coefficients(1 / scale)
         clock = prediction.clock(times, alpha, sigma).to(like)
         self._clocks = clock[:, None].expand(-1, like.shape[0]).unbind()
         self._call = NetworkCall(model.network)
         itself = torch.zeros_like(alpha), torch.ones_like(alpha)
-        self._factors = [factors or itself for factors in prediction.factors(alpha, sigma)]
+        self._factors = [factors or itself for factors in prediction.factors(*scales)]
         self._x0, self._eps = (_Linear(*factors) for factors in self._factors)
 
     def _output(self, k: int, x: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 r"""What a network predicts, and how to read the data and the noise from it.
 
 With :math:`x_t = \alpha x_0 + \sigma \epsilon`, any one of x0, eps,
-:math:`v = \alpha\epsilon - \sigma x_0` and the score :math:`-\epsilon/\sigma` gives the others.
+:math:`v = \alpha\epsilon - \sigma x_0`, the score :math:`-\epsilon/\sigma` and the velocity
+:math:`\alpha' x_0 + \sigma' \epsilon` gives the others.
 Each is written here once, in both directions, and without the cancellation that
 :math:`(x_t - \alpha x_0)/\sigma` suffers where sigma is small. All are linear: x0 and eps are a
-factor times the state plus a factor times the output. The factors depend on alpha and sigma only,
-so that a solver with a fixed grid computes them once.
+factor times the state plus a factor times the output. The factors depend on the time only, by alpha
+and sigma, so that a solver with a fixed grid computes them once.
 """
 
 from __future__ import annotations
@@ -23,14 +24,23 @@ Factors = tuple[Tensor, Tensor] | None
 
 
 class Prediction(ABC):
-    """One meaning of a network's output. Alpha and sigma arrive shaped for broadcasting."""
+    """One meaning of a network's output. Alpha and sigma arrive shaped for broadcasting.
+
+    Attributes:
+        scales: The functions of time of a :class:`~sde_models.GaussianSDE` whose values
+            :meth:`factors` and :meth:`target` take: alpha and sigma, and their rates if need be.
+    """
+
+    scales: tuple[str, ...] = ("alpha", "sigma")
 
     @abstractmethod
-    def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
+    def factors(self, alpha: Tensor, sigma: Tensor, *rates: Tensor) -> tuple[Factors, Factors]:
         """Return the factors that give x0, and those that give eps."""
 
     @abstractmethod
-    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def target(
+        self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, *rates: Tensor
+    ) -> Tensor:
         """Return the network's target for these x0 and eps."""
 
     def clock(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -41,9 +51,9 @@ class Prediction(ABC):
         """Return the divisor of the state at the network's input; None for 1."""
         return None
 
-    def denoise(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Pair:
+    def denoise(self, output: Tensor, x: Tensor, *scales: Tensor) -> Pair:
         """Return (x0, eps) as the network's output implies them."""
-        of_x0, of_eps = self.factors(alpha, sigma)
+        of_x0, of_eps = self.factors(*scales)
         return _weigh(of_x0, x, output), _weigh(of_eps, x, output)
 
     def network_input(
@@ -62,46 +72,79 @@ def _weigh(factors: Factors, x: Tensor, output: Tensor) -> Tensor:
 class Eps(Prediction):
     """The noise."""
 
-    def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
+    def factors(self, alpha: Tensor, sigma: Tensor, *rates: Tensor) -> tuple[Factors, Factors]:
         return (1 / alpha, -sigma / alpha), None
 
-    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def target(
+        self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, *rates: Tensor
+    ) -> Tensor:
         return eps
 
 
 class X0(Prediction):
     """The data."""
 
-    def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
+    def factors(self, alpha: Tensor, sigma: Tensor, *rates: Tensor) -> tuple[Factors, Factors]:
         return None, (1 / sigma, -alpha / sigma)
 
-    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def target(
+        self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, *rates: Tensor
+    ) -> Tensor:
         return x0
 
 
 class V(Prediction):
-    r"""The velocity :math:`v = \alpha\epsilon - \sigma x_0` (Salimans and Ho 2022).
+    r"""The combination :math:`v = \alpha\epsilon - \sigma x_0` (Salimans and Ho 2022).
 
     Holds for any alpha and sigma: the inverse divides by :math:`\alpha^2 + \sigma^2`, which is 1
     only for variance-preserving processes.
     """
 
-    def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
+    def factors(self, alpha: Tensor, sigma: Tensor, *rates: Tensor) -> tuple[Factors, Factors]:
         norm = alpha.square() + sigma.square()
         return (alpha / norm, -sigma / norm), (sigma / norm, alpha / norm)
 
-    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def target(
+        self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, *rates: Tensor
+    ) -> Tensor:
         return alpha * eps - sigma * x0
 
 
 class Score(Prediction):
     r"""The score :math:`\nabla \log p_t(x) = -\epsilon / \sigma`."""
 
-    def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
+    def factors(self, alpha: Tensor, sigma: Tensor, *rates: Tensor) -> tuple[Factors, Factors]:
         return (1 / alpha, sigma.square() / alpha), (torch.zeros_like(sigma), -sigma)
 
-    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def target(
+        self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, *rates: Tensor
+    ) -> Tensor:
         return -eps / sigma
+
+
+class Velocity(Prediction):
+    r"""The velocity of the flow, :math:`u = dx_t/dt = \alpha' x_0 + \sigma' \epsilon`.
+
+    On the straight path of :class:`~sde_models.FlowMatchingSDE` it is :math:`\epsilon - x_0`. The
+    determinant :math:`\alpha \sigma' - \sigma \alpha'` of the inverse is positive where the log-SNR
+    falls.
+
+    Reference:
+        Lipman et al. 2022, Flow matching for generative modeling, arXiv:2210.02747.
+    """
+
+    scales = ("alpha", "sigma", "alpha_rate", "sigma_rate")
+
+    def factors(self, alpha: Tensor, sigma: Tensor, *rates: Tensor) -> tuple[Factors, Factors]:
+        alpha_rate, sigma_rate = rates
+        norm = alpha * sigma_rate - sigma * alpha_rate
+        return (sigma_rate / norm, -sigma / norm), (-alpha_rate / norm, alpha / norm)
+
+    def target(
+        self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, *rates: Tensor
+    ) -> Tensor:
+        alpha_rate, sigma_rate = rates
+        return alpha_rate * x0 + sigma_rate * eps
 
 
 class EDM(Prediction):
@@ -128,12 +171,14 @@ class EDM(Prediction):
     def _total(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return torch.hypot(sigma, self.data_std * alpha)
 
-    def factors(self, alpha: Tensor, sigma: Tensor) -> tuple[Factors, Factors]:
+    def factors(self, alpha: Tensor, sigma: Tensor, *rates: Tensor) -> tuple[Factors, Factors]:
         s, total = self.data_std, self._total(alpha, sigma)
         of_x0 = alpha * (s / total) ** 2, sigma * s / total
         return of_x0, (sigma / total.square(), -alpha * s / total)
 
-    def target(self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def target(
+        self, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, *rates: Tensor
+    ) -> Tensor:
         s = self.data_std
         return (sigma * x0 - alpha * s**2 * eps) / (s * self._total(alpha, sigma))
 
@@ -144,7 +189,13 @@ class EDM(Prediction):
         return self._total(alpha, sigma)
 
 
-PREDICTIONS: dict[str, type[Prediction]] = {"eps": Eps, "x0": X0, "v": V, "score": Score}
+PREDICTIONS: dict[str, type[Prediction]] = {
+    "eps": Eps,
+    "x0": X0,
+    "v": V,
+    "score": Score,
+    "velocity": Velocity,
+}
 
 
 def find_prediction(

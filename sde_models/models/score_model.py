@@ -27,7 +27,8 @@ class ScoreModel(Model):
         network: Any ``torch.nn.Module`` with that call.
         sde: Forward SDE. On an :class:`~sde_models.SDE` without a Gaussian kernel only
             ``prediction="score"`` has a meaning.
-        prediction: What the network's output stands for: "eps", "x0", "v" or "score".
+        prediction: What the network's output stands for: "eps", which is the default, "x0", "v",
+            "score", or "velocity", that of the probability flow, which flow matching learns.
         preconditioning: "edm" scales input, output and time as in Karras et al. 2022. The
             output then is the residual of x0, and ``prediction`` is left out.
         event_shape: Shape of one sample; if given, any other shape raises ValueError.
@@ -74,9 +75,9 @@ class ScoreModel(Model):
         return self._run(t.expand(x.shape[0]), x, cond)
 
     def denoise(self, t: Tensor, x: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        alpha, sigma = self._scales(t, x)
-        inputs = self.prediction.network_input(t.expand(x.shape[0]), x, alpha, sigma)
-        return self.prediction.denoise(self._run(*inputs, cond), x, alpha, sigma)
+        scales = self._scales(t, x)
+        inputs = self.prediction.network_input(t.expand(x.shape[0]), x, *scales[:2])
+        return self.prediction.denoise(self._run(*inputs, cond), x, *scales)
 
     def at_nodes(self, times: Tensor, like: Tensor, cond: Mapping[str, Any]) -> ModelNodes:
         if type(self).denoise is not ScoreModel.denoise:  # a subclass has its own estimates
@@ -85,16 +86,17 @@ class ScoreModel(Model):
 
     def output(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
         """The network's own output at noised samples, as a loss compares it to a target."""
-        inputs = self.prediction.network_input(t.expand(x.shape[0]), x, *self._scales(t, x))
+        inputs = self.prediction.network_input(t.expand(x.shape[0]), x, *self._scales(t, x)[:2])
         return self._run(*inputs, cond)
 
     def target(self, t: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
         """The regression target of :meth:`output` for data ``x0`` with noise ``eps``."""
         return self.prediction.target(x0, eps, *self._scales(t, x0))
 
-    def _scales(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _scales(self, t: Tensor, x: Tensor) -> list[Tensor]:
+        """What the prediction needs of the SDE at the times; first alpha and sigma."""
         sde = self._gaussian()
-        return per_sample(sde.alpha(t), x), per_sample(sde.sigma(t), x)
+        return [per_sample(getattr(sde, name)(t), x) for name in self.prediction.scales]
 
     def _run(self, t: Tensor, x: Tensor, cond: Mapping[str, Any]) -> Tensor:
         return check_shape(NetworkCall(self.network)(t, x, cond), x)

@@ -80,7 +80,7 @@ def test_threads_do_not_see_each_other() -> None:
 
 
 @pytest.mark.parametrize("method", ["score", "eps", "x0", "v"])
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score"])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score", "velocity"])
 def test_every_question_to_a_score_model_costs_one_pass(prediction: str, method: str) -> None:
     network = Tally()
     model = ScoreModel(network, VPSDE(), prediction=prediction)

@@ -24,6 +24,7 @@ from sde_models.losses import (
 from sde_models.models.energy_model import EnergyModel
 from sde_models.models.gaussian_mixture import GaussianMixture
 from sde_models.models.score_model import ScoreModel
+from sde_models.models.systems import ProbabilityFlow
 from sde_models.nn import ResidualNetwork
 from sde_models.sdes import VESDE, VPSDE, CosineSDE, FlowMatchingSDE, SubVPSDE
 from sde_models.sdes.base import SDE
@@ -291,7 +292,7 @@ def test_simple_and_likelihood_weightings_are_errors_of_the_noise(
     assert torch.allclose(likelihood, 0.5 * span * (g.square() * gap).mean())
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score"])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score", "velocity"])
 def test_output_weighting_is_the_error_of_the_prediction(prediction: str) -> None:
     torch.manual_seed(0)
     sde = VPSDE()
@@ -299,8 +300,13 @@ def test_output_weighting_is_the_error_of_the_prediction(prediction: str) -> Non
     x0, noise = torch.randn(2, 8, 2, dtype=torch.float64)
     t = torch.linspace(0.1, 0.9, 8, dtype=torch.float64)
     alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
-    truth = {"eps": noise, "x0": x0, "v": alpha * noise - sigma * x0, "score": -noise / sigma}
-    error = getattr(model, prediction)(t, sde.perturb(t, x0, noise)) - truth[prediction]
+    of_x0, of_eps = sde.alpha_rate(t)[:, None], sde.sigma_rate(t)[:, None]
+    truth = {
+        "eps": noise, "x0": x0, "v": alpha * noise - sigma * x0, "score": -noise / sigma,
+        "velocity": of_x0 * x0 + of_eps * noise,
+    }  # fmt: skip
+    predict = ProbabilityFlow(model) if prediction == "velocity" else getattr(model, prediction)
+    error = predict(t, sde.perturb(t, x0, noise)) - truth[prediction]
     assert torch.allclose(denoising_score_matching(model, x0, t, noise), error.square().mean())
 
 

@@ -21,7 +21,7 @@ from sde_models.sdes import VPSDE
 from sde_models.sdes.base import SDE
 from sde_models.sdes.gaussian import GaussianSDE
 
-PREDICTIONS = ["eps", "x0", "v", "score", "edm"]
+PREDICTIONS = ["eps", "x0", "v", "score", "velocity", "edm"]
 MIXTURE = Reference(
     torch.tensor([[-1.0, 0.5], [0.8, -0.3], [0.1, 1.2]], dtype=F64),
     torch.tensor([0.3, 0.5, 0.2], dtype=F64).square()[:, None, None] * torch.eye(2, dtype=F64),
@@ -48,8 +48,12 @@ class Oracle(nn.Module):
         noise, x0 = MIXTURE.eps_and_x0(self.sde, t, x)
         total = torch.hypot(alpha * std, sigma)
         residual = (x0 - alpha * std**2 / total**2 * x) * total / (sigma * std)
-        v = alpha * noise - sigma * x0
-        return {"eps": noise, "x0": x0, "v": v, "score": score, "edm": residual}[self.prediction]
+        rates = self.sde.alpha_rate(t), self.sde.sigma_rate(t)
+        of_x0, of_eps = (rate.reshape(-1, *ones) for rate in rates)
+        return {
+            "eps": noise, "x0": x0, "v": alpha * noise - sigma * x0, "score": score,
+            "velocity": of_x0 * x0 + of_eps * noise, "edm": residual,
+        }[self.prediction]  # fmt: skip
 
 
 def oracle_model(sde: GaussianSDE, prediction: str) -> ScoreModel:

@@ -17,9 +17,21 @@ from hypothesis import strategies as st
 from support.closed_forms import F64, every_sde, some_times
 from torch import Tensor, nn
 
-from sde_models.models.predictions import EDM, X0, Eps, Prediction, Score, V, find_prediction
+from sde_models.models.base import Model
+from sde_models.models.gaussian_mixture import GaussianMixture
+from sde_models.models.predictions import (
+    EDM,
+    X0,
+    Eps,
+    Prediction,
+    Score,
+    V,
+    Velocity,
+    find_prediction,
+)
 from sde_models.models.score_model import ScoreModel
-from sde_models.sdes import VESDE
+from sde_models.models.systems import ProbabilityFlow
+from sde_models.sdes import VESDE, FlowMatchingSDE
 from sde_models.sdes.gaussian import GaussianSDE
 
 Amplification = Callable[[Tensor, Tensor], Tensor]
@@ -187,6 +199,91 @@ def test_edm_is_that_of_the_paper(event_shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(model.target(t, x0, noise), (x0 - c_skip * x) / c_out)
 
 
+def _velocity_scales(sde: GaussianSDE, t: Tensor) -> list[Tensor]:
+    return [getattr(sde, name)(t)[:, None] for name in Velocity.scales]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+@every_sde
+def test_the_velocity_gives_x0_and_eps(sde: GaussianSDE, dtype: torch.dtype) -> None:
+    """The tolerance is the rounding of the two terms of each inverse, and of the target."""
+    scales = _velocity_scales(sde, some_times(sde, dtype))
+    alpha, sigma, alpha_rate, sigma_rate = scales
+    generator = torch.Generator().manual_seed(0)
+    x0, noise, output = torch.randn(3, len(alpha), 5, dtype=dtype, generator=generator)
+    x = alpha * x0 + sigma * noise
+    norm = alpha * sigma_rate - sigma * alpha_rate
+    assert (norm > 0).all()
+    velocity = Velocity()
+    got_x0, got_noise = velocity.denoise(velocity.target(x0, noise, *scales), x, *scales)
+    size = torch.maximum(x0.abs(), noise.abs())
+    of_state, of_output = (alpha + sigma) * size, (alpha_rate.abs() + sigma_rate.abs()) * size
+    eps = 16 * torch.finfo(dtype).eps
+    in_x0 = (sigma_rate.abs() * of_state + sigma * of_output) / norm
+    in_noise = (alpha_rate.abs() * of_state + alpha * of_output) / norm
+    assert ((got_x0 - x0).abs() <= eps * in_x0).all()
+    assert ((got_noise - noise).abs() <= eps * in_noise).all()
+    any_x0, any_noise = velocity.denoise(output, x, *scales)
+    terms = (alpha * any_x0).abs() + (sigma * any_noise).abs() + x.abs()
+    assert ((alpha * any_x0 + sigma * any_noise - x).abs() <= 4 * eps * terms * (1 + in_x0)).all()
+
+
+@every_sde
+def test_the_velocity_is_the_derivative_of_the_path(sde: GaussianSDE) -> None:
+    t = some_times(sde)
+    x0, noise = torch.randn(2, len(t), 5, dtype=F64, generator=torch.Generator().manual_seed(0))
+
+    def path(times: Tensor) -> Tensor:
+        return sde.alpha(times)[:, None] * x0 + sde.sigma(times)[:, None] * noise
+
+    _, rate = torch.autograd.functional.jvp(path, t, torch.ones_like(t))
+    model = ScoreModel(Arbitrary(), sde, "velocity")
+    torch.testing.assert_close(model.target(t, x0, noise), rate, rtol=1e-9, atol=1e-9)
+    if isinstance(sde, FlowMatchingSDE):
+        torch.testing.assert_close(model.target(t, x0, noise), noise - x0)
+
+
+@every_sde
+def test_the_flow_of_a_predicted_velocity_is_the_output(sde: GaussianSDE) -> None:
+    """alpha' x0 + sigma' eps of what the output implies, also at the nodes of a solver."""
+    network, t = Arbitrary(), some_times(sde)
+    model = ScoreModel(network, sde, "velocity")
+    x = torch.randn(len(t), 5, dtype=F64, generator=torch.Generator().manual_seed(0))
+    output = network(t, x)
+    scale = _velocity_scales(sde, t)[3].abs() + 1
+    assert ((ProbabilityFlow(model)(t, x) - output).abs() <= 1e-11 * scale).all()
+    times = sde.times([sde.t_min, 0.5 * (sde.t_min + sde.t_max), sde.t_max])
+    nodes = model.at_nodes(times, x, {})
+    drift = nodes.weighted(sde.alpha_rate(times), sde.sigma_rate(times))
+    for k, time in enumerate(times):
+        torch.testing.assert_close(drift(k, x), network(time, x), rtol=1e-9, atol=1e-9)
+        for got, there in zip(nodes.denoise(k, x), (model.x0, model.eps), strict=True):
+            torch.testing.assert_close(got, there(time, x), rtol=1e-12, atol=1e-12)
+
+
+class FlowOf(nn.Module):
+    """The velocity of another model as a network."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.flow = ProbabilityFlow(model)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.flow(t, x)
+
+
+@every_sde
+def test_the_velocity_of_a_mixture_gives_its_score(sde: GaussianSDE) -> None:
+    exact = GaussianMixture(torch.tensor([[-1.0, 0.5], [1.0, 0.0]], dtype=F64), 0.5)
+    known = exact.score_model(sde)
+    model = ScoreModel(FlowOf(known), sde, "velocity")
+    t = torch.linspace(sde.t_min, sde.t_max, 19, dtype=F64)[1:-1]
+    x = torch.randn(len(t), 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    for name in ("score", "eps", "x0", "v"):
+        got, wanted = (getattr(each, name)(t, x) for each in (model, known))
+        torch.testing.assert_close(got, wanted, rtol=1e-7, atol=1e-7)
+
+
 def test_edm_shows_one_clock_for_one_time() -> None:
     """A scalar time reaches the network as (B,), like a time for each sample."""
     edm, x = EDM(1.0), torch.zeros(3, 2)
@@ -196,15 +293,16 @@ def test_edm_shows_one_clock_for_one_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [(None, Eps), ("eps", Eps), ("x0", X0), ("v", V), ("score", Score)]
+    ("name", "kind"),
+    [(None, Eps), ("eps", Eps), ("x0", X0), ("v", V), ("score", Score), ("velocity", Velocity)],
 )
 def test_names(name: str | None, kind: type[Prediction]) -> None:
     assert type(find_prediction(name, None, 1.0)) is kind
 
 
-@pytest.mark.parametrize("beside", [None, "x0"])
-def test_edm_by_name(beside: str | None) -> None:
-    edm = find_prediction(beside, "edm", 0.7)
+@pytest.mark.parametrize("prediction", [None, "x0"])
+def test_edm_by_name(prediction: str | None) -> None:
+    edm = find_prediction(prediction, "edm", 0.7)
     assert isinstance(edm, EDM)
     assert edm.data_std == 0.7
 
@@ -215,7 +313,7 @@ def test_edm_by_name(beside: str | None) -> None:
         ("x_0", None, "unknown prediction 'x_0'; did you mean 'x0'"),
         ("epsilon", None, "unknown prediction 'epsilon'; did you mean 'eps'"),
         ("scores", None, "did you mean 'score'"),
-        ("Q", None, "unknown prediction 'Q'; known: eps, x0, v, score"),
+        ("Q", None, "unknown prediction 'Q'; known: eps, x0, v, score, velocity"),
         (None, "edn", "unknown preconditioning 'edn'.*'edm'"),
         ("eps", "edm", "prediction='eps' has no meaning with it: leave prediction out"),
         ("score", "edm", "prediction='score' has no meaning"),

@@ -257,7 +257,10 @@ SDES: list[GaussianSDE] = [
 @pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
 @pytest.mark.parametrize(
     "names",
-    [*({"prediction": name} for name in ("eps", "x0", "v", "score")), {"preconditioning": "edm"}],
+    [
+        *({"prediction": name} for name in ("eps", "x0", "v", "score", "velocity")),
+        {"preconditioning": "edm"},
+    ],
     ids=lambda names: "-".join(names.values()),
 )
 def test_a_saved_model_comes_back_bit_for_bit(
