@@ -78,7 +78,7 @@ check-site: docs  ## open every page of the documentation in Chromium (Debian: a
 	cd tools/pages && npm ci --no-audit --no-fund --loglevel=error
 	node tools/pages/check_site.mjs site
 
-bench: $(STAMP)  ## measure what solvers cost and give, beside other libraries; about an hour
+bench: $(STAMP)  ## measure what solvers cost and give, compared with other libraries; about an hour
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[bench]'
 	$(BIN)/python benchmarks/samplers.py
 	$(BIN)/python benchmarks/step_control.py

@@ -1,4 +1,4 @@
-"""The one broadcasting helper: per-sample coefficients against batches of any event shape."""
+"""Times and coefficients of samples against batches of any event shape, and checks of batches."""
 
 from __future__ import annotations
 

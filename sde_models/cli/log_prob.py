@@ -44,7 +44,7 @@ def log_prob(
         str | None, typer.Option(help="exact, hutchinson, hutch++, xtrace or auto.")
     ] = None,
     intervals: Annotated[
-        int | None, typer.Option(help="Intervals of the quadrature, a multiple of 4.")
+        int | None, typer.Option(help="Intervals of the quadrature, a multiple of 4, 12 or more.")
     ] = None,
     control: o.Control,
     chunk: o.Chunk = 256,

@@ -1,4 +1,4 @@
-r"""The divergence of a vector field, exact or estimated.
+r"""Hutchinson's estimate of the divergence of a vector field.
 
 .. math:: \nabla \cdot f = \mathrm{tr}\,\frac{\partial f}{\partial x}
           = E\,[\,e^\top \frac{\partial f}{\partial x} e\,], \qquad E\,[e e^\top] = I .

@@ -32,7 +32,8 @@ def find_objective(
         name: "denoising", "sliced", "finite-difference" or "implicit".
         weighting: "output", "edm", "simple", "min-snr" or "likelihood"; the default of the
             objective if None. "output" is for "denoising" only.
-        times: "uniform", "log-snr" or "log-normal"; the default of the weighting if None.
+        times: "uniform", "log-snr", "importance" (the same) or "log-normal"; the default of the
+            weighting if None.
 
     Raises:
         ValueError: For an unknown name, with the nearest ones, or a weighting that does not suit

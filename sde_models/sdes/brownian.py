@@ -1,4 +1,4 @@
-"""Brownian motion for torchsde that is drawn once and forgotten."""
+"""Brownian motion for torchsde: drawn once and forgotten, or remembered."""
 
 from __future__ import annotations
 

@@ -23,6 +23,16 @@ from sde_models._utils.errors import find_by_name
 from sde_models.sdes.base import SDE, rounding_of
 from sde_models.sdes.gaussian import GaussianSDE
 
+__all__ = [
+    "GRIDS",
+    "Grid",
+    "karras_grid",
+    "log_snr_grid",
+    "quadratic_grid",
+    "times_of_sigmas",
+    "uniform_grid",
+]
+
 Grid = str | Tensor | Sequence[float] | Callable[[SDE, float, float, int], Tensor]
 
 
@@ -68,7 +78,8 @@ def karras_grid(sde: SDE, t0: float, t1: float, steps: int, rho: float = 7.0) ->
         t0: First time.
         t1: Last time.
         steps: Number of intervals.
-        rho: The larger, the more nodes at low noise.
+        rho: The larger, the more nodes at low noise; 7 under the name "karras". For another give
+            ``grid=functools.partial(sm.grids.karras_grid, rho=5)``.
 
     Example:
         >>> sde = sm.VESDE(0.01, 50.0)
@@ -142,7 +153,8 @@ def check_monotone(times: Tensor, t0: float, t1: float, name: str = "grid") -> N
         raise ValueError(f"{name} must hold two or more times, got shape {tuple(times.shape)}")
     values = times.tolist()
     if not all(map(math.isfinite, values)):
-        raise ValueError(f"{name} holds times that are not finite")
+        bad = next(i for i, value in enumerate(values) if not math.isfinite(value))
+        raise ValueError(f"{name} must hold finite times, entry {bad} is {values[bad]}")
     for i, (a, b) in enumerate(pairwise(values), start=1):
         if not (a < b if t0 < t1 else a > b):
             what = f"repeats the time {a:g}" if a == b else f"turns back from {a:g} to {b:g}"

@@ -220,7 +220,7 @@ def test_a_density_is_the_same_alone_and_in_every_batch(options: dict[str, Any])
 def test_each_sample_tries_an_alternative_by_itself() -> None:
     """One gains by it and the other does not; in a joint trial the two would decide together."""
     nodes, few = 129, probe_allocation.A_FEW
-    worth = {0: 0.01, 1: 3.0}  # variance for one product beside that of the first estimator
+    worth = {0: 0.01, 1: 3.0}  # variance for one product compared with that of the first estimator
 
     def run(samples: list[int]) -> tuple[dict[int, int], Tensor]:
         asked = dict.fromkeys(samples, 0)

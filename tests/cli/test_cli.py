@@ -255,7 +255,7 @@ def test_an_interrupted_command_ends_with_130(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this device")
-def test_output_that_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_that_nobody_takes() -> None:
     """A full disk under the standard output is work that failed; so is a reader that has gone."""
     words = [sys.executable, "-m", "sde_models.cli", "solvers"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}

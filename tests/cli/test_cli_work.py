@@ -162,7 +162,7 @@ def test_a_folder_of_shards_goes_on(model: Path, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_file_goes_on(model: Path, tmp_path: Path) -> None:
-    """The shards of an unfinished file stand beside it."""
+    """The shards of an unfinished file are next to it."""
     out = tmp_path / "x.npz"
     sm.sample_to_folder(
         sm.load_model(model), 9, tmp_path / "x.npz.parts", solver="ddim", steps=3, chunk=4,

@@ -1,4 +1,4 @@
-"""Trace estimators: exact ones exact, random ones unbiased with errors that are what they tell."""
+"""Trace estimators: exact ones exact, random ones unbiased, with errors as they report."""
 
 from __future__ import annotations
 
@@ -87,21 +87,21 @@ def test_unbiased_on_random_matrices(estimator: sm.Divergence, kind: str) -> Non
 @pytest.mark.parametrize("kind", ["flat", "decaying", "two signs"])
 @pytest.mark.parametrize("estimator", RANDOM, ids=repr)
 def test_standard_error_is_the_spread_of_the_answers(estimator: sm.Divergence, kind: str) -> None:
-    """On symmetric matrices, as Jacobians of scores are; XTrace tells up to 1.4 times too much.
+    """On symmetric matrices, as Jacobians of scores are; XTrace reports up to 1.4 times too much.
 
     A single Rademacher probe does not know the diagonal, which makes no error, and counts it.
     """
     matrix = random_matrix(20, kind)
-    answers, told = at_many(estimator, matrix, N, seed=3)
-    ratio = float(told.square().mean().sqrt() / answers.std())
+    answers, reported = at_many(estimator, matrix, N, seed=3)
+    ratio = float(reported.square().mean().sqrt() / answers.std())
     safe = isinstance(estimator, sm.XTrace) or estimator.probes == 1
     assert 0.96 < ratio < (1.45 if safe else 1.04)
 
 
 @pytest.mark.parametrize("estimator", RANDOM, ids=repr)
 def test_standard_error_is_on_the_safe_side_without_symmetry(estimator: sm.Divergence) -> None:
-    answers, told = at_many(estimator, random_matrix(20, "any"), N, seed=3)
-    assert 0.96 < float(told.square().mean().sqrt() / answers.std()) < 1.6
+    answers, reported = at_many(estimator, random_matrix(20, "any"), N, seed=3)
+    assert 0.96 < float(reported.square().mean().sqrt() / answers.std()) < 1.6
 
 
 @pytest.mark.parametrize("estimator", RANDOM, ids=repr)

@@ -42,7 +42,7 @@ def test_mixture(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 def test_denoising_sigma(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The score of the data wants less noise than sampling does."""
+    """The score of the data needs less noise than sampling does."""
     run_example("denoising_sigma.py", "--sigmas", "0.1", "0.4", monkeypatch=monkeypatch)
     shown = capsys.readouterr().out
     assert "score of the data: sigma=0.1; for sampling: sigma=0.4" in shown

@@ -79,7 +79,7 @@ def test_same_seed_same_grid_and_another_seed_much_the_same(grid: sm.AdaptedGrid
     assert distance.abs().max() < 0.1
 
 
-def test_cost_is_reported(grid: sm.AdaptedGrid) -> None:
+def test_cost_is_reported() -> None:
     with sm.count_evaluations() as counter:
         made = sm.adapt_grid(NARROW.score_model(sm.VPSDE()), samples=8, tol=1e-2)
     assert made.cost == counter.cost(8)

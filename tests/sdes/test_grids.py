@@ -58,7 +58,7 @@ def test_grids_refuse_an_sde_without_a_log_snr() -> None:
     ("times", "message"),
     [
         ([1.0], "two or more times"),
-        ([1.0, float("nan"), 0.1], "not finite"),
+        ([1.0, float("nan"), 0.1], "must hold finite times, entry 1 is nan"),
         ([0.1, 0.5, 1.0], "turns back"),
         ([1.0, 0.5, 0.5, 0.1], "entry 2 repeats the time 0.5"),
         ([1.0, 0.5, 0.2], "runs from 1 to 0.2, expected 1 to 0.1"),

@@ -64,7 +64,7 @@ def test_every_evaluation_is_at_a_prepared_time(
 
 
 def test_other_times_are_evaluated_as_they_stand(asked: list[str]) -> None:
-    """torchdiffeq's perturb asks for the next number beside a node; the answer is the same."""
+    """torchdiffeq's perturb asks for the number after or before a node; the answer is the same."""
     x = EXACT.sample(3, 1.0, generator())
     plain = sm.solve(EXACT.flow(), x, (1.0, 0.1), "ode:rk4", steps=10).x
     assert asked == []

@@ -137,7 +137,7 @@ def test_clocks_are_inverted_and_their_rates_are_derivatives(
 
 @pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
 def test_gaussian_data_stand_still_in_the_rescaled_state(sde: sm.GaussianSDE) -> None:
-    """One step for the whole span, beside the two evaluations that find its length."""
+    """One step for the whole span, after the two evaluations that find its length."""
     gaussian = sm.GaussianMixture(torch.zeros(1, 3, dtype=F64), sde.data_std)
     flow = sm.ProbabilityFlow(gaussian.score_model(sde))
     x = sde.prior((3,)).sample((5,), generator=generator(), dtype=F64)

@@ -1,4 +1,4 @@
-"""What a network holds beside plain weights is averaged, kept and resumed, or refused by name."""
+"""What a network holds besides plain weights is averaged, kept and resumed, or refused by name."""
 
 from __future__ import annotations
 

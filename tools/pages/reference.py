@@ -14,6 +14,7 @@ ROOMS = {
     "sde_models.data": "Data",
     "sde_models.shards": "Many samples",
     "sde_models.solvers.langevin": "Langevin dynamics",
+    "sde_models.sdes.grids": "Time grids",
 }
 """Modules that users import from, in the order of the navigation, and their titles."""
 
