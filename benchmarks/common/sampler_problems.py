@@ -26,7 +26,7 @@ from torch import Tensor
 import sde_models as sm
 from sde_models.data import digits
 from sde_models.demo.run import DemoSettings, train
-from sde_models.sdes.grids import karras_grid, log_snr_grid, uniform_grid
+from sde_models.sdes.grids import karras_grid, log_snr_grid, quadratic_grid, uniform_grid
 
 CACHE = Path(__file__).parents[2] / "runs" / "benchmarks"
 STARTS = 256
@@ -150,11 +150,6 @@ def flow(model: sm.Model, x: Tensor, tolerance: float) -> Tensor:
     return load_file(path)["x"]
 
 
-def quadratic_grid(sde: sm.SDE, t0: float, t1: float, steps: int) -> Tensor:
-    """Equal steps in the root of t, as DDIM and DEIS have it."""
-    return torch.linspace(t0**0.5, t1**0.5, steps + 1, dtype=torch.float64).square()
-
-
 def beta_grid(sde: sm.SDE, t0: float, t1: float, steps: int) -> Tensor:
     """Quantiles of Beta(0.6, 0.6) in t: denser at both ends (Lee et al. 2024)."""
     share = beta_distribution.ppf(torch.linspace(0, 1, steps + 1, dtype=torch.float64), 0.6, 0.6)
@@ -172,7 +167,7 @@ GRIDS: dict[str, Grid] = {
     "log-snr": log_snr_grid,  # "exponential" and "Lu" in diffusers
     "karras": karras_grid,
     "uniform": uniform_grid,  # "linspace", "leading" and "trailing" in diffusers, azula's own
-    "quadratic": quadratic_grid,
+    "quadratic": quadratic_grid,  # of DDIM and DEIS
     "beta": beta_grid,
     "flow": flow_grid,
 }

@@ -35,12 +35,12 @@ def check_integer(name: str, value: Any, least: int = 1, most: int | None = None
     return number
 
 
-def check_integers(name: str, values: Any, least: int = 1) -> tuple[int, ...]:
-    """Return integers as a tuple, such as the sizes of an event shape; arguments as above."""
+def check_integers(name: str, values: Any) -> tuple[int, ...]:
+    """Return integers of 1 or more as a tuple, such as the sizes of an event shape."""
     numbers = [_as_integer(value) for value in values] if isinstance(values, Iterable) else [None]
-    found = tuple(number for number in numbers if number is not None and number >= least)
+    found = tuple(number for number in numbers if number is not None and number >= 1)
     if len(found) < len(numbers):
-        raise ValueError(f"{name} must hold integers of {least} or more, got {values!r}")
+        raise ValueError(f"{name} must hold integers of 1 or more, got {values!r}")
     return found
 
 

@@ -25,6 +25,14 @@ class Streams(tuple[torch.Generator, ...]):
     """A generator for each row of a batch; :func:`as_source` makes it of what a user gives."""
 
 
+def drawn_on(
+    generator: torch.Generator | None, device: torch.device | str | None
+) -> torch.device | str | None:
+    """The device where numbers are drawn: that of a generator, or without one that given."""
+    own = check_generator(generator)
+    return device if own is None else own.device
+
+
 def standard_normal(
     shape: Sequence[int],
     *,
@@ -33,7 +41,7 @@ def standard_normal(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Draw independent N(0, 1) numbers."""
-    where = _drawn_on(generator, device)
+    where = drawn_on(generator, device)
     return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=where).to(device)
 
 
@@ -51,21 +59,21 @@ def sphere_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 def uniform_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw numbers uniform on [0, 1) with the shape, dtype and device of ``x``."""
-    where = _drawn_on(generator, x.device)
+    where = drawn_on(generator, x.device)
     drawn = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=where)
     return drawn.to(x.device)
 
 
 def rademacher_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw -1 or +1 with equal probability, with the shape, dtype and device of ``x``."""
-    where = _drawn_on(generator, x.device)
+    where = drawn_on(generator, x.device)
     bits = torch.randint(0, 2, x.shape, generator=generator, device=where)
     return (2 * bits - 1).to(dtype=x.dtype, device=x.device)
 
 
 def entropy_from(generator: torch.Generator | None) -> int:
     """Draw a seed for a library that keeps its own random state."""
-    where = _drawn_on(generator, None)
+    where = drawn_on(generator, None)
     return int(torch.randint(0, 2**62, (), generator=generator, device=where).item())
 
 
@@ -83,13 +91,6 @@ def check_generator(generator: Any) -> torch.Generator | None:
         f"generator must be a torch.Generator, got {generator!r}: use "
         "torch.Generator().manual_seed(0)"
     )
-
-
-def _drawn_on(
-    generator: torch.Generator | None, device: torch.device | str | None
-) -> torch.device | str | None:
-    own = check_generator(generator)
-    return device if own is None else own.device
 
 
 def as_source(generator: Any, count: int) -> Source:

@@ -167,8 +167,8 @@ def non_finite_rows(x: Tensor) -> list[int]:
     return [int(i) for i in bad.nonzero().flatten()]
 
 
-def describe_rows(rows: list[int], most: int = 8) -> str:
-    """Name the rows of a batch in an error, cut after ``most``."""
-    shown = ", ".join(map(str, rows[:most]))
-    more = f", ... ({len(rows)} in all)" if len(rows) > most else ""
+def describe_rows(rows: list[int]) -> str:
+    """Name the rows of a batch in an error, eight at most."""
+    shown = ", ".join(map(str, rows[:8]))
+    more = f", ... ({len(rows)} in all)" if len(rows) > 8 else ""
     return f"row{'s' if len(rows) > 1 else ''} {shown}{more} of the batch"

@@ -11,6 +11,9 @@ import typer
 
 from sde_models._utils.errors import nearest_names
 
+CONFIG = "config.json"
+"""Name of that file in the folder of a result, and the end of its name next to a file."""
+
 MADE_BY = {"made_by": "sde-models"}
 """The first entry of a file of options that was written here."""
 

@@ -9,7 +9,7 @@ import typer
 
 from sde_models.cli import options as o
 from sde_models.cli.application import command
-from sde_models.cli.configuration import config_content
+from sde_models.cli.configuration import CONFIG, config_content
 
 
 @command("sde-models demo", "sde-models demo --quick --out /tmp/look --seed 3")
@@ -35,8 +35,8 @@ def demo(
 
     settings = DemoSettings.quick() if quick else DemoSettings()
     with own_demo(out) as folder:
-        folder.check_names("config.json")
+        folder.check_names(CONFIG)
         metrics = run_demo(folder, seed=seed, settings=settings, progress=progress)
-        folder.write("config.json", config_content(ctx))
+        folder.write(CONFIG, config_content(ctx))
     typer.echo(summary(metrics))
     typer.echo(f"\nOpen {out / 'report.html'} in a browser.")

@@ -13,12 +13,10 @@ import typer
 
 from sde_models._utils.atomic_files import atomic_write
 from sde_models._utils.owned_folders import OwnedFolder
-from sde_models.cli.configuration import config_content, is_config_of
+from sde_models.cli.configuration import CONFIG, config_content, is_config_of
 from sde_models.data.pictures import check_drawable, draw
 from sde_models.shards import Shards
 from sde_models.shards.folder import own_shards
-
-CONFIG = "config.json"
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ from typing import Any
 import typer
 
 from sde_models._utils.owned_folders import OwnedFolder
-from sde_models.cli.configuration import config_content
+from sde_models.cli.configuration import CONFIG, config_content
 from sde_models.cli.inputs import MODEL_FILE
 from sde_models.training import Progress
 from sde_models.training.checkpoints import CheckpointFolder
 from sde_models.training.group import Group
 
-CONFIG = "config.json"
 FILES = (MODEL_FILE, "metrics.json", "samples.png", CONFIG)
 PICTURES = r"step-\d{8,}\.png"
 """Names of the pictures in the folder of the samples."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sde_models._utils.integers import check_integer
-from sde_models._utils.randomness import check_generator
+from sde_models._utils.randomness import drawn_on
 
 TRAIN_SHARE = 0.8
 """Part of each photograph, from its left edge, that training patches come from."""
@@ -74,10 +74,9 @@ def patches(
 
 def _cut(images: Tensor, count: int, size: int, generator: torch.Generator | None) -> Tensor:
     """Cut patches at random places, shape ``(count, channels, size, size)``."""
-    own = check_generator(generator)
-    device = None if own is None else own.device
+    where = drawn_on(generator, None)
     places = [
-        torch.randint(choices, (count,), generator=generator, device=device).tolist()
+        torch.randint(choices, (count,), generator=generator, device=where).tolist()
         for choices in (len(images), images.shape[2] - size + 1, images.shape[3] - size + 1)
     ]
     return torch.stack(

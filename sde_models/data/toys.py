@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sde_models._utils.errors import find_by_name
 from sde_models._utils.integers import check_integer
-from sde_models._utils.randomness import check_generator, standard_normal
+from sde_models._utils.randomness import drawn_on, standard_normal
 
 Toy = Callable[[int, torch.Generator | None], Tensor]
 
@@ -167,7 +167,7 @@ def toy_mixture(name: str) -> MixtureParameters:
 
 
 def _uniform(n: int, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(n, generator=generator, device=_device(generator)).cpu()
+    return torch.rand(n, generator=generator, device=drawn_on(generator, "cpu")).cpu()
 
 
 def _normal(n: int, generator: torch.Generator | None) -> Tensor:
@@ -175,9 +175,4 @@ def _normal(n: int, generator: torch.Generator | None) -> Tensor:
 
 
 def _choose(count: int, n: int, generator: torch.Generator | None) -> Tensor:
-    return torch.randint(count, (n,), generator=generator, device=_device(generator)).cpu()
-
-
-def _device(generator: torch.Generator | None) -> torch.device:
-    own = check_generator(generator)
-    return torch.device("cpu") if own is None else own.device
+    return torch.randint(count, (n,), generator=generator, device=drawn_on(generator, "cpu")).cpu()

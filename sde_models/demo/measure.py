@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from copy import deepcopy
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_models._utils.standard_errors import standard_error
 from sde_models.data import dequantize
 from sde_models.likelihood.bits_per_dimension import BitsPerDim, bits_from_log_prob, bits_per_dim
 from sde_models.models.base import Model
@@ -208,10 +208,7 @@ def fit_gaussian(images: Tensor, levels: int) -> GaussianMixture:
 
 def mean_and_error(values: Tensor) -> dict[str, float]:
     """Mean of independent values, and its standard error."""
-    return {
-        "value": float(values.mean()),
-        "stderr": float(values.std()) / math.sqrt(len(values)),
-    }
+    return {"value": float(values.mean()), "stderr": float(standard_error(values[None]))}
 
 
 @dataclass(frozen=True)

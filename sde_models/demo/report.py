@@ -80,11 +80,10 @@ def image_strips(
     strips: Mapping[str, Tensor],
     *,
     columns: int = 16,
-    data_range: tuple[float, float] = DATA_RANGE,
 ) -> Axes:
     """Draw groups of grey images under each other, each group with its name on the left.
 
-    Those of a group have shape ``(N, 1, H, W)``; the ends of the range are drawn black and white.
+    Those of a group have shape ``(N, 1, H, W)``; -1 is drawn black and 1 white.
 
     Raises:
         ValueError: If there are no images, or images of other shapes.
@@ -104,7 +103,7 @@ def image_strips(
         height += len(montage) + len(gap)
     picture = np.concatenate(rows[:-1])
     axes = new_axes(title, size=(6.0, 4.6 * len(picture) / picture.shape[1] + 0.5))
-    axes.imshow(picture, cmap="gray", interpolation="none", vmin=data_range[0], vmax=data_range[1])
+    axes.imshow(picture, cmap="gray", interpolation="none", vmin=DATA_RANGE[0], vmax=DATA_RANGE[1])
     axes.set_xticks([])
     axes.set_yticks(middles, list(strips))
     axes.tick_params(length=0)

@@ -6,7 +6,6 @@ Every network has those, while fused attention has no forward-mode derivative.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from sde_models._utils.counting import record_vjps
 from sde_models._utils.shapes import check_not_empty, leaf_copy
+from sde_models._utils.standard_errors import standard_error
 from sde_models._utils.user_networks import value_with_graph
 
 Field = Callable[[Tensor], Tensor]
@@ -136,9 +136,7 @@ class Divergence(ABC):
         """
         if self.exact:
             return torch.zeros_like(estimates[:, 0])
-        if self.probes == 1:
-            return torch.full_like(estimates[:, 0], math.nan)
-        return estimates.std(dim=1) / math.sqrt(self.probes)
+        return standard_error(estimates)
 
     def with_products(self, count: int) -> Divergence:
         """The same estimator with about so many products."""

@@ -9,14 +9,13 @@ Estimators for Jacobians that are large in few directions are in
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from sde_models._utils.errors import find_by_name
 from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import rademacher_like, sphere_like, standard_normal_like
+from sde_models._utils.standard_errors import standard_error as standard_error
 from sde_models.divergence.base import Divergence, Products, TraceEstimate, quadratic_forms
 from sde_models.divergence.low_rank import XTrace
 
@@ -105,10 +104,3 @@ class Automatic(Hutchinson):
     @property
     def alternatives(self) -> tuple[Divergence, ...]:
         return (XTrace(8),)
-
-
-def standard_error(estimates: Tensor) -> Tensor:
-    """Standard error of the mean of ``(B, n)`` estimates, shape ``(B,)``; NaN for n = 1."""
-    if estimates.shape[1] == 1:
-        return torch.full_like(estimates[:, 0], math.nan)
-    return estimates.std(dim=1) / math.sqrt(estimates.shape[1])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sde_models._utils.arguments import as_number, check_positive
 from sde_models._utils.errors import find_by_name
-from sde_models._utils.randomness import uniform_like
+from sde_models._utils.randomness import drawn_on, uniform_like
 from sde_models.sdes.gaussian import GaussianSDE
 from sde_models.sdes.grids import times_of_sigmas
 
@@ -180,9 +180,9 @@ def draw_times(
 def draw_strata(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Numbers uniform on [0, 1), one in each of B strata, shape ``(B,)``."""
     count = len(like)
-    drawn_on = like.device if generator is None else generator.device
+    where = drawn_on(generator, like.device)
     # In random order; otherwise the first sample of every batch would get the least noise.
-    stratum = torch.randperm(count, generator=generator, device=drawn_on).to(like)
+    stratum = torch.randperm(count, generator=generator, device=where).to(like)
     return (stratum + uniform_like(stratum, generator)) / count
 
 

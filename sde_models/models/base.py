@@ -267,6 +267,22 @@ def check_model(model: Any) -> None:
     raise TypeError(f"expected a model, got {type(model).__name__}: {hint}")
 
 
+def find_event_shape(model: Model, event_shape: Any) -> tuple[int, ...]:
+    """The shape of a sample that was given, or that of the model if it is None.
+
+    Raises:
+        ValueError: If neither is known.
+    """
+    if event_shape is not None:
+        return check_integers("event_shape", event_shape)
+    if model.event_shape is None:
+        raise ValueError(
+            "this model takes any event shape: give event_shape=, such as (2,) for points in the "
+            "plane or (3, 32, 32) for images"
+        )
+    return model.event_shape
+
+
 def _check_sde(sde: Any) -> None:
     if not isinstance(sde, SDE):
         given = f"the class {sde.__name__}" if isinstance(sde, type) else type(sde).__name__

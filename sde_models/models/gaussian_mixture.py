@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sde_models._utils.counting import record_call
 from sde_models._utils.integers import check_integer, check_integers
-from sde_models._utils.randomness import Source, as_source, standard_normal_like
+from sde_models._utils.randomness import Source, as_source, drawn_on, standard_normal_like
 from sde_models._utils.shapes import Time, as_time, per_sample
 from sde_models._utils.split_batches import draw_rows
 from sde_models.models.base import Model
@@ -105,8 +105,7 @@ class GaussianMixture(nn.Module):
 
     def _draw(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
         """Points in the shape of ``like``."""
-        device = self.means.device if generator is None else generator.device
-        weights = self.log_weights.exp().to(device)
+        weights = self.log_weights.exp().to(drawn_on(generator, self.means.device))
         component = torch.multinomial(weights, len(like), replacement=True, generator=generator)
         component = component.to(self.means.device)
         deviation = self.variances[component].sqrt() * standard_normal_like(like, generator)

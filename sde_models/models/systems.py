@@ -88,6 +88,10 @@ class _ModelSystem(System):
         system.cond = self.cond.take(rows) if isinstance(self.cond, Conditions) else self.cond
         return system
 
+    def _reverse_drift(self, t: Time, x: Tensor) -> Tensor:
+        t = self._clamped(t, x)
+        return self.model.sde.reverse_drift(self.model, t, x, self.eta, self._cond(x))
+
     def _cond(self, x: Tensor) -> Conditions:
         """The conditions for a batch."""
         return as_conditions(self.cond, len(x), x.device)
@@ -136,8 +140,7 @@ class ProbabilityFlow(_ModelSystem):
 
     def forward(self, t: Time, x: Tensor) -> Tensor:
         """Velocity dx/dt at model time ``t``, shape of ``x``."""
-        t = self._clamped(t, x)
-        return self.model.sde.reverse_drift(self.model, t, x, self.eta, self._cond(x))
+        return self._reverse_drift(t, x)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         """Velocity as the solvers call it."""
@@ -225,8 +228,7 @@ class ReverseSDE(_ModelSystem):
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         """Drift dx/dt in model time, shape of ``x``; the solver steps with dt < 0."""
-        t = self._clamped(t, x)
-        return self.model.sde.reverse_drift(self.model, t, x, self.eta, self._cond(x))
+        return self._reverse_drift(t, x)
 
     def noise_scale(self, t: Time, x: Tensor) -> Tensor:
         """Amplitude eta g, broadcastable against ``x``."""

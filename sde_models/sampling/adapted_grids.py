@@ -16,8 +16,8 @@ from torch import Tensor
 from sde_models._utils.arguments import check_positive
 from sde_models._utils.atomic_files import atomic_write
 from sde_models._utils.counting import Cost, HasCost
-from sde_models._utils.integers import check_integer, check_integers
-from sde_models.models.base import Model, check_model
+from sde_models._utils.integers import check_integer
+from sde_models.models.base import Model, check_model, find_event_shape
 from sde_models.models.systems import ProbabilityFlow
 from sde_models.sdes.base import SDE
 from sde_models.sdes.gaussian import GaussianSDE
@@ -128,9 +128,7 @@ def adapt_grid(
         12
     """
     check_model(model)
-    shape = model.event_shape if event_shape is None else check_integers("event_shape", event_shape)
-    if shape is None:
-        raise ValueError("this model takes any event shape: give event_shape=, such as (3, 32, 32)")
+    shape = find_event_shape(model, event_shape)
     samples, tol = check_integer("samples", samples), check_positive("tol", tol)
     sde: Any = model.sde
     dtype = torch.promote_types(model.dtype, torch.float32)

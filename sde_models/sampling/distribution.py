@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
-from sde_models._utils.integers import check_integers
 from sde_models._utils.randomness import Source
 from sde_models.likelihood.log_densities import log_prob
-from sde_models.models.base import Model, check_model
+from sde_models.models.base import Model, check_model, find_event_shape
 from sde_models.sampling.latents import decode, encode
 
 
@@ -137,13 +136,7 @@ class ScoreDistribution(Distribution):
         validate_args: bool | None = None,
     ) -> None:
         check_model(model)
-        shape = (
-            model.event_shape if event_shape is None else check_integers("event_shape", event_shape)
-        )
-        if shape is None:
-            raise ValueError(
-                "this model takes any event shape: give event_shape=, such as (3, 32, 32)"
-            )
+        shape = find_event_shape(model, event_shape)
         self.transform = LatentTransform(model, shape, solve=solve, density=density)
         super().__init__(torch.Size(batch_shape), torch.Size(shape), validate_args=validate_args)
 

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from sde_models._utils.conditions import Conditions
 from sde_models._utils.counting import Cost, HasCost
 from sde_models._utils.seeds import generator_at
+from sde_models._utils.standard_errors import standard_error
 from sde_models.data.cell_densities import Dequantization
-from sde_models.divergence.hutchinson import standard_error
 from sde_models.likelihood.bits_per_dimension import bits_per_dim
 from sde_models.likelihood.log_densities import log_prob
 from sde_models.likelihood.settings import TraceOptions

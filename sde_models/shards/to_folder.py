@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sde_models._utils.conditions import Conditions, as_conditions
-from sde_models._utils.integers import check_integer, check_integers
+from sde_models._utils.integers import check_integer
 from sde_models._utils.seeds import generator_at
 from sde_models.data.dequantization import DATA_RANGE, dequantize
-from sde_models.models.base import Model
+from sde_models.models.base import Model, find_event_shape
 from sde_models.sampling.latents import decode, encode
 from sde_models.sampling.samples import SampleOptions, sample
 from sde_models.shards.engine import Engine, Task
@@ -100,14 +100,7 @@ def sample_to_folder(
     check_options(sample_to_folder, options, SampleOptions)
     make_solver(solver)
     samples = check_integer("n", n)
-    shape = engine.model.event_shape
-    if event_shape is not None:
-        shape = check_integers("event_shape", event_shape)
-    if shape is None:
-        raise ValueError(
-            "this model takes any event shape: give event_shape=, such as (2,) for points in the "
-            "plane"
-        )
+    shape = find_event_shape(engine.model, event_shape)
     given = as_conditions(cond, samples)
     dtype = arguments.get("dtype")
     if not isinstance(dtype, torch.dtype):  # others are refused by sample()

@@ -71,10 +71,9 @@ class Problem:
         t = sde.times(self.times if times is None else times)
         return Scales(sde.alpha(t), sde.sigma(t), sde.log_snr(t), sde.data_std)
 
-    def noise(self, like: Tensor | None = None) -> Tensor:
+    def noise(self) -> Tensor:
         """Standard normal numbers in the shape of the state, from the generator."""
-        like = self.x if like is None else like
-        return draw_rows(standard_normal_like, like, self.generator)
+        return draw_rows(standard_normal_like, self.x, self.generator)
 
     def worst_error(self, error: Tensor) -> Tensor:
         """The largest of the samples' errors, which step control uses."""

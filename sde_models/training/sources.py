@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sde_models._utils.conditions import Conditions, as_conditions, stack_conditions
 from sde_models._utils.seeds import generator_at, global_seed, seed_at
-from sde_models._utils.shapes import check_batch, check_floating
+from sde_models._utils.shapes import check_batch
 from sde_models.models.base import Model
 
 Batch = Tensor | tuple[Tensor, dict[str, Any]]
@@ -192,7 +192,6 @@ def make_source(data: Any, order: Order, model: Model, workers: int = 0) -> Sour
 
 def check_data(x: Tensor, model: Model, name: str) -> None:
     """Refuse data that do not fit the model; errors as in :func:`make_source`."""
-    check_floating(x, name)
     check_batch(x, model.event_shape, name)
     std = getattr(model.sde, "data_std", None)
     if std is None:

@@ -108,7 +108,9 @@ def test_rows_that_are_not_finite_are_named(bad: float) -> None:
 
 def test_rows_are_named_up_to_a_point() -> None:
     assert describe_rows([3]) == "row 3 of the batch"
-    assert describe_rows(list(range(100)), most=2) == "rows 0, 1, ... (100 in all) of the batch"
+    assert describe_rows(list(range(8))) == "rows 0, 1, 2, 3, 4, 5, 6, 7 of the batch"
+    shown = "rows 0, 1, 2, 3, 4, 5, 6, 7, ... (100 in all) of the batch"
+    assert describe_rows(list(range(100))) == shown
 
 
 def test_any_event_shape_passes_where_none_is_asked_for() -> None:

@@ -122,7 +122,7 @@ def test_rows_of_another_length_are_refused() -> None:
 def test_image_strips_show_every_pixel_in_its_place() -> None:
     """Three 2x2 images in rows of two: values, the clear gap, and the empty place."""
     images = torch.arange(12, dtype=torch.float32).reshape(3, 1, 2, 2)
-    axes = image_strips("x", {"one": images, "two": images}, columns=2, data_range=(0, 11))
+    axes = image_strips("x", {"one": images, "two": images}, columns=2)
     picture = np.asarray(axes.images[0].get_array().filled(np.nan))
     empty = np.nan
     first = np.array(
@@ -136,7 +136,7 @@ def test_image_strips_show_every_pixel_in_its_place() -> None:
     )
     expected = np.concatenate([first, np.full((1, 5), empty), first])
     np.testing.assert_array_equal(picture, expected)
-    assert axes.images[0].get_clim() == (0, 11)
+    assert axes.images[0].get_clim() == (-1, 1)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "two"]
     assert list(axes.get_yticks()) == [2.0, 8.0]
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sde_models.sdes.system import add_scaled, as_coefficients
 from sde_models.solvers.multistep.base import MultistepSolver, Weights
+from sde_models.solvers.one_step.ancestral import variance_gained
 from sde_models.solvers.one_step.base import Stepper
 from sde_models.solvers.problem import Problem, Scales
 
@@ -32,7 +33,7 @@ class DDIM(MultistepSolver):
 
     def weights(self, scales: Scales, eta: float) -> Weights:
         alpha, sigma = scales.alpha, scales.sigma
-        gained = -torch.expm1(scales.log_snr[:-1] - scales.log_snr[1:])
+        gained = variance_gained(scales)
         variance = (eta**2 * sigma[1:].square() * gained).clamp(max=sigma[1:].square())
         if eta == 0:
             variance = torch.zeros_like(variance)
