@@ -81,5 +81,5 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict):
-        raise typer.BadParameter(f"{path} must hold options by name")
+        raise typer.BadParameter(f"{path} must hold options by name, got a {type(found).__name__}")
     return found

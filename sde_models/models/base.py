@@ -101,7 +101,8 @@ class Model(nn.Module, ABC):
         """
         raise TypeError(
             f"weighting='output' compares the output of a ScoreModel's network, "
-            f"{type(self).__name__} has none: use weighting='simple' or 'likelihood'"
+            f"{type(self).__name__} has none: use weighting='simple', 'edm', 'min-snr' or "
+            "'likelihood'"
         )
 
     def target(self, t: Tensor, x0: Tensor, eps: Tensor) -> Tensor:

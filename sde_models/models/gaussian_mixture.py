@@ -67,7 +67,8 @@ class GaussianMixture(nn.Module):
                 f"{tuple(means.shape)}"
             )
         if (stds is None) == (covariances is None):
-            raise ValueError("give exactly one of stds and covariances")
+            got = "neither" if stds is None else "both"
+            raise ValueError(f"give exactly one of stds and covariances, got {got}")
         if covariances is not None:
             variances, axes = _eigen(_like(covariances, means), means)
         else:
@@ -251,7 +252,11 @@ def _eigen(covariances: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
             f"covariances must have shape ({count}, {dim}, {dim}), got {tuple(covariances.shape)}"
         )
     if not torch.allclose(covariances, covariances.mT):
-        raise ValueError("covariances must be symmetric")
+        differ = float((covariances - covariances.mT).abs().max())
+        raise ValueError(
+            f"covariances must be symmetric, and entries differ by up to {differ:.3g} from those "
+            "across the diagonal: give (C + C.mT) / 2"
+        )
     variances, axes = torch.linalg.eigh(covariances)
     if not bool((variances > 0).all()):
         raise ValueError(

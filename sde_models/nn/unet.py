@@ -84,7 +84,7 @@ class UNet(nn.Module):
         self.layout, self.channels, self.blocks = layout, channels, blocks
         self.multipliers = check_integers("multipliers", multipliers)
         if not self.multipliers:
-            raise ValueError("multipliers must hold at least one number")
+            raise ValueError("multipliers must hold at least one number, got ()")
         self.classes, self.dropout = classes, check_not_negative("dropout", dropout, below=1)
         heights = self._heights()
         if attention_resolutions is None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from support.closed_forms import assert_distribution
+from support.diffusers_solvers import diffusers_solvers
 from support.marginals import ProductMixture
 from torch import Tensor
 
@@ -22,7 +23,6 @@ from sde_models.divergence.hutchinson import Automatic
 from sde_models.likelihood import probe_allocation
 from sde_models.likelihood.quadrature import Traces
 from sde_models.sdes.brownian import FreshBrownian, StackedBrownian, remembering_brownian
-from sde_models.solvers.external.diffusers_methods import diffusers_solvers
 
 EVENT = (1, 3, 6)
 SEEDS = [3, 1, 4, 15, 9]

@@ -132,7 +132,7 @@ def test_a_configuration_in_toml(model: Path, tmp_path: Path) -> None:
         ("a.json", '{"command": "encode"}', "is for 'sde-models encode'"),
         ("a.json", "{", "cannot be read"),
         ("a.toml", "= 3", "cannot be read"),
-        ("a.json", "[]", "must hold options by name"),
+        ("a.json", "[]", "must hold options by name, got a list"),
         ("a.yaml", "n: 3", "must end in .toml or .json"),
         ("a.json", '{"n": "many"}', "Invalid value for '--n'"),
     ],

@@ -6,10 +6,10 @@ from functools import partial
 
 import pytest
 import torch
+from support.diffusers_solvers import diffusers_solvers
 from torch import Tensor, nn
 
 import sde_models as sm
-from sde_models.solvers.external.diffusers_methods import diffusers_solvers
 from sde_models.solvers.external.diffusers_schedulers import SCHEDULERS
 
 TABLE = sm.list_solvers()

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from support.diffusers_solvers import diffusers_solvers
 from support.marginals import FALSE_ALARM, ProductMixture
 from torch import Tensor
 
 import sde_models as sm
-from sde_models.solvers.external.diffusers_methods import diffusers_solvers
 from sde_models.solvers.external.diffusers_schedulers import LEFT_OUT, SCHEDULERS
 
 pytestmark = [
@@ -428,8 +428,6 @@ def test_without_diffusers_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "diffusers.schedulers", None)
     with pytest.raises(ImportError, match=r"pip install sde-models\[diffusers\]"):
         sm.make_solver("diffusers:DDIMScheduler")
-    with pytest.raises(ImportError, match=r"pip install sde-models\[diffusers\]"):
-        diffusers_solvers()
 
 
 def test_diffusers_is_not_imported_until_it_is_needed() -> None:

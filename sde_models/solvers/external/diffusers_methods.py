@@ -200,17 +200,6 @@ class BrownianIncrements:
         return self._increment / math.sqrt(start - end)
 
 
-def diffusers_solvers() -> dict[str, Callable[..., Solver]]:
-    """A maker for each scheduler of the installed diffusers that can be driven, by name.
-
-    Raises:
-        ImportError: If diffusers is not installed.
-    """
-    known = dir(_import_schedulers("diffusers_solvers()"))
-    names = [PREFIX + name for name in SCHEDULERS if name in known]
-    return {name: partial(DiffusersSolver, name) for name in names}
-
-
 def _find_class(name: str) -> Any:
     """The class of a scheduler; refuse one that is unknown, left out or not installed."""
     scheduler = name.removeprefix(PREFIX)
