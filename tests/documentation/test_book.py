@@ -194,6 +194,6 @@ def f(x):
     path, text = message_page(tmp_path)
     assert path == "reference/messages.md"
     assert "## part.room\n\n- `ValueError`: x must be at most 1" in text
-    told = message_page(ROOT / "sde_models")[1]
-    assert told.count("\n- `") > 250
-    assert "is below the rounding of …, …: no step would be small enough" in told
+    listed = message_page(ROOT / "sde_models")[1]
+    assert listed.count("\n- `") > 250
+    assert "is below the rounding of …, …: no step would be small enough" in listed

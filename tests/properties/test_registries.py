@@ -182,5 +182,5 @@ def test_runs_on_other_batches_are_distinguished() -> None:
     )  # fmt: skip
     model = sm.ScoreModel(sm.nn.ResidualNetwork((1,), width=8, depth=1), sm.VPSDE())
     data = [TrainingData(torch.tensor([[k]]), levels=3).batches() for k in (0, 0, 1)]
-    told = [describe_run(settings, 0, model, batches, None)["data"] for batches in data]
-    assert told[0] == told[1] != told[2]
+    described = [describe_run(settings, 0, model, batches, None)["data"] for batches in data]
+    assert described[0] == described[1] != described[2]
