@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import pickle
 import re
+import subprocess
+import sys
 import weakref
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,12 @@ MIXTURE = sm.GaussianMixture([[-1.0, 0.2], [0.8, -0.3]], [0.3, 0.5])
 MODEL = MIXTURE.score_model(sm.VPSDE())
 X = torch.zeros(4, 2)
 SPAN = (1.0, 0.1)
+
+
+def test_the_package_is_found_next_to_a_clone(tmp_path: Path) -> None:
+    (tmp_path / "sde_models").symlink_to(Path(__file__).parents[2])
+    code = "import sde_models; sde_models.VPSDE"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
 class Any2D(nn.Module):
