@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import getattr_static
 from typing import Any, NoReturn
 
@@ -12,9 +12,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.optim.swa_utils import AveragedModel
 
 from sde_models._utils.conditions import copied
 from sde_models._utils.counting import record_call
+from sde_models._utils.integers import check_integers
+
+WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
+"""What torch wraps around a network."""
 
 DROPS = "drops entries at random"
 LEARNS = "changes with every call"
@@ -78,6 +83,34 @@ def _drops(module: nn.Module) -> bool:
 
 def _is_rate(value: object) -> bool:
     return isinstance(value, float) and 0 < value <= 1
+
+
+def find_event_shape(
+    network: nn.Module, given: Sequence[int] | None = None
+) -> tuple[int, ...] | None:
+    """Shape of one sample, as given or as the network says it by an attribute ``event_shape``.
+
+    Args:
+        network: The network, also within those that torch wraps around it.
+        given: Shape that the caller gave.
+
+    Returns:
+        The shape, or None if it is not known.
+
+    Raises:
+        ValueError: If the two differ, or what was given is no shape.
+    """
+    found = None if given is None else check_integers("event_shape", given)
+    while isinstance(bare := getattr(network, "_orig_mod", network), WRAPPERS):
+        network = bare.module
+    own = getattr(network, "event_shape", None)
+    if not isinstance(own, tuple) or not own or any(type(size) is not int for size in own):
+        return found
+    if found not in (None, tuple(own)):
+        raise ValueError(
+            f"event_shape {found} is not that of the network, {tuple(own)}: leave it out"
+        )
+    return tuple(own)
 
 
 class NetworkCall:

@@ -109,6 +109,11 @@ class UNet(nn.Module):
             dropout=self.dropout,
         )
 
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.image_shape
+
     def forward(self, t: Tensor, x: Tensor, *, label: Tensor | int | None = None) -> Tensor:
         """Output in the shape of ``x``; arguments and errors as for :class:`ResidualNetwork`."""
         if tuple(x.shape[1:]) != self.image_shape:

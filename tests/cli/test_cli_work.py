@@ -47,7 +47,7 @@ def save(path: Path, event_shape: tuple[int, ...]) -> Path:
     torch.manual_seed(0)
     network = sm.nn.ResidualNetwork(event_shape, width=16, depth=1)
     sde = sm.VPSDE(t_min=1e-3)
-    sm.save_model(path, sm.ScoreModel(network, sde, preconditioning="edm", event_shape=event_shape))
+    sm.save_model(path, sm.ScoreModel(network, sde, preconditioning="edm"))
     return path
 
 

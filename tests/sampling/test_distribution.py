@@ -48,7 +48,7 @@ def test_density_of_a_trained_model_integrates_to_one() -> None:
     torch.manual_seed(0)
     data = MIXTURE.sample(4000, generator=generator()).float()
     network = sm.nn.ResidualNetwork((2,), width=64, depth=2)
-    model = sm.ScoreModel(network, sm.VPSDE(t_min=1e-3), preconditioning="edm", event_shape=(2,))
+    model = sm.ScoreModel(network, sm.VPSDE(t_min=1e-3), preconditioning="edm")
     trained = sm.fit(model, data, steps=400, generator=generator(1), progress=False).model.eval()
     dist = sm.ScoreDistribution(trained, density={"tol": 0.02})
     side = torch.linspace(-4, 4, 61)
