@@ -7,6 +7,7 @@ another device, and it differs where the content differs, in a single bit of a t
 from __future__ import annotations
 
 import random
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Set
 from enum import Enum
@@ -34,6 +35,9 @@ LONGEST = 200
 
 ITEMS = 64
 """Items of a dataset that are compared at most."""
+
+MOST_DIFFERENCES = 5
+"""Settings that an error lists at most."""
 
 OPAQUE = (
     torch.Generator, random.Random,
@@ -139,17 +143,32 @@ def describe_levels(levels: int | None, model: Model) -> dict[str, str | int | N
 
 
 def list_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """List the settings that differ, with both values.
+    """List the settings that differ, with both values: the first few, each in half a line.
 
     Example:
         >>> list_differences({"a": 1, "b": 2}, {"a": 1, "b": 3})
         ['b: 2 there, 3 now']
     """
-    return [
-        f"{name}: {there.get(name, 'not given')} there, {now.get(name, 'not given')} now"
+    found = {
+        name: tuple(str(run.get(name, "not given")) for run in (there, now))
         for name in sorted({*there, *now})
         if name not in there or name not in now or there[name] != now[name]
-    ]
+    }
+    lines = {
+        name: "{}: {} there, {} now".format(name, *(_cut(value, name) for value in values))
+        for name, values in found.items()
+    }
+    # Those that can be read in full come first.
+    names = sorted(lines, key=lambda name: any(_cut(v, name) != v for v in found[name]))
+    more = len(names) - MOST_DIFFERENCES
+    return [lines[name] for name in names[:MOST_DIFFERENCES]] + [f"and {more} more"] * (more > 0)
+
+
+def _cut(value: str, name: str) -> str:
+    """A value with short hashes, without its middle if both would not fit into 100 characters."""
+    value = re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", value)
+    room = max(24, (100 - len(f"{name}:  there,  now")) // 2)
+    return value if len(value) <= room else f"{value[: room - 11]}...{value[-8:]}"
 
 
 class _Description:
