@@ -406,6 +406,38 @@ def test_an_array_is_taken_by_its_name(model: Path, tmp_path: Path) -> None:
     assert torch.equal(torch.stack(list(densities)), drawn.read(0)["log_prob"])
 
 
+def test_latents_are_not_taken_for_data_nor_data_for_latents(
+    model: Path, points: Path, tmp_path: Path
+) -> None:
+    quick, out = ("--solver", "ddim", "--steps", 3), tmp_path / "out.npz"
+    for place in (tmp_path / "z.npz", tmp_path / "z"):
+        run("encode", model, points, *quick, "--out", place)
+        for command in (("encode", model), ("log-prob", model), ("train",)):
+            said = fail(*command, place, "--out", out.with_suffix(""))
+            assert f"{place} holds latents, and data are expected: give --array z" in said
+        run("encode", model, place, "--array", "z", *quick, "--out", out, "--overwrite")
+    run("sample", model, "--n", 3, *quick, "--out", tmp_path / "x")
+    for place in (points, tmp_path / "x"):
+        said = fail("decode", model, place, "--out", tmp_path / "no.npz")
+        assert f"{place} holds data, and latents are expected: give --array x" in said
+    said = fail("decode", model, "two-moons", "--out", tmp_path / "no.npz")
+    assert "two-moons holds data, and latents are expected: 'encode' writes latents" in said
+    assert not (tmp_path / "no.npz").exists()
+
+
+def test_labels_of_the_data_that_are_not_used_are_said(tmp_path: Path) -> None:
+    network = sm.nn.ResidualNetwork((2,), width=8, depth=1, classes=3)
+    model, x = tmp_path / "model.safetensors", np.zeros((4, 2), np.float32)
+    sm.save_model(model, sm.ScoreModel(network, sm.VPSDE()))
+    np.savez(tmp_path / "labelled.npz", x=x, label=np.arange(4) % 3)
+    np.savez(tmp_path / "plain.npz", x=x)
+    for name, note in (("labelled", True), ("plain", False)):
+        out = ("--label", 0, "--solver", "ddim", "--steps", 2, "--out", tmp_path / f"{name}-z.npz")
+        result = invoke("encode", model, tmp_path / f"{name}.npz", *out)
+        assert result.exit_code == 0
+        assert ("--label 0 is the class of all samples, and the labels" in result.stderr) is note
+
+
 def _two(folder: Path) -> Path:
     np.savez(folder / "two.npz", a=np.zeros((3, 2)), b=np.zeros((3, 2)))
     return folder / "two.npz"
