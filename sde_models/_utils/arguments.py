@@ -9,6 +9,22 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+LONGEST = 200
+"""Characters of a value in an error."""
+
+
+def shown(value: Any) -> str:
+    """What was given, for an error: of arrays and tensors the shape, of anything long the start.
+
+    Example:
+        >>> shown("0.5"), shown(torch.zeros(500, 2))
+        ("'0.5'", 'a Tensor of shape (500, 2)')
+    """
+    if getattr(value, "ndim", 0):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
 
 def as_number(name: str, value: Any, expected: str = "be a number") -> float:
     """Return a real number of Python, NumPy or torch as a float.
@@ -32,7 +48,7 @@ def as_number(name: str, value: Any, expected: str = "be a number") -> float:
     held = isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0
     number = value.item() if held else value
     if isinstance(number, bool) or not isinstance(number, Real):
-        raise ValueError(f"{name} must {expected}, got {value!r}")
+        raise ValueError(f"{name} must {expected}, got {shown(value)}")
     return float(number)
 
 
@@ -40,7 +56,7 @@ def check_positive(name: str, value: Any, expected: str = "be positive and finit
     """Return a positive, finite number as a float; arguments as above."""
     number = as_number(name, value, expected)
     if not 0 < number < math.inf:
-        raise ValueError(f"{name} must {expected}, got {value!r}")
+        raise ValueError(f"{name} must {expected}, got {shown(value)}")
     return number
 
 
@@ -49,12 +65,12 @@ def check_not_negative(name: str, value: Any, below: float = math.inf) -> float:
     expected = f"lie in [0, {below:g})" if below < math.inf else "be 0 or more, and finite"
     number = as_number(name, value, expected)
     if not 0 <= number < below:
-        raise ValueError(f"{name} must {expected}, got {value!r}")
+        raise ValueError(f"{name} must {expected}, got {shown(value)}")
     return number
 
 
 def check_switch(name: str, value: Any) -> bool:
     """Return True or False; refuse anything else, also None."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
+        raise ValueError(f"{name} must be True or False, got {shown(value)}")
     return value

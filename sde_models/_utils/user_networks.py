@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from inspect import getattr_static
+from inspect import getattr_static, signature
 from typing import Any, NoReturn
 
 import torch
@@ -20,6 +20,9 @@ from sde_models._utils.integers import check_integers
 
 WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
 """What torch wraps around a network."""
+
+MISTAKES = (TypeError, ValueError, IndexError, RuntimeError)
+"""Errors of a network that was not written for the call that it gets."""
 
 DROPS = "drops entries at random"
 LEARNS = "changes with every call"
@@ -85,7 +88,7 @@ def _is_rate(value: object) -> bool:
     return isinstance(value, float) and 0 < value <= 1
 
 
-def find_event_shape(
+def shape_of_network(
     network: nn.Module, given: Sequence[int] | None = None
 ) -> tuple[int, ...] | None:
     """Shape of one sample, as given or as the network says it by an attribute ``event_shape``.
@@ -151,16 +154,29 @@ class NetworkCall:
 
         def call(given: Tensor) -> Any:
             record_call(len(given))
-            return network(t.to(dtype, copy=True), given, **copied(cond, dtype))
+            try:
+                return network(t.to(dtype, copy=True), given, **copied(cond, dtype))
+            except MISTAKES as error:
+                if not isinstance(error, torch.OutOfMemoryError):
+                    error.add_note(_how_it_is_called(network))
+                raise
 
-        try:
-            output = value_with_graph(call, x, dtype)
-        except TypeError as error:
-            error.add_note("the network is called as network(t, x, **cond), with t of shape (B,)")
-            raise
+        output = value_with_graph(call, x, dtype)
         if not isinstance(output, Tensor):
             refuse_output(output)
         return output.to(x.dtype, copy=True)
+
+
+def _how_it_is_called(network: nn.Module) -> str:
+    """For the error of a network: how it is called, and the conditions in its signature."""
+    text = "the network is called as network(t, x, **cond), with t of shape (B,)"
+    try:
+        parameters = signature(getattr(network, "_orig_mod", network).forward).parameters
+    except (TypeError, ValueError):  # of a scripted one
+        return text
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return text
+    return f"{text}, and its forward takes ({', '.join(parameters)})"
 
 
 def check_shape(output: Tensor, x: Tensor) -> Tensor:

@@ -69,6 +69,12 @@ def read_range(text: str) -> tuple[float, float]:
 def place(model: ScoreModel, device: str, dtype: torch.dtype | None) -> ScoreModel:
     """Move a model to a device and a dtype."""
     try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device {device!r} is not known: give cpu, cuda, mps, or one of several such as cuda:1"
+        ) from error
+    try:
         return model.to(device, dtype)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -148,6 +154,8 @@ def read_training_data(
     array, levels, root = reading.array, reading.levels, reading.root
     if root is not None and where not in FROM_FILES:
         raise ValueError(f"--root is for {', '.join(FROM_FILES)}, got {where}: leave it out")
+    if root is None and where in FROM_FILES:
+        raise ValueError(f"{where} is read from files: give their folder as --root")
     if where in DATA:
         if array is not None:
             raise ValueError(

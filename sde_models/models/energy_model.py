@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sde_models._utils.conditions import leave_inference_mode
 from sde_models._utils.counting import record_vjps
 from sde_models._utils.shapes import Time, leaf_copy, per_sample
-from sde_models._utils.user_networks import NetworkCall, find_event_shape
+from sde_models._utils.user_networks import NetworkCall, shape_of_network
 from sde_models.models.base import Model, check_network
 from sde_models.sdes.base import SDE
 
@@ -44,7 +44,7 @@ class EnergyModel(Model):
         self, network: nn.Module, sde: SDE, *, event_shape: tuple[int, ...] | None = None
     ) -> None:
         network = check_network(network)
-        super().__init__(sde, find_event_shape(network, event_shape))
+        super().__init__(sde, shape_of_network(network, event_shape))
         self._gaussian()
         self.network = network
 

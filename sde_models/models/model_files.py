@@ -136,7 +136,9 @@ def describe_model(model: ScoreModel) -> dict[str, Any]:
     if type(model) is not ScoreModel:
         made_of_one = isinstance(getattr(model, "model", None), ScoreModel)
         hint = ": save its .model, and make it again after loading" if made_of_one else ""
-        raise TypeError(f"save_model writes a ScoreModel, got {type(model).__name__}{hint}")
+        raise TypeError(
+            f"save_model(path, model) writes a ScoreModel, got {type(model).__name__}{hint}"
+        )
     edm = isinstance(model.prediction, EDM)
     names = {cls: name for name, cls in PREDICTIONS.items()}
     return {

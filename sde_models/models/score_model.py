@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sde_models._utils.shapes import Time, per_sample
-from sde_models._utils.user_networks import NetworkCall, check_shape, find_event_shape
+from sde_models._utils.user_networks import NetworkCall, check_shape, shape_of_network
 from sde_models.models.base import Model, check_network
 from sde_models.models.nodes import ModelNodes, NetworkNodes
 from sde_models.models.predictions import Prediction, find_prediction
@@ -58,7 +58,7 @@ class ScoreModel(Model):
         data_range: tuple[float, float] | None = None,
     ) -> None:
         network = check_network(network)
-        super().__init__(sde, find_event_shape(network, event_shape))
+        super().__init__(sde, shape_of_network(network, event_shape))
         self.network = network
         self.data_range = data_range
         data_std = getattr(sde, "data_std", 1.0)

@@ -25,6 +25,7 @@ from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import check_generator, entropy_from
 from sde_models._utils.tensor_files import DamagedError
 from sde_models.losses import denoising_score_matching
+from sde_models.models.base import check_model
 from sde_models.solvers.options import NoOptions, check_options
 from sde_models.training.checkpoints import Checkpoint, CheckpointFolder
 from sde_models.training.group import Group
@@ -149,6 +150,7 @@ def fit(
         torch.Size([5])
     """
     check_options(fit, unknown, NoOptions)
+    check_model(model)
     check_loss(loss)
     for name, value in {"resume": resume, "overwrite": overwrite, "progress": progress}.items():
         check_switch(name, value)
