@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from sde_models._utils.errors import nearest_names
+from sde_models._utils.shapes import check_event_shape
 from sde_models.cli.options import Reading
 from sde_models.data import DATA, TrainingData, find_data, image_folder, read_array
 from sde_models.data.arrays import array_names
@@ -72,7 +73,7 @@ def place(model: ScoreModel, device: str, dtype: torch.dtype | None) -> ScoreMod
         torch.device(device)
     except RuntimeError as error:
         raise ValueError(
-            f"device {device!r} is not known: give cpu, cuda, mps, or one of several such as cuda:1"
+            f"device {device!r} cannot be used: give cpu, cuda, mps, or one of several, as cuda:1"
         ) from error
     try:
         return model.to(device, dtype)
@@ -108,6 +109,7 @@ def read_data(
     *,
     first: int | None = None,
     name: str = "x",
+    model: ScoreModel,
     label: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor | Dataset[Any], int | None]:
@@ -119,13 +121,14 @@ def read_data(
         reading: How to read them.
         first: Number of samples to take, from the first on; all if None.
         name: What is expected, and the name of its array: "x" for data, "z" for latents.
+        model: What they are for; it may have an event shape.
         label: The label of all samples, for which those of the data are not used.
         dtype: Dtype of floating data.
 
     Raises:
         FileNotFoundError: If there is nothing of that name.
-        ValueError: If it cannot be read, holds integers without a number of levels, or latents
-            where data are expected, or the reverse.
+        ValueError: If it cannot be read, holds integers without a number of levels, latents where
+            data are expected, or the reverse, or samples of another shape than the model's.
     """
     found = read_training_data(where, reading, name=name, dtype=dtype)
     if label is not None and (found.classes is not None or _has_labels(where)):
@@ -134,6 +137,7 @@ def read_data(
             "used",
             err=True,
         )
+    check_event_shape(torch.empty(1, *found.event_shape), model.event_shape, where)
     samples: Any = found.train if found.test is None else found.test
     if not isinstance(samples, Tensor):
         return Subset(samples, range(len(samples))[:first]), found.levels

@@ -294,6 +294,9 @@ def test_log_prob_in_nats(model: Path, points: Path, tmp_path: Path) -> None:
 
 def test_mistakes_are_reported_in_one_line(model: Path, points: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "x.npz")
+    assert "mnist is read from files: give their folder as --root" in fail(
+        "log-prob", model, "mnist", *out
+    )
     assert "no file nowhere" in fail("sample", "nowhere", *out)
     assert "did you mean 'dpmpp-2m'" in fail("sample", model, "--solver", "dpm-2m", *out)
     assert "cannot use steps=; it chooses" in fail("sample", model, "--steps", 4, *out)
@@ -310,7 +313,9 @@ def test_mistakes_are_reported_in_one_line(model: Path, points: Path, tmp_path: 
     )
     assert "holds no images" in fail("decode", model, tmp_path, *out)
     assert "unknown divergence" in fail("log-prob", model, points, "--divergence", "hutc", *out)
-    assert "device 'abacus' cannot be used" in fail("sample", model, "--device", "abacus", *out)
+    assert "device 'abacus' cannot be used: give cpu, cuda, mps, or" in fail(
+        "sample", model, "--device", "abacus", *out
+    )
     assert "--shape must be such as 1,8,8: got 'two'" in fail(
         "sample", model, "--shape", "two", *out
     )
@@ -328,6 +333,21 @@ def test_mistakes_are_reported_in_one_line(model: Path, points: Path, tmp_path: 
     )
     assert "choose another folder" in fail("sample", model, "--out", tmp_path)
     assert (tmp_path / "x.npz").read_text() == "mine"
+
+
+def test_mistakes_are_found_before_a_progress_bar_is_shown(
+    model: Path, points: Path, tmp_path: Path
+) -> None:
+    out = ("--out", tmp_path / "out.npz")
+    for words in (
+        ("sample", model, "--solver", "dpm-2m"), ("encode", model, points, "--solver", "no"),
+        ("decode", model, points, "--array", "x", "--solver", "no"), ("encode", model, "digits"),
+        ("log-prob", model, points, "--tol", 0), ("log-prob", model, points, "--solver", "no"),
+        ("log-prob", model, "digits"),
+    ):  # fmt: skip
+        said = invoke(*words, *out).stderr
+        assert said.startswith("Error: ")
+        assert said.count("\n") == 1
 
 
 def test_a_picture_of_what_cannot_be_drawn(tmp_path: Path) -> None:
