@@ -1,8 +1,11 @@
-"""Checks of numbers that need not be integers, and of switches."""
+"""Checks of numbers that need not be integers, of switches, and of the names of arguments."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
 from numbers import Real
 from typing import Any
 
@@ -74,3 +77,39 @@ def check_switch(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {shown(value)}")
     return value
+
+
+class NamesArguments:
+    """Base of classes whose constructors answer an unknown argument with those that they take.
+
+    Example:
+        >>> sm.VPSDE(beta=20)
+        Traceback (most recent call last):
+        ...
+        TypeError: VPSDE got an unexpected keyword argument 'beta'; it takes beta_min, ...
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = _naming(cls.__init__)  # type: ignore[method-assign]
+
+
+def _naming(constructor: Callable[..., None]) -> Callable[..., None]:
+    """The same constructor, for a TypeError with the name of the class and of its arguments."""
+    _, *parameters = signature(constructor).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return constructor
+    names = [parameter.name for parameter in parameters]
+
+    @wraps(constructor)
+    def checked(self: Any, *values: Any, **given: Any) -> None:
+        for name in given:
+            if name not in names:
+                raise TypeError(
+                    f"{type(self).__name__} got an unexpected keyword argument {name!r}; it takes "
+                    f"{', '.join(names) or 'none'}"
+                )
+        constructor(self, *values, **given)
+
+    return checked

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from sde_models._utils.arguments import NamesArguments
 from sde_models._utils.errors import nearest_names
 from sde_models._utils.integers import check_integer, check_integers
 from sde_models.nn.time_conditioning import as_labels
 from sde_models.nn.unet_layouts import LAYOUTS, make_unet
 
 
-class UNet(nn.Module):
+class UNet(NamesArguments, nn.Module):
     r"""A U-Net ``network(t, x, label=...)`` for images, DDPM++ or NCSN++.
 
     Made for a :class:`~sde_models.ScoreModel` with any prediction or preconditioning, of the

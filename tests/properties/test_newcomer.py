@@ -82,6 +82,13 @@ def test_misspelt_options_are_named(function: str, word: str, message: str) -> N
 
 
 MISSPELT: list[tuple[Any, str]] = [
+    (lambda: sm.VPSDE(beta=20), "^VPSDE got .* 'beta'; it takes beta_min, beta_max, t_min, t_max,"),  # type: ignore[call-arg]
+    (lambda: sm.VESDE(sigma=20), "^VESDE got .* 'sigma'; it takes sigma_min, sigma_max, "),  # type: ignore[call-arg]
+    (
+        lambda: sm.nn.ResidualNetwork((2,), hidden=9),
+        "^ResidualNetwork .* takes event_shape,",
+    ),  # type: ignore[call-arg]
+    (lambda: sm.nn.UNet((1, 8, 8), width=9), "^UNet .* it takes image_shape, layout, channels"),  # type: ignore[call-arg]
     (lambda: sm.encode(model(), X, solvr="ode:rk4"), "did you mean solver="),
     (lambda: sm.sample(model(), (4, 2), gnerator=None), "did you mean generator="),
     (lambda: sm.log_prob(model(), X, cnd={}), "did you mean cond="),
