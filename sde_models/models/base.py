@@ -138,9 +138,9 @@ class Model(nn.Module, ABC):
 
     def _checked(self, t: Time, x: Tensor) -> Tensor:
         if isinstance(t, Tensor) and t.ndim > 1:
-            raise TypeError(
-                f"arguments come as (t, x), with t a number, a scalar or of shape (B,); got t of "
-                f"shape {tuple(t.shape)}"
+            raise ValueError(
+                f"arguments come as (t, x), with t a number, a scalar or of shape (B,); got shape "
+                f"{tuple(t.shape)} for t"
             )
         check_floating(x)
         check_event_shape(x, self.event_shape)

@@ -14,6 +14,7 @@ from enum import Enum
 from functools import cached_property
 from hashlib import sha256
 from inspect import getattr_static
+from itertools import takewhile
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -36,8 +37,8 @@ LONGEST = 200
 ITEMS = 64
 """Items of a dataset that are compared at most."""
 
-MOST_DIFFERENCES = 5
-"""Settings that an error lists at most."""
+MOST_DIFFERENCES, LONGEST_DIFFERENCE = 5, 100
+"""Settings that an error lists at most, and their characters, if their names are short."""
 
 OPAQUE = (
     torch.Generator, random.Random,
@@ -149,26 +150,28 @@ def list_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
         >>> list_differences({"a": 1, "b": 2}, {"a": 1, "b": 3})
         ['b: 2 there, 3 now']
     """
-    found = {
-        name: tuple(str(run.get(name, "not given")) for run in (there, now))
-        for name in sorted({*there, *now})
-        if name not in there or name not in now or there[name] != now[name]
-    }
-    lines = {
-        name: "{}: {} there, {} now".format(name, *(_cut(value, name) for value in values))
-        for name, values in found.items()
-    }
-    # Those that can be read in full come first.
-    names = sorted(lines, key=lambda name: any(_cut(v, name) != v for v in found[name]))
-    more = len(names) - MOST_DIFFERENCES
-    return [lines[name] for name in names[:MOST_DIFFERENCES]] + [f"and {more} more"] * (more > 0)
+    lines: list[tuple[bool, str]] = []
+    for name in sorted({*there, *now}):
+        if name in there and name in now and there[name] == now[name]:
+            continue
+        full = [str(run.get(name, "not given")) for run in (there, now)]
+        short = [re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", value) for value in full]
+        same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(*short, strict=False))))
+        room = max(24, (LONGEST_DIFFERENCE - len(f"{name}:  there,  now")) // 2)
+        shown = [_cut(value, room, same) for value in short]
+        lines.append((shown != full, f"{name}: {shown[0]} there, {shown[1]} now"))
+    lines.sort(key=lambda line: line[0])  # those that can be read in full come first
+    more = len(lines) - MOST_DIFFERENCES
+    return [text for _, text in lines[:MOST_DIFFERENCES]] + [f"and {more} more"] * (more > 0)
 
 
-def _cut(value: str, name: str) -> str:
-    """A value with short hashes, without its middle if both would not fit into 100 characters."""
-    value = re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", value)
-    room = max(24, (100 - len(f"{name}:  there,  now")) // 2)
-    return value if len(value) <= room else f"{value[: room - 11]}...{value[-8:]}"
+def _cut(value: str, room: int, same: int) -> str:
+    """A long value as its start and the word at which it differs, after ``same`` characters."""
+    if len(value) <= room:
+        return value
+    head = room - 12
+    start = max(head, value.rfind(" ", 0, same) + 1, same - 4)
+    return f"{value[:head]}...{value[start : start + 9]}"
 
 
 class _Description:

@@ -293,8 +293,8 @@ CALLS: list[tuple[Any, type[Exception], str]] = [
     (lambda: sm.sample(MODEL, torch.zeros(500, 2)), ValueError, r"a Tensor of shape \(500, 2\);"),
     (lambda: sm.encode(MODEL, X, path=torch.ones(9, 2)), ValueError, r"Tensor of shape \(9, 2\)$"),
     (lambda: sm.encode(MODEL, X, rtol=torch.ones(9)), ValueError, r"a Tensor of shape \(9,\)$"),
-    (lambda: MODEL.score(X, 0.5), TypeError, r"arguments come as \(t, x\)"),
-    (lambda: MODEL.eps(X, torch.rand(4)), TypeError, r"arguments come as \(t, x\)"),
+    (lambda: MODEL.score(X, 0.5), ValueError, r"arguments come as \(t, x\)"),
+    (lambda: MODEL.eps(X, torch.rand(4)), ValueError, r"arguments come as \(t, x\)"),
     (lambda: MODEL(0.5, X), TypeError, r"not called itself: use its score, .* as score\(t, x\)"),
     (
         lambda: sm.ScoreModel(Any2D(), sm.VPSDE(), "noise"),
