@@ -94,11 +94,11 @@ def fit(
 
     Args:
         model: What is trained, in place: it ends with the raw weights.
-        data: All data, shape ``(N, *event)``, or a map-style dataset with items ``x0`` or
-            ``(x0, cond)``, sampled with replacement; or a function ``(batch_size, generator)``
-            that draws a batch ``x0``, or ``x0`` and a dictionary of conditions, and is called with
-            the same arguments in every process. Conditions have a row for each sample, or are
-            shared, as for :func:`~sde_models.solve`.
+        data: All data, shape ``(N, *event)``, or a map-style dataset with items ``x0``,
+            ``(x0,)`` or ``(x0, cond)``, sampled with replacement; or a function
+            ``(batch_size, generator)`` that draws a batch ``x0``, or ``x0`` and a dictionary of
+            conditions, and is called with the same arguments in every process. Conditions have a
+            row for each sample, or are shared, as for :func:`~sde_models.solve`.
         steps: Number of steps. Then the result depends on the seed alone.
         seconds: Time to train for, in place of ``steps``.
         batch_size: Samples in each step, over all processes.
