@@ -29,6 +29,8 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         ['a']
     """
     temporary = temporary_path(path)
+    if not temporary.parent.exists():
+        raise FileNotFoundError(f"no folder {temporary.parent} to write {Path(path).name} to")
     try:
         with _synced_writer(temporary) as file:
             yield file

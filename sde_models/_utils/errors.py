@@ -84,8 +84,16 @@ def find_by_name(kind: str, name: str, known: Mapping[str, Named]) -> Named:
     return known[name]
 
 
+FEW = 8
+"""Names that an error lists even where one of them is near."""
+
+
 def nearest_names(name: str, known: Iterable[str]) -> str:
     """Say which of the known names are nearest to one that is not known."""
     known = list(known)
-    near = get_close_matches(str(name), known, n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
+    near = get_close_matches(str(name), known, n=3, cutoff=0.5)
+    every = f"known: {', '.join(known)}"
+    if not near:
+        return every
+    guess = f"did you mean {' or '.join(map(repr, near))}?"
+    return f"{guess} {every}" if len(known) <= FEW else guess

@@ -6,6 +6,8 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+from sde_models._utils.arguments import shown
+
 
 def check_integer(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
     """Return an integer of Python, NumPy or torch as an int.
@@ -31,7 +33,7 @@ def check_integer(name: str, value: Any, least: int = 1, most: int | None = None
     number = _as_integer(value)
     if number is None or number < least or (most is not None and number > most):
         span = f"of {least} or more" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be an integer {span}, got {value!r}")
+        raise ValueError(f"{name} must be an integer {span}, got {shown(value)}")
     return number
 
 
@@ -40,13 +42,13 @@ def check_integers(name: str, values: Any) -> tuple[int, ...]:
     numbers = [_as_integer(value) for value in values] if isinstance(values, Iterable) else [None]
     found = tuple(number for number in numbers if number is not None and number >= 1)
     if len(found) < len(numbers):
-        raise ValueError(f"{name} must hold integers of 1 or more, got {values!r}")
+        raise ValueError(f"{name} must hold integers of 1 or more, got {shown(values)}")
     return found
 
 
 def _as_integer(value: Any) -> int | None:
     """An int, or None for what is no integer; a boolean is none."""
-    if isinstance(value, bool) or str(getattr(value, "dtype", None)) == "torch.bool":
+    if isinstance(value, bool) or str(getattr(value, "dtype", None)) in ("bool", "torch.bool"):
         return None
     try:
         return operator.index(value)

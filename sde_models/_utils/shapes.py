@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
+
+from sde_models._utils.arguments import shown
 
 Time = float | Tensor
 
@@ -26,7 +28,7 @@ def as_time(t: Time, like: Tensor | None = None) -> Tensor:
     """
     truth = isinstance(t, bool) or str(getattr(t, "dtype", None)) in ("bool", "torch.bool")
     if not isinstance(t, Tensor | SupportsFloat) or truth:
-        raise TypeError(f"t must be a number or a tensor, scalar or of shape (B,), got {t!r}")
+        raise TypeError(f"t must be a number or a tensor, scalar or of shape (B,), got {shown(t)}")
     if isinstance(t, Tensor):
         t = t if t.is_floating_point() else t.to(torch.get_default_dtype())
         return t if like is None else t.to(dtype=like.dtype, device=like.device)
@@ -118,13 +120,19 @@ def check_floating(x: Tensor, name: str = "x") -> None:
     """Refuse what is not a floating-point tensor."""
     if not isinstance(x, Tensor):
         raise TypeError(
-            f"{name} must be a torch.Tensor, got {type(x).__name__}; use torch.as_tensor"
+            f"{name} must be a torch.Tensor, got {type(x).__name__}; use {_tensor_in(x)}"
         )
     if not x.is_floating_point():
         raise TypeError(
             f"{name} has dtype {x.dtype}, expected a floating dtype: use {name}.float() for "
             "numbers, sm.bits_per_dim or sm.data.dequantize for images with integer levels"
         )
+
+
+def _tensor_in(given: Any) -> str:
+    """Where the tensor is in what was given, such as a result of sampling, or how to make one."""
+    names = [name for name in ("z", "x") if isinstance(getattr(given, name, None), Tensor)]
+    return f"its .{names[0]}" if names else "torch.as_tensor"
 
 
 def check_event_shape(x: Tensor, event_shape: tuple[int, ...] | None, name: str = "x") -> None:

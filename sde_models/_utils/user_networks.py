@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from inspect import getattr_static
+from collections.abc import Callable, Mapping, Sequence
+from inspect import getattr_static, signature
 from typing import Any, NoReturn
 
 import torch
@@ -12,9 +12,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.optim.swa_utils import AveragedModel
 
 from sde_models._utils.conditions import copied
 from sde_models._utils.counting import record_call
+from sde_models._utils.integers import check_integers
+
+WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
+"""What torch wraps around a network."""
+
+MISTAKES = (TypeError, ValueError, IndexError, RuntimeError)
+"""Errors of a network that was not written for the call that it gets."""
 
 DROPS = "drops entries at random"
 LEARNS = "changes with every call"
@@ -80,6 +88,34 @@ def _is_rate(value: object) -> bool:
     return isinstance(value, float) and 0 < value <= 1
 
 
+def shape_of_network(
+    network: nn.Module, given: Sequence[int] | None = None
+) -> tuple[int, ...] | None:
+    """Shape of one sample, as given or as the network says it by an attribute ``event_shape``.
+
+    Args:
+        network: The network, also within those that torch wraps around it.
+        given: Shape that the caller gave.
+
+    Returns:
+        The shape, or None if it is not known.
+
+    Raises:
+        ValueError: If the two differ, or what was given is no shape.
+    """
+    found = None if given is None else check_integers("event_shape", given)
+    while isinstance(bare := getattr(network, "_orig_mod", network), WRAPPERS):
+        network = bare.module
+    own = getattr(network, "event_shape", None)
+    if not isinstance(own, tuple) or not own or any(type(size) is not int for size in own):
+        return found
+    if found not in (None, tuple(own)):
+        raise ValueError(
+            f"event_shape {found} is not that of the network, {tuple(own)}: leave it out"
+        )
+    return tuple(own)
+
+
 class NetworkCall:
     """A network, called as ``network(t, x, **cond)``.
 
@@ -118,16 +154,29 @@ class NetworkCall:
 
         def call(given: Tensor) -> Any:
             record_call(len(given))
-            return network(t.to(dtype, copy=True), given, **copied(cond, dtype))
+            try:
+                return network(t.to(dtype, copy=True), given, **copied(cond, dtype))
+            except MISTAKES as error:
+                if not isinstance(error, torch.OutOfMemoryError):
+                    error.add_note(_how_it_is_called(network))
+                raise
 
-        try:
-            output = value_with_graph(call, x, dtype)
-        except TypeError as error:
-            error.add_note("the network is called as network(t, x, **cond), with t of shape (B,)")
-            raise
+        output = value_with_graph(call, x, dtype)
         if not isinstance(output, Tensor):
             refuse_output(output)
         return output.to(x.dtype, copy=True)
+
+
+def _how_it_is_called(network: nn.Module) -> str:
+    """For the error of a network: how it is called, and the conditions in its signature."""
+    text = "the network is called as network(t, x, **cond), with t of shape (B,)"
+    try:
+        parameters = signature(getattr(network, "_orig_mod", network).forward).parameters
+    except (TypeError, ValueError):  # of a scripted one
+        return text
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return text
+    return f"{text}, and its forward takes ({', '.join(parameters)})"
 
 
 def check_shape(output: Tensor, x: Tensor) -> Tensor:

@@ -73,7 +73,8 @@ class Command(TyperCommand):
 
 def _in_one_line(error: BaseException) -> str:
     ours = isinstance(error, OSError) and error.filename is None and error.strerror
-    return " ".join(str(ours or error).split()) or type(error).__name__
+    said = " ".join(str(ours or error).split()) or type(error).__name__
+    return "; ".join([said, *getattr(error, "__notes__", ())])
 
 
 def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -38,7 +38,9 @@ def decode(
     output = find_output(out, overwrite=running.overwrite, data=latents)
     network = read_model(model, running.device, running.torch_dtype, data_range)
     reading = o.Reading(array=array)
-    z, _ = read_data(latents, reading, first=n, names=("z", "x"), dtype=running.torch_dtype)
+    z, _ = read_data(
+        latents, reading, first=n, name="z", model=network, label=label, dtype=running.torch_dtype
+    )
     output.check_shape(shape_of(z))
     with output.opened():
         shards = decode_to_folder(

@@ -28,8 +28,8 @@ def demo(
 ) -> None:
     """Train on handwritten digits, then sample, encode, decode and score them.
 
-    Takes two to three minutes and writes a page to open, report.html, with metrics.json and
-    model.safetensors next to it.
+    Takes about three minutes on one core and writes a page to open, report.html, with
+    metrics.json and model.safetensors next to it.
     """
     from sde_models.demo import DemoSettings, own_demo, run_demo, summary
 

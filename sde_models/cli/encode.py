@@ -41,7 +41,9 @@ def encode(
 
     output = find_output(out, overwrite=running.overwrite, data=data)
     network = read_model(model, running.device, running.torch_dtype, data_range)
-    x, levels = read_data(data, reading, first=n, dtype=running.torch_dtype)
+    x, levels = read_data(
+        data, reading, first=n, model=network, label=label, dtype=running.torch_dtype
+    )
     output.check_shape(shape_of(x))
     with output.opened():
         shards = encode_to_folder(

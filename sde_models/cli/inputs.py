@@ -7,17 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from sde_models._utils.errors import nearest_names
+from sde_models._utils.shapes import check_event_shape
 from sde_models.cli.options import Reading
 from sde_models.data import DATA, TrainingData, find_data, image_folder, read_array
+from sde_models.data.arrays import array_names
 from sde_models.data.dequantization import check_data_range
 from sde_models.data.registry import FROM_FILES
 from sde_models.models.model_files import load_model
 from sde_models.models.score_model import ScoreModel
 from sde_models.shards import Shards
+
+KINDS = {"x": "data", "z": "latents"}
+"""What an array of that name holds."""
+
+LABELS = ("label", "labels")
+"""Names of an array of labels."""
 
 MODEL_FILE = "model.safetensors"
 """Name of the model in the folder of a training run."""
@@ -61,6 +70,12 @@ def read_range(text: str) -> tuple[float, float]:
 def place(model: ScoreModel, device: str, dtype: torch.dtype | None) -> ScoreModel:
     """Move a model to a device and a dtype."""
     try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device {device!r} cannot be used: give cpu, cuda, mps, or one of several, as cuda:1"
+        ) from error
+    try:
         return model.to(device, dtype)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -93,7 +108,9 @@ def read_data(
     reading: Reading,
     *,
     first: int | None = None,
-    names: tuple[str, str] = ("x", "z"),
+    name: str = "x",
+    model: ScoreModel,
+    label: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor | Dataset[Any], int | None]:
     """Data, and the number of their levels, None for floating data.
@@ -103,14 +120,24 @@ def read_data(
             shards or of folders with images, or a file of arrays.
         reading: How to read them.
         first: Number of samples to take, from the first on; all if None.
-        names: Names of an array to try if none is given.
+        name: What is expected, and the name of its array: "x" for data, "z" for latents.
+        model: What they are for; it may have an event shape.
+        label: The label of all samples, for which those of the data are not used.
         dtype: Dtype of floating data.
 
     Raises:
         FileNotFoundError: If there is nothing of that name.
-        ValueError: If it cannot be read, or holds integers without a number of levels.
+        ValueError: If it cannot be read, holds integers without a number of levels, latents where
+            data are expected, or the reverse, or samples of another shape than the model's.
     """
-    found = read_training_data(where, reading, names=names, dtype=dtype)
+    found = read_training_data(where, reading, name=name, dtype=dtype)
+    if label is not None and (found.classes is not None or _has_labels(where)):
+        typer.echo(
+            f"Note: --label {label} is the class of all samples, and the labels in {where} are not "
+            "used",
+            err=True,
+        )
+    check_event_shape(torch.empty(1, *found.event_shape), model.event_shape, where)
     samples: Any = found.train if found.test is None else found.test
     if not isinstance(samples, Tensor):
         return Subset(samples, range(len(samples))[:first]), found.levels
@@ -123,7 +150,7 @@ def read_training_data(
     where: str,
     reading: Reading,
     *,
-    names: tuple[str, str] = ("x", "z"),
+    name: str = "x",
     labels: bool = False,
     dtype: torch.dtype | None = None,
 ) -> TrainingData:
@@ -131,22 +158,29 @@ def read_training_data(
     array, levels, root = reading.array, reading.levels, reading.root
     if root is not None and where not in FROM_FILES:
         raise ValueError(f"--root is for {', '.join(FROM_FILES)}, got {where}: leave it out")
+    if root is None and where in FROM_FILES:
+        raise ValueError(f"{where} is read from files: give their folder as --root")
     if where in DATA:
         if array is not None:
             raise ValueError(
                 f"--array: the data set {where} has no arrays to choose from: leave it out"
             )
+        _check_kind(where, ["x"], name, "'encode' writes latents")
         found = find_data(where, root)
         return replace(found, levels=_levels_of(where, levels, found.levels))
     if Path(where).is_dir():
-        return _read_folder(where, array, levels, dtype)
+        return _read_folder(where, array, levels, dtype, name)
     if not Path(where).exists() and not Path(where).suffix:
         raise FileNotFoundError(
             f"no file {where}, and no data set of that name; {nearest_names(where, DATA)}"
         )
     x = _without_loss(
-        read_array(where, names) if array is None else _read_named("--array", where, (array,))
+        read_array(where, (name, *KINDS))
+        if array is None
+        else _read_named("--array", where, (array,))
     )
+    if array is None:
+        _check_kind(where, array_names(where), name)
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(
             f"{where} holds an array of shape {tuple(x.shape)}, expected (B, *event) with sizes of "
@@ -176,13 +210,27 @@ def _read_named(option: str, where: str, names: tuple[str, ...]) -> Tensor:
 
 
 def _read_labels(where: str, count: int) -> Tensor:
-    label = _read_named("--labels", where, ("label", "labels"))
+    label = _read_named("--labels", where, LABELS)
     if label.shape != (count,) or label.is_floating_point() or int(label.long().min()) < 0:
         raise ValueError(
             f"--labels: {where} should hold, next to its {count} samples, an array 'label' of as "
             f"many integers from 0; got {label.dtype} of shape {tuple(label.shape)}"
         )
     return label.long()
+
+
+def _has_labels(where: str) -> bool:
+    return Path(where).is_file() and not {*array_names(where)}.isdisjoint(LABELS)
+
+
+def _check_kind(where: str, there: list[str], name: str, hint: str | None = None) -> None:
+    """Refuse latents where data are expected, and the reverse."""
+    for other in KINDS:
+        if other in there and name not in there:
+            raise ValueError(
+                f"{where} holds {KINDS[other]}, and {KINDS[name]} are expected: "
+                f"{hint or f'give --array {other} if that is meant'}"
+            )
 
 
 def _without_loss(x: Tensor) -> Tensor:
@@ -193,11 +241,14 @@ def _without_loss(x: Tensor) -> Tensor:
 
 
 def _read_folder(
-    where: str, array: str | None, levels: int | None, dtype: torch.dtype | None
+    where: str, array: str | None, levels: int | None, dtype: torch.dtype | None, name: str
 ) -> TrainingData:
     """Shards if there are any, else images, and their levels."""
     try:
-        return TrainingData(Shards(where, name=array, dtype=dtype), levels=levels)
+        shards = Shards(where, name=array, dtype=dtype)
+        if array is None:
+            _check_kind(where, [shards.name], name)
+        return TrainingData(shards, levels=levels)
     except FileNotFoundError as no_shards:
         if array is not None:
             raise ValueError(

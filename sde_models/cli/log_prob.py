@@ -62,7 +62,9 @@ def log_prob(
 
     output = find_output(out, (".npz", ".json", ""), overwrite=running.overwrite, data=data)
     network = read_model(model, running.device, running.torch_dtype, data_range)
-    x, levels = read_data(data, reading, first=n, dtype=running.torch_dtype)
+    x, levels = read_data(
+        data, reading, first=n, model=network, label=label, dtype=running.torch_dtype
+    )
     with output.opened():
         found = evaluate(
             network, x, output.shards, levels=levels, chunk=chunk, seed=seed, solver=solver,

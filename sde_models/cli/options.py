@@ -37,7 +37,8 @@ Out = Annotated[
     ),
 ]  # fmt: skip
 ArrayName = Annotated[
-    str | None, typer.Option("--array", help="Name of the array in DATA, if it is not x or z.")
+    str | None,
+    typer.Option("--array", help="Name of the array in DATA, if it is not x (latents: z)."),
 ]
 First = Annotated[
     int | None, typer.Option("--n", "-n", min=1, help="Take the first N samples only.")

@@ -67,6 +67,14 @@ def read_array(
     )
 
 
+def array_names(path: str | os.PathLike[str]) -> list[str]:
+    """Names of the arrays in a file that can be read; none for an ``.npy``."""
+    if Path(path).suffix != ".npz":
+        return []
+    with np.load(path) as archive:
+        return list(archive)
+
+
 def _as_tensor(array: np.ndarray) -> Tensor:
     """The same memory, or a copy in the byte order of this machine if it has another."""
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))

@@ -43,7 +43,7 @@ h1 { line-height: 1.2; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 figure { margin: 1.5rem 0; }
 figure svg { width: 100%; height: auto; }
-figcaption, caption { font-size: 0.9rem; text-align: left; padding: 0.3rem 0; }
+figcaption { font-size: 0.9rem; padding: 0.3rem 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.8rem 0.25rem 0; text-align: right; white-space: nowrap; }
@@ -157,8 +157,9 @@ class Page:
             "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows
         )
         self._parts.append(
-            f'<div class="wide"><table><caption>{escape(caption)}</caption>\n'
-            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
+            # Outside of what scrolls: the caption of a table is as wide as that.
+            f'<figure><figcaption>{escape(caption)}</figcaption><div class="wide"><table>\n'
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div></figure>"
         )
 
     def figure(self, axes: Axes, caption: str) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from os import PathLike
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +133,16 @@ class Model(nn.Module, ABC):
         """
         return BoundModel(self, cond)
 
+    def forward(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise TypeError: a model gives several functions of (t, x), each by its name."""
+        raise TypeError("a model is not called itself: use its score, eps, x0 or v, as score(t, x)")
+
     def _checked(self, t: Time, x: Tensor) -> Tensor:
+        if isinstance(t, Tensor) and t.ndim > 1:
+            raise ValueError(
+                f"arguments come as (t, x), with t a number, a scalar or of shape (B,); got shape "
+                f"{tuple(t.shape)} for t"
+            )
         check_floating(x)
         check_event_shape(x, self.event_shape)
         t = as_time(t, x)
@@ -261,11 +271,14 @@ def check_model(model: Any) -> None:
     if isinstance(getattr(model, "_orig_mod", model), Model):  # torch.compile wraps
         return
     hint = "sm.ScoreModel(network, sde) makes one of a network"
-    if hasattr(model, "score_model"):
+    if isinstance(model, str | PathLike):
+        hint = "sm.load_model(path) reads one from a file"
+    elif hasattr(model, "score_model"):
         hint = "use mixture.score_model(sde)"
     elif isinstance(getattr(model, "model", None), Model):
         hint = "it is made of one: give its .model"
-    raise TypeError(f"expected a model, got {type(model).__name__}: {hint}")
+    given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+    raise TypeError(f"expected a model, got {given}: {hint}")
 
 
 def find_event_shape(model: Model, event_shape: Any) -> tuple[int, ...]:

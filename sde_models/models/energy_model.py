@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sde_models._utils.conditions import leave_inference_mode
 from sde_models._utils.counting import record_vjps
 from sde_models._utils.shapes import Time, leaf_copy, per_sample
-from sde_models._utils.user_networks import NetworkCall
+from sde_models._utils.user_networks import NetworkCall, shape_of_network
 from sde_models.models.base import Model, check_network
 from sde_models.sdes.base import SDE
 
@@ -26,7 +26,7 @@ class EnergyModel(Model):
         network: Called as ``network(t, x, **cond)`` with ``t`` of shape ``(B,)``; returns one
             energy for each sample, shape ``(B,)`` or ``(B, 1)``.
         sde: Forward SDE with a Gaussian kernel.
-        event_shape: Shape of one sample; if given, any other shape raises ValueError.
+        event_shape: Shape of one sample, as for :class:`~sde_models.ScoreModel`.
 
     Reference:
         Song and Ermon 2019, section 2, arXiv:1907.05600; Salimans and Ho 2021, Should EBMs
@@ -43,9 +43,10 @@ class EnergyModel(Model):
     def __init__(
         self, network: nn.Module, sde: SDE, *, event_shape: tuple[int, ...] | None = None
     ) -> None:
-        super().__init__(sde, event_shape)
+        network = check_network(network)
+        super().__init__(sde, shape_of_network(network, event_shape))
         self._gaussian()
-        self.network = check_network(network)
+        self.network = network
 
     def energy(self, t: Time, x: Tensor, **cond: Any) -> Tensor:
         """Energy of each sample, shape ``(B,)``, defined up to a function of time."""

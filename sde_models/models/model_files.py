@@ -136,7 +136,9 @@ def describe_model(model: ScoreModel) -> dict[str, Any]:
     if type(model) is not ScoreModel:
         made_of_one = isinstance(getattr(model, "model", None), ScoreModel)
         hint = ": save its .model, and make it again after loading" if made_of_one else ""
-        raise TypeError(f"save_model writes a ScoreModel, got {type(model).__name__}{hint}")
+        raise TypeError(
+            f"save_model(path, model) writes a ScoreModel, got {type(model).__name__}{hint}"
+        )
     edm = isinstance(model.prediction, EDM)
     names = {cls: name for name, cls in PREDICTIONS.items()}
     return {
@@ -233,6 +235,8 @@ def _check_same(settings: dict[str, Any], model: ScoreModel) -> None:
     names = settings.keys() | (set() if settings["format"] == 1 else made.keys())
     for name in sorted(names - {"format"}):
         given, has = settings.get(name, "not given"), made.get(name, "not known")
+        if given is None and name == "event_shape":  # an older file, and the network knows it
+            continue
         if given != has:
             raise ValueError(f"{name} is {given!r} in the settings and {has!r} in the model")
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sde_models._utils.shapes import Time, per_sample
-from sde_models._utils.user_networks import NetworkCall, check_shape
+from sde_models._utils.user_networks import NetworkCall, check_shape, shape_of_network
 from sde_models.models.base import Model, check_network
 from sde_models.models.nodes import ModelNodes, NetworkNodes
 from sde_models.models.predictions import Prediction, find_prediction
@@ -31,13 +31,15 @@ class ScoreModel(Model):
             "score", or "velocity", that of the probability flow, which flow matching learns.
         preconditioning: "edm" scales input, output and time as in Karras et al. 2022. The
             output then is the residual of x0, and ``prediction`` is left out.
-        event_shape: Shape of one sample; if given, any other shape raises ValueError.
+        event_shape: Shape of one sample; any other raises ValueError. That of the network's own
+            attribute ``event_shape`` if None; without both any shape is taken.
         data_range: Lowest and highest number of the training data, saved with the model: black and
             white in pictures, and the range of the levels of :func:`~sde_models.bits_per_dim`.
             These use -1 and 1 if it is None, for not known.
 
     Raises:
-        ValueError: For unknown names, a combination without a meaning, or an empty range.
+        ValueError: For unknown names, a combination without a meaning, an empty range, or an event
+            shape that is not the network's.
 
     Example:
         >>> network = sm.nn.ResidualNetwork((2,), width=16, depth=1)
@@ -56,8 +58,9 @@ class ScoreModel(Model):
         event_shape: tuple[int, ...] | None = None,
         data_range: tuple[float, float] | None = None,
     ) -> None:
-        super().__init__(sde, event_shape)
-        self.network = check_network(network)
+        network = check_network(network)
+        super().__init__(sde, shape_of_network(network, event_shape))
+        self.network = network
         self.data_range = data_range
         data_std = getattr(sde, "data_std", 1.0)
         self.prediction: Prediction = find_prediction(prediction, preconditioning, data_std)

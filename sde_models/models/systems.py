@@ -28,7 +28,7 @@ from sde_models._utils.conditions import Conditions, as_conditions, by_name, fin
 from sde_models._utils.integers import check_integers
 from sde_models._utils.shapes import Time, as_time
 from sde_models.models.base import BoundModel, Model, check_model
-from sde_models.sdes.base import SDE
+from sde_models.sdes.base import SDE, rounding_of
 from sde_models.sdes.system import AtNode, AtNodes, System, as_coefficients
 
 
@@ -167,7 +167,8 @@ class ReverseSDE(_ModelSystem):
     r"""The reverse-time SDE, as a torchsde system with the clock :math:`s = -t`.
 
     torchsde takes a flat state and increasing times, so :meth:`f` and :meth:`g` take
-    ``y`` of shape ``(B, D)`` and s in ``[-t_max, -t_min]``; s = -t is exact in floating point.
+    ``y`` of shape ``(B, D)`` and s in ``[-t_max, -t_min]``, and raise ValueError for any other;
+    s = -t is exact in floating point.
     :meth:`drift` and :meth:`noise_scale` are the same equation for ``(B, *event)`` in model time.
 
     Args:
@@ -236,12 +237,28 @@ class ReverseSDE(_ModelSystem):
 
     def f(self, s: Time, y: Tensor) -> Tensor:
         """Drift dy/ds for torchsde, shape ``(B, D)``."""
+        self._check_clock(s)
         return -self.drift(-s, self._shaped(y)).reshape(y.shape)
 
     def g(self, s: Time, y: Tensor) -> Tensor:
         """Diffusion for torchsde, shape ``(B, D)``."""
+        self._check_clock(s)
         x = self._shaped(y)
         return self.noise_scale(-s, x).expand_as(x).reshape(y.shape)
+
+    def _check_clock(self, s: Time) -> None:
+        """Refuse a time on another clock; one that is past an end by rounding is clamped later."""
+        if torch.compiler.is_compiling():
+            return
+        low, high = -self.t_max, -self.t_min
+        rounding = rounding_of(self.t_max, high - low)
+        given = torch.as_tensor(s)
+        if not bool(((given >= low - rounding) & (given <= high + rounding)).all()):
+            raise ValueError(
+                f"s = {float(given.max()):g} is outside of [-t_max, -t_min] = [{low:g}, {high:g}], "
+                "where the clock s = -t of ReverseSDE runs: integrate over its .span(), or over "
+                "times within that"
+            )
 
     def _shaped(self, y: Tensor) -> Tensor:
         if y.ndim != 2 or y.shape[1] != self.size:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sde_models._utils.arguments import as_number
+from sde_models._utils.arguments import NamesArguments, as_number
 from sde_models._utils.integers import check_integer, check_integers
 
 
@@ -58,7 +58,7 @@ class FourierFeatures(nn.Module):
         return (waves / self.frequencies.sqrt()[:, None]).flatten(1)
 
 
-class TimeConditionedNetwork(nn.Module):
+class TimeConditionedNetwork(NamesArguments, nn.Module):
     """Base class of networks with one embedding of the time and the label.
 
     Arguments are those of its subclasses, and ``embedding``, its size in units of the width.

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from sde_models._utils.arguments import check_not_negative
+from sde_models._utils.arguments import NamesArguments, check_not_negative
 from sde_models._utils.errors import find_by_name
 from sde_models._utils.integers import check_integer, check_integers
 from sde_models.nn.time_conditioning import as_labels
 from sde_models.nn.unet_layouts import LAYOUTS, make_unet
 
 
-class UNet(nn.Module):
+class UNet(NamesArguments, nn.Module):
     r"""A U-Net ``network(t, x, label=...)`` for images, DDPM++ or NCSN++.
 
     Made for a :class:`~sde_models.ScoreModel` with any prediction or preconditioning, of the
@@ -106,6 +106,11 @@ class UNet(nn.Module):
             embeddings=None if classes is None else classes + 1,
             dropout=self.dropout,
         )
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.image_shape
 
     def forward(self, t: Tensor, x: Tensor, *, label: Tensor | int | None = None) -> Tensor:
         """Output in the shape of ``x``; arguments and errors as for :class:`ResidualNetwork`."""

@@ -10,7 +10,7 @@ from typing import Any, Unpack, cast
 import torch
 from torch import Tensor
 
-from sde_models._utils.arguments import check_switch
+from sde_models._utils.arguments import check_switch, shown
 from sde_models._utils.conditions import as_conditions, copied
 from sde_models._utils.counting import count_evaluations
 from sde_models._utils.errors import NonFiniteError, nearest_names
@@ -228,10 +228,10 @@ def _denoised(model: Model, solution: Solution, cond: Mapping[str, Any] | None) 
 
 
 def _check_shape(model: Model, shape: Sequence[int]) -> tuple[int, ...]:
-    given = check_integers("shape", shape if isinstance(shape, Sequence) else (shape,))
+    given = check_integers("shape", shape) if isinstance(shape, Sequence) else ()
     if len(given) < 2:
         raise ValueError(
-            f"shape must be (n, *event), got {shape!r}; for ten points in the plane (10, 2)"
+            f"shape must be (n, *event), got {shown(shape)}; for ten points in the plane (10, 2)"
         )
     if model.event_shape is not None and given[1:] != model.event_shape:
         raise ValueError(

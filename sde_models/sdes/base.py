@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_models._utils.arguments import as_number
+from sde_models._utils.arguments import NamesArguments, as_number
 from sde_models._utils.conditions import copied
 from sde_models._utils.shapes import Time, may_look_at
 from sde_models.sdes.priors import IsotropicGaussian
 from sde_models.sdes.system import System
 
 
-class SDE(System):
+class SDE(NamesArguments, System):
     r"""Base class of forward SDEs with any drift and diffusion, no kernel needed.
 
     A subclass defines :meth:`f` and :meth:`g`. The object is a torchsde system: with a flat state

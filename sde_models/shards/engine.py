@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sde_models._utils.arguments import check_switch
+from sde_models._utils.arguments import check_positive, check_switch
 from sde_models._utils.conditions import Conditions
 from sde_models._utils.counting import EvaluationCounter, count_evaluations
 from sde_models._utils.integers import check_integer
@@ -23,6 +23,7 @@ from sde_models.shards.parts import FittingParts
 from sde_models.shards.processes import Processes
 from sde_models.shards.reader import Shards
 from sde_models.shards.source import Part
+from sde_models.solvers import make_solver
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -96,6 +97,10 @@ class Engine:
         self.processes = Processes(accelerator)
         self.model: Model = self.processes.place(model)
         check_model(self.model)
+        if arguments.get("solver") is not None:
+            make_solver(arguments["solver"])
+        if arguments.get("tol") is not None:
+            check_positive("tol", arguments["tol"], "be a positive number of nats")
 
     def run(
         self,

@@ -7,12 +7,14 @@ another device, and it differs where the content differs, in a single bit of a t
 from __future__ import annotations
 
 import random
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Set
 from enum import Enum
 from functools import cached_property
 from hashlib import sha256
 from inspect import getattr_static
+from itertools import takewhile
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -34,6 +36,9 @@ LONGEST = 200
 
 ITEMS = 64
 """Items of a dataset that are compared at most."""
+
+MOST_DIFFERENCES, LONGEST_DIFFERENCE = 5, 100
+"""Settings that an error lists at most, and their characters, if their names are short."""
 
 OPAQUE = (
     torch.Generator, random.Random,
@@ -139,17 +144,34 @@ def describe_levels(levels: int | None, model: Model) -> dict[str, str | int | N
 
 
 def list_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """List the settings that differ, with both values.
+    """List the settings that differ, with both values: the first few, each in half a line.
 
     Example:
         >>> list_differences({"a": 1, "b": 2}, {"a": 1, "b": 3})
         ['b: 2 there, 3 now']
     """
-    return [
-        f"{name}: {there.get(name, 'not given')} there, {now.get(name, 'not given')} now"
-        for name in sorted({*there, *now})
-        if name not in there or name not in now or there[name] != now[name]
-    ]
+    lines: list[tuple[bool, str]] = []
+    for name in sorted({*there, *now}):
+        if name in there and name in now and there[name] == now[name]:
+            continue
+        full = [str(run.get(name, "not given")) for run in (there, now)]
+        short = [re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", value) for value in full]
+        same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(*short, strict=False))))
+        room = max(24, (LONGEST_DIFFERENCE - len(f"{name}:  there,  now")) // 2)
+        shown = [_cut(value, room, same) for value in short]
+        lines.append((shown != full, f"{name}: {shown[0]} there, {shown[1]} now"))
+    lines.sort(key=lambda line: line[0])  # those that can be read in full come first
+    more = len(lines) - MOST_DIFFERENCES
+    return [text for _, text in lines[:MOST_DIFFERENCES]] + [f"and {more} more"] * (more > 0)
+
+
+def _cut(value: str, room: int, same: int) -> str:
+    """A long value as its start and the word at which it differs, after ``same`` characters."""
+    if len(value) <= room:
+        return value
+    head = room - 12
+    start = max(head, value.rfind(" ", 0, same) + 1, same - 4)
+    return f"{value[:head]}...{value[start : start + 9]}"
 
 
 class _Description:

@@ -91,8 +91,9 @@ class Folder:
         differing = list_differences(found, json.loads(self.content))
         if differing:
             raise ValueError(
-                f"{self.path} holds results of other settings ({'; '.join(differing)}): choose "
-                "another folder, or delete this one, or go back to the settings there"
+                f"{self.path} holds results of other settings ({'; '.join(differing)}): go "
+                "back to the settings there, or choose another folder, or overwrite=True "
+                "(--overwrite) to replace the results there"
             )
 
     def begin(self, *, overwrite: bool) -> None:

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from sde_models._utils.user_networks import WRAPPERS
 from sde_models.models.base import Model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class Processes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, cast
 import torch
 from torch import Tensor
 
-from sde_models._utils.arguments import as_number, check_positive
+from sde_models._utils.arguments import as_number, check_positive, shown
 from sde_models._utils.randomness import Source, as_source
 from sde_models.sdes.base import rounding_of
 from sde_models.sdes.grids import Grid, check_monotone
@@ -53,8 +53,17 @@ RENAMED = {
     "accumulate": "gradient_accumulation_steps",
     "workers": "num_workers",
     "ema": "ema_decay",
+    "lr": "learning_rate",
+    "epochs": "steps",
 }
-"""Arguments of earlier versions that have another name."""
+"""Arguments that have another name, those of earlier versions and usual ones of other libraries."""
+
+ELSEWHERE = {
+    "seed": "give generator=torch.Generator().manual_seed(seed)",
+    "device": "move the model, as in model.to(device), and the tensors",
+    "cond": 'conditions go with the data, as items or batches (x0, {"label": label})',
+}
+"""Arguments that some functions do not take, and what to do there."""
 
 Options = TypeVar("Options", bound=Mapping[str, Any])
 
@@ -88,6 +97,8 @@ def _refuse_option(function: Callable[..., Any], name: str, known: type) -> NoRe
         why = "use seed=, an integer" if "seed" in names else "it draws no random numbers"
         raise TypeError(f"{called} takes no generator=: {why}")
     renamed = [new for old, new in RENAMED.items() if old == name and new in names]
+    if name in ELSEWHERE and not (name == "seed" and "generator" not in names):
+        raise TypeError(f"{called} got an unexpected argument {name}=: {ELSEWHERE[name]}")
     near = renamed or get_close_matches(name, names, n=1, cutoff=0.7)
     guess = f"did you mean {near[0]}=?" if near else f"{called} takes {', '.join(names)}"
     cond = f"; a condition of the network is given as cond={{{name!r}: ...}}"
@@ -101,7 +112,7 @@ def check_span(system: System, t_span: tuple[float, float], method: Solver) -> t
     try:
         t0, t1 = (as_number("t", t) for t in t_span)
     except (TypeError, ValueError):
-        raise ValueError(f"t_span must be two times (first, last), got {t_span!r}") from None
+        raise ValueError(f"t_span must be two times (first, last), got {shown(t_span)}") from None
     if t0 == t1:
         raise ValueError(f"t_span starts and ends at t={t0:g}: there is nothing to integrate")
     low, high = system.t_min, system.t_max
@@ -224,7 +235,8 @@ def save_times(path: bool | Tensor | Sequence[float], span: tuple[float, float])
     inside = bool(((times >= low) & (times <= high)).all())
     if times.ndim != 1 or len(times) == 0 or not inside:
         raise ValueError(
-            f"path must be True, False, or times within ({span[0]:g}, {span[1]:g}), got {path!r}"
+            f"path must be True, False, or times within ({span[0]:g}, {span[1]:g}), "
+            f"got {shown(path)}"
         )
     if len(times) > 1:
         start, end = float(times[0]), float(times[-1])

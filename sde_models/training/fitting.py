@@ -25,6 +25,7 @@ from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import check_generator, entropy_from
 from sde_models._utils.tensor_files import DamagedError
 from sde_models.losses import denoising_score_matching
+from sde_models.models.base import check_model
 from sde_models.solvers.options import NoOptions, check_options
 from sde_models.training.checkpoints import Checkpoint, CheckpointFolder
 from sde_models.training.group import Group
@@ -93,11 +94,11 @@ def fit(
 
     Args:
         model: What is trained, in place: it ends with the raw weights.
-        data: All data, shape ``(N, *event)``, or a map-style dataset with items ``x0`` or
-            ``(x0, cond)``, sampled with replacement; or a function ``(batch_size, generator)``
-            that draws a batch ``x0``, or ``x0`` and a dictionary of conditions, and is called with
-            the same arguments in every process. Conditions have a row for each sample, or are
-            shared, as for :func:`~sde_models.solve`.
+        data: All data, shape ``(N, *event)``, or a map-style dataset with items ``x0``,
+            ``(x0,)`` or ``(x0, cond)``, sampled with replacement; or a function
+            ``(batch_size, generator)`` that draws a batch ``x0``, or ``x0`` and a dictionary of
+            conditions, and is called with the same arguments in every process. Conditions have a
+            row for each sample, or are shared, as for :func:`~sde_models.solve`.
         steps: Number of steps. Then the result depends on the seed alone.
         seconds: Time to train for, in place of ``steps``.
         batch_size: Samples in each step, over all processes.
@@ -149,6 +150,7 @@ def fit(
         torch.Size([5])
     """
     check_options(fit, unknown, NoOptions)
+    check_model(model)
     check_loss(loss)
     for name, value in {"resume": resume, "overwrite": overwrite, "progress": progress}.items():
         check_switch(name, value)

@@ -81,7 +81,8 @@ def check_same_run(there: dict[str, Any], now: dict[str, Any], folder: Any) -> N
     if differing:
         raise ValueError(
             f"{folder} holds a run of another configuration ({'; '.join(differing)}): give the "
-            "settings from there to resume it, or choose another folder for a new run"
+            "settings from there to resume it, or choose another folder for a new run, or "
+            "overwrite=True (--overwrite) to replace the run there"
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -153,11 +154,13 @@ def _collate(
 
 def _split(given: Any, name: str) -> tuple[Tensor, Mapping[str, Any]]:
     """Data and their conditions; refuse what is neither ``x0`` nor ``(x0, cond)``."""
+    if isinstance(given, tuple) and len(given) == 1:  # as of TensorDataset(x)
+        given = given[0]
     x0, cond = given if isinstance(given, tuple | list) and len(given) == 2 else (given, {})
     if not isinstance(x0, Tensor) or not isinstance(cond, Mapping | None):
         raise TypeError(
             f"{name} is {_kind(given)}; expected x0, or (x0, cond) with cond a dictionary of "
-            'conditions such as {"label": 3}'
+            'conditions by name such as {"label": 3}'
         )
     return x0, cond or {}
 
@@ -178,15 +181,17 @@ def make_source(data: Any, order: Order, model: Model, workers: int = 0) -> Sour
     if isinstance(data, Tensor):
         check_data(data, model, "data")
         return partial(read_tensor, data, order)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+    listed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if listed and not isinstance(data, tuple | np.ndarray):
         if len(data) == 0:
             raise ValueError("the dataset is empty: at least one item is needed")
         return partial(load_items, data, order, model, workers)
     if callable(data):
         return partial(call_function, data, order, model)
     raise TypeError(
-        f"data is {_kind(data)}; expected a tensor (N, *event), a dataset with __len__ and "
-        "__getitem__, or a function draw(batch_size, generator)"
+        f"data is {_kind(data)}; expected a tensor (N, *event), as torch.as_tensor makes it of an "
+        "array; a dataset with __len__ and __getitem__, such as a list of items "
+        '(x0, {"label": y}); or a function draw(batch_size, generator)'
     )
 
 

@@ -69,6 +69,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     x = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
     np.savez(folder / "x.npz", x=x)
+    np.savez(folder / "z.npz", z=x)
     np.savez(folder / "images.npz", x=np.tile(x, 8).reshape(4, 1, 4, 4))
     return folder
 
@@ -80,7 +81,7 @@ def commands(inputs: Path) -> dict[str, tuple[object, ...]]:
     return {
         "sample": ("sample", model, *QUICK),
         "encode": ("encode", model, data, *steps),
-        "decode": ("decode", model, data, *steps),
+        "decode": ("decode", model, inputs / "z.npz", *steps),
         "log-prob": ("log-prob", model, data, *steps, "--intervals", 12),
         "train": ("train", inputs / "images.npz", *TRAIN, "--samples-every", 2),
         "demo": ("demo", "--quick"),

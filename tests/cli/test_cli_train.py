@@ -233,7 +233,7 @@ def test_other_data(points: Path, tmp_path: Path) -> None:
     [
         ("digit", "no data set of that name; did you mean 'digits'"),
         ("nowhere.npz", "no file nowhere.npz"),
-        ("mnist", "mnist is read from files: root must be their folder"),
+        ("mnist", "mnist is read from files: give their folder as --root"),
         ("digits --root /tmp", "--root is for mnist, fashion-mnist, cifar10, got digits"),
         ("digits --levels 8", "from 0 to 7 for levels=8"),
         ("two-moons --labels", "no labels to train with"),

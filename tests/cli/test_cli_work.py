@@ -47,7 +47,7 @@ def save(path: Path, event_shape: tuple[int, ...]) -> Path:
     torch.manual_seed(0)
     network = sm.nn.ResidualNetwork(event_shape, width=16, depth=1)
     sde = sm.VPSDE(t_min=1e-3)
-    sm.save_model(path, sm.ScoreModel(network, sde, preconditioning="edm", event_shape=event_shape))
+    sm.save_model(path, sm.ScoreModel(network, sde, preconditioning="edm"))
     return path
 
 
@@ -294,6 +294,9 @@ def test_log_prob_in_nats(model: Path, points: Path, tmp_path: Path) -> None:
 
 def test_mistakes_are_reported_in_one_line(model: Path, points: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "x.npz")
+    assert "mnist is read from files: give their folder as --root" in fail(
+        "log-prob", model, "mnist", *out
+    )
     assert "no file nowhere" in fail("sample", "nowhere", *out)
     assert "did you mean 'dpmpp-2m'" in fail("sample", model, "--solver", "dpm-2m", *out)
     assert "cannot use steps=; it chooses" in fail("sample", model, "--steps", 4, *out)
@@ -310,7 +313,9 @@ def test_mistakes_are_reported_in_one_line(model: Path, points: Path, tmp_path: 
     )
     assert "holds no images" in fail("decode", model, tmp_path, *out)
     assert "unknown divergence" in fail("log-prob", model, points, "--divergence", "hutc", *out)
-    assert "device 'abacus' cannot be used" in fail("sample", model, "--device", "abacus", *out)
+    assert "device 'abacus' cannot be used: give cpu, cuda, mps, or" in fail(
+        "sample", model, "--device", "abacus", *out
+    )
     assert "--shape must be such as 1,8,8: got 'two'" in fail(
         "sample", model, "--shape", "two", *out
     )
@@ -328,6 +333,21 @@ def test_mistakes_are_reported_in_one_line(model: Path, points: Path, tmp_path: 
     )
     assert "choose another folder" in fail("sample", model, "--out", tmp_path)
     assert (tmp_path / "x.npz").read_text() == "mine"
+
+
+def test_mistakes_are_found_before_a_progress_bar_is_shown(
+    model: Path, points: Path, tmp_path: Path
+) -> None:
+    out = ("--out", tmp_path / "out.npz")
+    for words in (
+        ("sample", model, "--solver", "dpm-2m"), ("encode", model, points, "--solver", "no"),
+        ("decode", model, points, "--array", "x", "--solver", "no"), ("encode", model, "digits"),
+        ("log-prob", model, points, "--tol", 0), ("log-prob", model, points, "--solver", "no"),
+        ("log-prob", model, "digits"),
+    ):  # fmt: skip
+        said = invoke(*words, *out).stderr
+        assert said.startswith("Error: ")
+        assert said.count("\n") == 1
 
 
 def test_a_picture_of_what_cannot_be_drawn(tmp_path: Path) -> None:
@@ -404,6 +424,38 @@ def test_an_array_is_taken_by_its_name(model: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     densities = sm.Shards(drawn.path, name="log_prob")
     assert torch.equal(torch.stack(list(densities)), drawn.read(0)["log_prob"])
+
+
+def test_latents_are_not_taken_for_data_nor_data_for_latents(
+    model: Path, points: Path, tmp_path: Path
+) -> None:
+    quick, out = ("--solver", "ddim", "--steps", 3), tmp_path / "out.npz"
+    for place in (tmp_path / "z.npz", tmp_path / "z"):
+        run("encode", model, points, *quick, "--out", place)
+        for command in (("encode", model), ("log-prob", model), ("train",)):
+            said = fail(*command, place, "--out", out.with_suffix(""))
+            assert f"{place} holds latents, and data are expected: give --array z" in said
+        run("encode", model, place, "--array", "z", *quick, "--out", out, "--overwrite")
+    run("sample", model, "--n", 3, *quick, "--out", tmp_path / "x")
+    for place in (points, tmp_path / "x"):
+        said = fail("decode", model, place, "--out", tmp_path / "no.npz")
+        assert f"{place} holds data, and latents are expected: give --array x" in said
+    said = fail("decode", model, "two-moons", "--out", tmp_path / "no.npz")
+    assert "two-moons holds data, and latents are expected: 'encode' writes latents" in said
+    assert not (tmp_path / "no.npz").exists()
+
+
+def test_labels_of_the_data_that_are_not_used_are_said(tmp_path: Path) -> None:
+    network = sm.nn.ResidualNetwork((2,), width=8, depth=1, classes=3)
+    model, x = tmp_path / "model.safetensors", np.zeros((4, 2), np.float32)
+    sm.save_model(model, sm.ScoreModel(network, sm.VPSDE()))
+    np.savez(tmp_path / "labelled.npz", x=x, label=np.arange(4) % 3)
+    np.savez(tmp_path / "plain.npz", x=x)
+    for name, note in (("labelled", True), ("plain", False)):
+        out = ("--label", 0, "--solver", "ddim", "--steps", 2, "--out", tmp_path / f"{name}-z.npz")
+        result = invoke("encode", model, tmp_path / f"{name}.npz", *out)
+        assert result.exit_code == 0
+        assert ("--label 0 is the class of all samples, and the labels" in result.stderr) is note
 
 
 def _two(folder: Path) -> Path:

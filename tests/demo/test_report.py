@@ -73,6 +73,13 @@ def test_page_is_well_formed_and_says_what_it_was_given(page: Page) -> None:
     assert labels == ["Heights", "Digits"]
 
 
+def test_only_the_cells_of_a_table_scroll(page: Page) -> None:
+    """On a narrow screen a table is wider than the page, and so is a caption inside it."""
+    [scrolled] = re.findall(r'<div class="wide">(.*?)</div>', page.html(), flags=re.DOTALL)
+    assert "".join(read(scrolled).words).split() == ["namevalue", "a<b1", "c2"]
+    assert "<figcaption>A caption.</figcaption>" in page.html()
+
+
 def test_nothing_is_fetched_or_run(page: Page) -> None:
     html = page.html()
     assert not re.search(r"<script|<link|<iframe|@import|\bon\w+=", html)

@@ -177,6 +177,11 @@ def test_files_of_the_first_format_load_with_a_warning(tmp_path: Path) -> None:
         sm.load_model(path)
 
 
+def test_files_without_the_shape_that_the_network_knows_load(tmp_path: Path) -> None:
+    loaded = sm.load_model(forge(tmp_path / "model", settings_of(made(), event_shape=None)))
+    assert loaded.event_shape == made().event_shape
+
+
 # Forged settings, with a checksum that fits.
 
 

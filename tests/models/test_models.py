@@ -13,10 +13,12 @@ import pytest
 import torch
 from support.closed_forms import F64, Reference, every_sde, some_times
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from sde_models.models.base import Model
 from sde_models.models.energy_model import EnergyModel
 from sde_models.models.score_model import ScoreModel
+from sde_models.nn import MixingNetwork, ResidualNetwork, UNet
 from sde_models.sdes import VPSDE
 from sde_models.sdes.base import SDE
 from sde_models.sdes.gaussian import GaussianSDE
@@ -237,3 +239,47 @@ def test_dtype_and_device_are_those_of_the_network() -> None:
     assert ScoreModel(nn.Linear(1, 1, dtype=F64), VPSDE()).dtype == F64
     assert ScoreModel(Recorder(), VPSDE()).dtype == torch.get_default_dtype()
     assert ScoreModel(nn.Linear(1, 1), VPSDE()).device == torch.device("cpu")
+
+
+class Shaped(Recorder):
+    """A network that says which shape it takes."""
+
+    event_shape: Any = (2,)
+
+
+WRAPPED: list[Callable[[nn.Module], nn.Module]] = [
+    lambda network: network,
+    torch.compile,
+    nn.DataParallel,
+    AveragedModel,
+    lambda network: torch.compile(nn.DataParallel(network)),
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPPED)
+@pytest.mark.parametrize("kind", [ScoreModel, EnergyModel])
+def test_the_event_shape_is_that_of_the_network(
+    kind: Any, wrap: Callable[[nn.Module], Any]
+) -> None:
+    assert kind(wrap(Shaped()), VPSDE()).event_shape == (2,)
+    assert kind(wrap(Recorder()), VPSDE()).event_shape is None
+    assert kind(wrap(Shaped()), VPSDE(), event_shape=[2]).event_shape == (2,)
+    with pytest.raises(ValueError, match=r"event_shape \(3,\) is not that of the network, \(2,\)"):
+        kind(wrap(Shaped()), VPSDE(), event_shape=(3,))
+
+
+@pytest.mark.parametrize("meaning", [(), 2, "2", ("B", 2), torch.ones(2), (True, 2)])
+def test_an_attribute_of_another_meaning_is_no_event_shape(meaning: Any) -> None:
+    network = Shaped()
+    network.event_shape = meaning
+    assert ScoreModel(network, VPSDE()).event_shape is None
+
+
+def test_the_networks_of_this_library_give_their_shape() -> None:
+    networks = (
+        ResidualNetwork((3, 2), width=8, depth=1),
+        MixingNetwork((1, 4, 4), width=8, depth=1),
+        UNet((1, 8, 8), channels=8, multipliers=(1, 2), blocks=1),
+    )
+    shapes = [ScoreModel(network, VPSDE()).event_shape for network in networks]
+    assert shapes == [(3, 2), (1, 4, 4), (1, 8, 8)]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchsde
 from support.closed_forms import (
     F64,
     Reference,
@@ -119,11 +120,28 @@ def test_times_beyond_the_span_are_its_ends(sde: GaussianSDE, dtype: torch.dtype
     for outside, end in ((-0.5, sde.t_min), (sde.t_max + 0.5, sde.t_max)):
         assert torch.isfinite(flow(outside, x)).all()
         assert torch.equal(flow(outside, x), flow(end, x))
-        assert torch.equal(rev.f(-outside, x), rev.f(-end, x))
-        assert torch.equal(rev.g(-outside, x), rev.g(-end, x))
+        assert torch.equal(rev.drift(outside, x), rev.drift(end, x))
+        assert torch.equal(rev.noise_scale(outside, x), rev.noise_scale(end, x))
     mixed = flow(torch.tensor([-0.5, 0.3, sde.t_max + 0.5], dtype=dtype), x)
     wanted = flow(torch.tensor([sde.t_min, 0.3, sde.t_max], dtype=dtype), x)
     torch.testing.assert_close(mixed, wanted)
+
+
+@every_sde
+def test_times_on_another_clock_are_refused(sde: GaussianSDE) -> None:
+    """Those beyond the span by rounding are its ends."""
+    _, model = mixture_in((4,), sde)
+    rev, x = ReverseSDE(model, (4,)), torch.randn(3, 4, dtype=F64)
+    for side, end in ((-1, -sde.t_max), (1, -sde.t_min)):
+        for call in (rev.f, rev.g):
+            assert torch.equal(call(end + side * 1e-7 * sde.t_max, x), call(end, x))
+            for wrong in (end + side * 1e-5 * sde.t_max, torch.tensor(torch.nan)):
+                with pytest.raises(
+                    ValueError, match=r"clock s = -t .* integrate over its .span\(\)"
+                ):
+                    call(wrong, x)
+    with pytest.raises(ValueError, match="is outside of"):
+        torchsde.sdeint(rev, x, torch.tensor([0.0, 0.999]), dt=0.5, method="euler")
 
 
 @every_sde

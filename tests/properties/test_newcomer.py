@@ -5,15 +5,19 @@ from __future__ import annotations
 import gc
 import pickle
 import re
+import subprocess
+import sys
 import weakref
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import sde_models as sm
 
@@ -21,6 +25,12 @@ MIXTURE = sm.GaussianMixture([[-1.0, 0.2], [0.8, -0.3]], [0.3, 0.5])
 MODEL = MIXTURE.score_model(sm.VPSDE())
 X = torch.zeros(4, 2)
 SPAN = (1.0, 0.1)
+
+
+def test_the_package_is_found_next_to_a_clone(tmp_path: Path) -> None:
+    (tmp_path / "sde_models").symlink_to(Path(__file__).parents[2])
+    code = "import sde_models; sde_models.VPSDE"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
 class Any2D(nn.Module):
@@ -72,6 +82,13 @@ def test_misspelt_options_are_named(function: str, word: str, message: str) -> N
 
 
 MISSPELT: list[tuple[Any, str]] = [
+    (lambda: sm.VPSDE(beta=20), "^VPSDE got .* 'beta'; it takes beta_min, beta_max, t_min, t_max,"),  # type: ignore[call-arg]
+    (lambda: sm.VESDE(sigma=20), "^VESDE got .* 'sigma'; it takes sigma_min, sigma_max, "),  # type: ignore[call-arg]
+    (
+        lambda: sm.nn.ResidualNetwork((2,), hidden=9),
+        "^ResidualNetwork .* takes event_shape,",
+    ),  # type: ignore[call-arg]
+    (lambda: sm.nn.UNet((1, 8, 8), width=9), "^UNet .* it takes image_shape, layout, channels"),  # type: ignore[call-arg]
     (lambda: sm.encode(model(), X, solvr="ode:rk4"), "did you mean solver="),
     (lambda: sm.sample(model(), (4, 2), gnerator=None), "did you mean generator="),
     (lambda: sm.log_prob(model(), X, cnd={}), "did you mean cond="),
@@ -89,6 +106,12 @@ MISSPELT: list[tuple[Any, str]] = [
     (lambda: sm.fit(model(), X, steps=1, accumulate=2), "mean gradient_accumulation_steps="),
     (lambda: sm.fit(model(), X, steps=1, ema=0.9), "did you mean ema_decay="),
     (lambda: sm.fit(model(), X, steps=1, learning_rte=0.1), "did you mean learning_rate="),
+    (lambda: sm.fit(model(), X, steps=1, lr=0.1), "lr=: did you mean learning_rate="),
+    (lambda: sm.fit(model(), X, epochs=1), "epochs=: did you mean steps="),
+    (lambda: sm.fit(model(), X, steps=1, device="cpu"), r"device=: move .* model.to\(device\)"),
+    (lambda: sm.fit(model(), X, steps=1, cond={}), "cond=: conditions go with the data"),
+    (lambda: sm.sample(model(), (4, 2), seed=0), "seed=: give generator="),
+    (lambda: sm.log_prob(model(), X, seed=0), "seed=: give generator="),
 ]
 
 
@@ -150,6 +173,9 @@ def test_conditions_may_have_any_name_but_that_of_time_and_state() -> None:
 NOT_MODELS: list[tuple[Any, str]] = [
     (MIXTURE, "got GaussianMixture: use mixture.score_model"),
     (Any2D(), "got Any2D: sm.ScoreModel"),
+    (Any2D, "got the class Any2D: sm.ScoreModel"),
+    ("m.safetensors", r"got str: sm.load_model\(path\)"),
+    (Path("m.safetensors"), r"got PosixPath: sm.load_model\(path\)"),
     (sm.ProbabilityFlow(MODEL), "got ProbabilityFlow: it is made of one"),
     (sm.VPSDE(), "got VPSDE: sm.ScoreModel"),
 ]
@@ -165,6 +191,7 @@ def test_what_is_no_model_is_refused(thing: Any, message: str) -> None:
         lambda: sm.bits_per_dim(thing, X),
         lambda: sm.ProbabilityFlow(thing),
         lambda: sm.ReverseSDE(thing, (2,)),
+        lambda: sm.fit(thing, X, steps=1),
     ):
         with pytest.raises(TypeError, match=message):
             call()
@@ -205,6 +232,30 @@ def test_the_order_of_the_networks_arguments_is_said() -> None:
     assert "network(t, x, **cond)" in caught.value.__notes__[0]
 
 
+@pytest.mark.parametrize("order", ["t, x", "x, t"])
+def test_a_network_that_fails_is_said_to_be_called_with_time_first(order: str) -> None:
+    """Its own error stays, and the names of its arguments are added."""
+
+    class Swapped(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, *, label: Tensor | None = None) -> Tensor:
+            return torch.cat([x, t[:, None]], 1)
+
+    class Labelled(nn.Module):
+        def forward(self, t: Tensor, x: Tensor, *, label: Tensor | None = None) -> Tensor:
+            return x
+
+    network, cond, kind = {
+        "t, x": (Labelled(), {"lable": LABELS}, TypeError), "x, t": (Swapped(), {}, IndexError)
+    }[order]  # fmt: skip
+    with pytest.raises(kind, match=r"lable|Dimension out of range") as caught:
+        sm.sample(model(network), (4, 2), cond=cond)
+    [note] = caught.value.__notes__
+    assert note == (
+        "the network is called as network(t, x, **cond), with t of shape (B,), and its forward "
+        f"takes ({order}, label)"
+    )
+
+
 @pytest.mark.parametrize("layer", [nn.Dropout(0.1), nn.BatchNorm1d(2)])
 def test_a_network_in_training_mode_is_refused(layer: nn.Module) -> None:
     network = nn.Sequential(layer)
@@ -231,7 +282,33 @@ def matched(**given: Any) -> Tensor:
     return sm.losses.denoising_score_matching(MODEL, X, **{"weighting": "simple"} | given)
 
 
+def fitted(data: Any) -> Any:
+    return sm.fit(model(), data, steps=1, progress=False)
+
+
+LABELS = torch.zeros(4, dtype=torch.long)
+
 CALLS: list[tuple[Any, type[Exception], str]] = [
+    (lambda: fitted((X, LABELS)), TypeError, r"tuple of Tensor, Tensor; .* items \(x0, {"),
+    (lambda: fitted(X.numpy()), TypeError, "a ndarray; .* as torch.as_tensor makes it"),
+    (lambda: fitted(TensorDataset(X, LABELS)), TypeError, 'by name such as {"label": 3}'),
+    (lambda: sm.decode(MODEL, sm.encode(MODEL, X)), TypeError, r"got Encoding; use its \.z"),
+    (lambda: sm.log_prob(MODEL, sm.decode(MODEL, X)), TypeError, r"got Decoding; use its \.x"),
+    (lambda: sm.save_model(model(), "m"), TypeError, r"save_model\(path, model\) writes a Score"),  # type: ignore[arg-type]
+    (lambda: sm.sample(MODEL, torch.zeros(500, 2)), ValueError, r"a Tensor of shape \(500, 2\);"),
+    (lambda: sm.encode(MODEL, X, path=torch.ones(9, 2)), ValueError, r"Tensor of shape \(9, 2\)$"),
+    (lambda: sm.encode(MODEL, X, rtol=torch.ones(9)), ValueError, r"a Tensor of shape \(9,\)$"),
+    (lambda: MODEL.score(X, 0.5), ValueError, r"arguments come as \(t, x\)"),
+    (lambda: MODEL.eps(X, torch.rand(4)), ValueError, r"arguments come as \(t, x\)"),
+    (lambda: MODEL(0.5, X), TypeError, r"not called itself: use its score, .* as score\(t, x\)"),
+    (
+        lambda: sm.ScoreModel(Any2D(), sm.VPSDE(), "noise"),
+        ValueError, "unknown prediction 'noise'; known: eps, x0, v, score",
+    ),
+    (
+        lambda: sm.ScoreModel(Any2D(), sm.VPSDE(), "esp"),
+        ValueError, r"did you mean 'eps'\? known: eps, x0, v, score",
+    ),
     (lambda: sm.sample(MODEL, 64), ValueError, r"\(n, \*event\).*got 64"),
     (lambda: sm.sample(MODEL, (3, 2), dtype=torch.int32), TypeError, "floating dtype"),
     (lambda: sm.sample(MODEL, (3, 2), "euler-maruyama", generator=0), TypeError, "manual_seed"),

@@ -186,16 +186,18 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     evaluate(tmp_path)
     other = sm.GaussianMixture([[-1.0, 0.0], [1.0, 0.6]], 0.5).score_model(sm.VPSDE())
     with pytest.raises(ValueError, match="other settings") as caught:
-        evaluate(tmp_path, X[:9], other, chunk=3, seed=2, intervals=24, tol=None, max_steps=99)
+        evaluate(tmp_path, chunk=3, seed=2, intervals=24, tol=None, max_steps=99)
     text = str(caught.value)
     for difference in (
         "argument intervals: 20 there, 24 now", "argument max_steps: not given there, 99 now",
-        "chunk: 4 there, 3 now", "seed: 0 there, 2 now", "samples: 11 there, 9 now",
-        "model.mixture.", "choose another folder, or delete",
+        "chunk: 4 there, 3 now", "seed: 0 there, 2 now", "or choose another folder",
+        "or overwrite=True (--overwrite)",
     ):  # fmt: skip
         assert difference in text
     assert "argument rtol" not in text
     assert "argument tol" not in text
+    with pytest.raises(ValueError, match=r"samples: 11 there, 9 now.*model.mixture\."):
+        evaluate(tmp_path, X[:9], other)
     with pytest.raises(ValueError, match=r"model.sde.beta_max: 20.0 there, 19.0 now"):
         evaluate(tmp_path, model=MIXTURE.score_model(sm.VPSDE(beta_max=19.0)))
     (tmp_path / "settings.json").write_text("{")

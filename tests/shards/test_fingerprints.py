@@ -497,3 +497,24 @@ def test_a_difference_has_a_name() -> None:
     assert list_differences(first, second) == [
         "model.network.k: 1 there, 2 now", "model.sde.beta_max: 20.0 there, 10.0 now"
     ]  # fmt: skip
+
+
+def test_many_and_long_differences_are_cut() -> None:
+    first = {f"{k}": k for k in range(9)} | {"name": "tensor float32 (2,) " + 64 * "a"}
+    second = {f"{k}": k + 1 for k in range(9)} | {"name": "tensor float32 (2,) " + 64 * "b"}
+    assert list_differences(first, second) == [
+        *(f"{k}: {k} there, {k + 1} now" for k in range(5)), "and 5 more"
+    ]  # fmt: skip
+    [line] = list_differences({"name": first["name"]}, {"name": second["name"]})
+    assert line == "name: tensor float32 (2,) aaaaaaaa there, tensor float32 (2,) bbbbbbbb now"
+    [cut] = list_differences({"name": 99 * "x"}, {"name": "y" + 99 * "x"})
+    assert len(cut) <= 100
+    one, two = (
+        {"n": f"Times({{{'x' * 60}, 'decay': {decay}, 'bins': 4}})"} for decay in (0.99, 0.5)
+    )
+    [cut] = list_differences(one, two)
+    assert len(cut) <= 100
+    assert "...0.99, 'bi there" in cut
+    assert "...0.5, 'bin now" in cut
+    plain = {"z": 1, "name": first["name"]}
+    assert list_differences(plain, {"z": 2, "name": second["name"]}) == ["z: 1 there, 2 now", line]

@@ -288,8 +288,12 @@ def test_another_configuration_is_refused_with_all_that_differs(tmp_path: Path) 
         assert part in str(refusal.value)
     assert "batch_size" not in str(refusal.value)
     wider = sm.ScoreModel(sm.nn.ResidualNetwork((2,), width=9, depth=1), sm.VESDE())
-    with pytest.raises(ValueError, match=r"model.network.arguments.width: 8 there, 9 now"):
+    with pytest.raises(
+        ValueError, match=r"model.network.arguments.width: 8 there, 9 now"
+    ) as refusal:
         train(tmp_path, model=wider)
+    assert "overwrite=True (--overwrite)" in str(refusal.value)
+    assert len(str(refusal.value)) < 700
     with pytest.raises(ValueError, match="data: tensor"):
         train(tmp_path, DATA + 1)
     with pytest.raises(ValueError, match="holds a run and resume=False"):

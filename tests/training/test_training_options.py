@@ -161,7 +161,6 @@ def test_a_batch_is_drawn_evenly() -> None:
         (Items([(torch.zeros(2), 3)]), TypeError, r"item 0 .* tuple of Tensor, int.*\"label\": 3"),
         (lambda n, generator: [torch.zeros(n, 2), 3], TypeError, "step 1 is a list of Tensor, int"),
         (lambda n, generator: (torch.zeros(n, 2), {}, 3), TypeError, "of Tensor, dict, int; expec"),
-        (TensorDataset(DATA), TypeError, "item .* is a tuple of Tensor; expected x0, or"),
         (Items([]), ValueError, "the dataset is empty"),
         (Items(torch.zeros(4, 2, dtype=torch.uint8)), TypeError, "item . of the dataset has dtype"),
         (3, TypeError, "data is a int; expected a tensor"),
@@ -170,6 +169,11 @@ def test_a_batch_is_drawn_evenly() -> None:
 def test_data_that_cannot_be_meant_are_refused(data: Any, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         train(data)
+
+
+def test_items_in_tuples_of_one_are_the_data() -> None:
+    wrapped, bare = (train(data).losses for data in (TensorDataset(DATA), Items(DATA)))
+    assert torch.equal(wrapped, bare)
 
 
 class Weighed(nn.Module):
