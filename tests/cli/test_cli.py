@@ -137,8 +137,7 @@ def test_training_has_the_defaults_of_fit() -> None:
 def python(source: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a program with this checkout."""
     root = str(Path(__file__).parents[2])
-    # As in pyproject.toml: older versions of typer use names that click keeps for now.
-    strict = ("-W", "error", "-W", "ignore:'click.:DeprecationWarning")
+    strict = ("-W", "error")
     return subprocess.run(
         [sys.executable, *strict, "-c", textwrap.dedent(source)],
         env=os.environ | {"PYTHONPATH": root} | environment,
