@@ -51,6 +51,7 @@ class Solver(ABC):
             the state.
         in_noise_units: Whether its errors are kept small in units of the noise, which densities
             need.
+        own_steps: Whether each sample has its own steps, and can have its own times of ``path=``.
         differentiable: Whether gradients flow through it.
         adjoint: Whether it has gradients by the adjoint equation.
         default_steps: Number of steps if none is given.
@@ -74,6 +75,7 @@ class Solver(ABC):
     equal_steps = False
     state_dependent_noise = False
     in_noise_units = False
+    own_steps = False
     differentiable = True
     adjoint = False
     default_steps: ClassVar[int] = 200

@@ -221,15 +221,25 @@ def check_gradient(
     return needed
 
 
-def save_times(path: bool | Tensor | Sequence[float], span: tuple[float, float]) -> Tensor | None:
-    """Return the times at which states are kept, None where all or none are."""
+def save_times(
+    path: bool | Tensor | Sequence[float], span: tuple[float, float], own: int | None = None
+) -> Tensor | None:
+    """Return the times at which states are kept, None where all or none are.
+
+    Args:
+        path: What was given.
+        span: First and last time of the solve.
+        own: Number of samples, for a solver in which each can have times of its own.
+    """
     if isinstance(path, bool):
         return None
     low, high = min(span), max(span)
     try:
         times = torch.as_tensor(path, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
-        times = torch.empty(0, 0)
+        times = torch.empty(0)
+    if times.ndim == 2:
+        return _own_times(times, span, own)
     for end, beyond in ((low, times < low), (high, times > high)):
         times = torch.where(_means_the_end(times, end, beyond, high - low), end, times)
     inside = bool(((times >= low) & (times <= high)).all())
@@ -243,6 +253,28 @@ def save_times(path: bool | Tensor | Sequence[float], span: tuple[float, float])
         if (end - start) * (span[1] - span[0]) <= 0:
             raise ValueError(f"path must run as the span does, from {span[0]:g} to {span[1]:g}")
         check_monotone(times, start, end, "path")
+    return times
+
+
+def _own_times(times: Tensor, span: tuple[float, float], own: int | None) -> Tensor:
+    """Return times with a column for each sample; refuse those that a solver cannot use."""
+    if own is None:
+        raise ValueError(
+            f"path of shape {tuple(times.shape)} has times for each sample, which is for solvers "
+            "in which each has its own steps, such as 'rk-batch': give one list of times for all"
+        )
+    if times.shape[1] != own or len(times) == 0:
+        raise ValueError(
+            f"path has shape {tuple(times.shape)} for a batch of {own}: times of shape (T, {own}) "
+            "have a column for each sample"
+        )
+    start, end = span
+    sign = 1.0 if end > start else -1.0
+    ahead = sign * torch.cat([torch.full_like(times[:1], start), times, times[-1:]]).diff(dim=0)
+    if not (bool((ahead[0] > 0).all()) and bool((ahead >= 0).all())):
+        raise ValueError(f"path must run as the span does, from {start:g} to {end:g}")
+    if not bool((sign * (end - times[-1]) >= 0).all()):
+        raise ValueError(f"path must hold times within ({start:g}, {end:g})")
     return times
 
 

@@ -54,10 +54,13 @@ class Problem:
 
     @property
     def inner_times(self) -> Tensor:
-        """Times of ``path=`` within the span, shape ``(T,)``, float64 on the CPU."""
+        """Times of ``path=`` within the span, float64 on the CPU.
+
+        Shape ``(T,)``, or ``(T, B)`` where each sample has its own.
+        """
         asked = self.recorder.save_at
-        if asked is None:
-            return self.times[:0]
+        if asked is None or asked.ndim == 2:
+            return self.times[:0] if asked is None else asked
         return asked[(asked != self.times[0]) & (asked != self.times[-1])]
 
     def at_nodes(self, times: Tensor | None = None) -> GuardedNodes:

@@ -24,7 +24,8 @@ class Solution(HasCost):
         accepted: Steps taken.
         rejected: Steps rejected by an adaptive solver; None where the library that ran it does not
             report them.
-        times: Times of the saved states, shape ``(T,)``; None unless ``path`` was asked for.
+        times: Times of the saved states, shape ``(T,)``, or ``(T, B)`` if they were given so; None
+            unless ``path`` was asked for.
         path: Saved states, shape ``(T, B, *event)``; None unless ``path`` was asked for.
         density_error: Estimated error in a log-density along the path from the errors of the steps,
             in nats, shape ``(B,)``; None for solvers that do not report it.
@@ -90,7 +91,7 @@ class Recorder:
         self._counter, self._batch = counter, batch
         self._max_steps = max_steps
         self._callback = callback
-        self._saved: list[tuple[float, Tensor]] = []
+        self._saved: list[tuple[float | Tensor, Tensor]] = []
         self._start, self._end = float(times[0]), float(times[-1])
         self._progress = progress
 
@@ -101,9 +102,14 @@ class Recorder:
 
     def save(self, t: float, x: Tensor) -> None:
         """Keep a state if that at this time was asked for."""
-        asked = self.save_at is not None and bool((self.save_at == t).any())
+        shared = self.save_at is not None and self.save_at.ndim == 1
+        asked = shared and bool((self.save_at == t).any())
         if self.save_all or asked:
-            self._saved.append((t, x))
+            self.keep(t, x)
+
+    def keep(self, t: float | Tensor, x: Tensor) -> None:
+        """Keep a state, at one time or at a time for each sample."""
+        self._saved.append((t, x))
 
     def reach(self, t: float, x: Tensor) -> None:
         """Note a step that ended at ``t`` in the state ``x``, and keep the state if asked for."""
@@ -151,7 +157,7 @@ class Recorder:
         """Collect what was recorded."""
         times = path = None
         if self.save_all or self.save_at is not None:
-            times = torch.tensor([t for t, _ in self._saved], dtype=torch.float64)
+            times = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t, _ in self._saved])
             path = torch.stack([state for _, state in self._saved])
         return Solution(
             x.clone(), self.cost, self.accepted, self.rejected, times, path, self.density_error

@@ -74,7 +74,8 @@ def solve(
             and "uniform" where there is none or the solver needs equal steps.
         max_steps: Cap on the steps tried by an adaptive solver, 10,000 if None.
         path: True to keep the state at every step, or times at which to keep it: a fixed-step
-            solver then steps onto them, an adaptive one interpolates.
+            solver then steps onto them, an adaptive one interpolates. Solvers in which each sample
+            has its own steps take times of shape ``(T, B)`` too, a column for each.
         gradient: "direct" to differentiate through the solver, "adjoint" for the adjoint
             equation. If None: direct where x or a condition requires a gradient, else no graph
             is kept, also not for the parameters.
@@ -129,7 +130,7 @@ def solve(
     system = system.conditioned(cond, x)
     check_is_function(system)
     differentiate = check_gradient(method, gradient, path, x, system)
-    save_at = save_times(path, span)
+    save_at = save_times(path, span, len(x) if method.own_steps else None)
     times = torch.tensor(span, dtype=torch.float64)
     if not method.adaptive:
         times = _nodes(method, system, span, steps, grid, save_at)

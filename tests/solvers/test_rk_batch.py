@@ -258,6 +258,31 @@ def test_path_is_exact_at_every_time_for_every_sample(order: int, way: int) -> N
     inner = sm.solve(Logistic(rates), x, span, solver, path=times[3:-3], rtol=1e-7, atol=1e-7)
     assert inner.path is not None
     assert torch.equal(inner.path, got.path[3:-3])
+    own = torch.stack([times[1 + i : 30 + i] for i in range(len(x))], 1)
+    each = sm.solve(Logistic(rates), x, span, solver, path=own, rtol=1e-7, atol=1e-7)
+    assert each.path is not None
+    assert each.times is not None
+    assert torch.equal(each.times, own)
+    for i in range(len(x)):
+        assert torch.equal(each.path[:, i], got.path[1 + i : 30 + i, i])
+    assert torch.equal(each.x, got.x)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (torch.ones(3, 2), r"path has shape \(3, 2\) for a batch of 4"),
+        (torch.tensor([2.0, 1.0])[:, None].expand(-1, 4), "path must run as the span does"),
+        (torch.tensor([0.0, 1.0])[:, None].expand(-1, 4), "path must run as the span does"),
+        (torch.tensor([1.0, 5.0])[:, None].expand(-1, 4), "path must hold times within"),
+        (torch.ones(0, 4), r"path has shape \(0, 4\)"),
+    ],
+)
+def test_times_for_each_sample_that_do_not_fit_are_refused(path: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sm.solve(Logistic(RATES), STARTS, (0.0, 4.0), "rk-batch", path=path)
+    with pytest.raises(ValueError, match="for solvers in which each has its own steps"):
+        sm.solve(Logistic(RATES), STARTS, (0.0, 4.0), "ode:dopri5", path=path)
 
 
 @for_each_order

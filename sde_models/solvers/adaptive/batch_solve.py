@@ -73,7 +73,8 @@ class InnerStates:
 
     def __init__(self, problem: Problem) -> None:
         self._problem, x = problem, problem.x
-        self._times = problem.inner_times.to(x.device, time_precision(x))
+        times = problem.inner_times.to(x.device, time_precision(x))
+        self._times = times if times.ndim == 2 else times[:, None].expand(-1, len(x))
         self._places: list[Tensor] = []
         self._states: list[Tensor] = []
 
@@ -90,20 +91,20 @@ class InnerStates:
         """
         if not len(self._times):
             return
-        sign, asked = self._problem.direction, self._times[:, None]
+        sign, asked = self._problem.direction, self._times[:, rows]
         passed = (sign * (asked - start) > 0) & (sign * (asked - end) <= 0)
         which_time, which = passed.nonzero().unbind(1)
         if len(which):
             self._places.append(which_time * len(self._problem.x) + rows[which])
-            self._states.append(at(self._times[which_time], which))
+            self._states.append(at(asked[which_time, which], which))
 
     def save(self, last: Tensor) -> None:
         """Save all states asked for, in the order of the span, with ``last`` as the last."""
         recorder = self._problem.recorder
         if len(self._times):
             states = torch.cat(self._states)[torch.cat(self._places).argsort()].split(len(last))
-            for t, x in zip(self._problem.inner_times.tolist(), states, strict=True):
-                recorder.save(t, x)
+            for t, x in zip(self._problem.inner_times, states, strict=True):
+                recorder.keep(t, x)
         recorder.save(float(self._problem.times[-1]), last)
 
 
@@ -250,6 +251,8 @@ class BatchSolve(ABC, Generic[AnySamples]):
 
 class BatchSolver(Solver):
     """Base class of solvers in which every sample has its own time and its own step."""
+
+    own_steps = True
 
     @abstractmethod
     def begin(self, problem: Problem) -> BatchSolve[Any]:
