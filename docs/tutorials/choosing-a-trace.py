@@ -162,8 +162,7 @@ assert (
 #   identity, and finds all four with five probes. Hutch++ needs a low rank without the multiple, which
 #   spoils its sketch here.
 #
-# A trained network on your data is somewhere between these; only a trial shows where, and `"auto"`
-# makes such a trial.
+# A trained network on your data is somewhere between these; only a trial shows where.
 #
 # ## Along a path
 #
@@ -202,9 +201,8 @@ for name, options in choices.items():
 # %% [markdown]
 # One probe per node is enough for an error of a few nats, and for the mean over a test set nothing more
 # is needed: the errors of different points are independent, so a thousand points divide the error by
-# more than thirty. `"auto"` begins with one probe and gives more only to those nodes whose noise matters,
-# until probes are no worse than the path. It changes to XTrace or to the exact trace where a trial shows
-# that they are cheaper. `tol=` does that, and chooses path and nodes too. The
+# more than thirty. `tol=` gives more probes only to those nodes whose noise matters, takes the exact trace
+# where that is cheaper, and chooses path and nodes too. The
 # [benchmarks](../reference/benchmarks.md#likelihood) have a table over more costs.
 #
 # One recipe to avoid: `trace="augmented"`, which adds the trace to the equation, has to keep one

@@ -102,15 +102,13 @@ class Divergence(ABC):
     Attributes:
         probes: Number of estimates, whose mean is the trace.
         exact: Whether there is no error beyond rounding.
-        degrees: Number of independent numbers that the standard error is computed from.
+        without_replacement: Whether a function that draws probes by itself may take those of a
+            sequence without replacement in place of independent ones.
     """
 
     probes: int = 1
     exact: bool = False
-
-    @property
-    def degrees(self) -> int:
-        return self.probes
+    without_replacement: bool = False
 
     @abstractmethod
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
@@ -141,11 +139,6 @@ class Divergence(ABC):
     def with_products(self, count: int) -> Divergence:
         """The same estimator with about so many products."""
         return self
-
-    @property
-    def alternatives(self) -> tuple[Divergence, ...]:
-        """Estimators to try where this one is too noisy, each with the number of probes to try."""
-        return ()
 
     def check_size(self, size: int) -> None:  # noqa: B027 (most take any)
         """Refuse events of ``size`` numbers, if they are too large for this estimator.

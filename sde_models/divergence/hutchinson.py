@@ -15,9 +15,7 @@ from torch import Tensor
 from sde_models._utils.errors import find_by_name
 from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import rademacher_like, sphere_like, standard_normal_like
-from sde_models._utils.standard_errors import standard_error as standard_error
 from sde_models.divergence.base import Divergence, Products, TraceEstimate, quadratic_forms
-from sde_models.divergence.low_rank import XTrace
 
 
 class Hutchinson(Divergence):
@@ -58,6 +56,7 @@ class Hutchinson(Divergence):
         }
         self.probes = check_integer("probes", probes)
         self.distribution = distribution
+        self.without_replacement = distribution == "rademacher"
         self._draw = find_by_name("probe distribution", distribution, drawers)
 
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -92,15 +91,7 @@ class Hutchinson(Divergence):
         return self.probes
 
     def with_products(self, count: int) -> Hutchinson:
-        return Hutchinson(max(count, 2), self.distribution)
+        return Hutchinson(count, self.distribution)
 
     def __repr__(self) -> str:
         return f"Hutchinson(probes={self.probes}, distribution={self.distribution!r})"
-
-
-class Automatic(Hutchinson):
-    """One probe of Hutchinson, and XTrace where that is too noisy: more accurate for a product."""
-
-    @property
-    def alternatives(self) -> tuple[Divergence, ...]:
-        return (XTrace(8),)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from sde_models._utils.errors import nearest_names
 from sde_models.divergence.base import Divergence
 from sde_models.divergence.exact import Exact
-from sde_models.divergence.hutchinson import Automatic, Hutchinson
+from sde_models.divergence.hutchinson import Hutchinson
 from sde_models.divergence.low_rank import HutchPlusPlus, XTrace
 
 SMALL = 32
@@ -27,9 +27,8 @@ def find_divergence(
     """Look up a trace estimator by name; an object is returned as it is.
 
     Args:
-        divergence: Name or object. "auto" is exact for small events. For larger ones it begins
-            with one probe, and gives more to those nodes of a path that need them; or is
-            Hutchinson with 16 probes where there are no nodes.
+        divergence: Name or object. "auto" is exact for small events. For larger ones it is
+            Hutchinson, with two probes at each node of a path, or 16 where there are no nodes.
         size: Numbers in an event.
         along_a_path: Whether the trace is taken at the nodes of a path that is known.
 
@@ -48,7 +47,7 @@ def find_divergence(
     if divergence == "auto":
         if size <= SMALL:
             return Exact()
-        return Automatic() if along_a_path else Hutchinson(16)
+        return Hutchinson(2 if along_a_path else 16)
     if divergence not in DIVERGENCES:
         raise ValueError(
             f"unknown divergence {divergence!r}; {nearest_names(divergence, DIVERGENCES)}; or "

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Unpack
 
 import torch
@@ -29,9 +29,10 @@ from sde_models._utils.counting import Cost, HasCost, count_evaluations
 from sde_models._utils.integers import check_integer
 from sde_models._utils.randomness import Source, as_source, independent_parts
 from sde_models._utils.shapes import check_batch
+from sde_models._utils.standard_errors import standard_error
 from sde_models.data.cell_densities import Dequantization, find_dequantization
 from sde_models.data.dequantization import DATA_RANGE, check_data_range, check_levels
-from sde_models.divergence.hutchinson import standard_error
+from sde_models.likelihood.errors import Errors
 from sde_models.likelihood.log_densities import LogProb, log_prob
 from sde_models.likelihood.settings import LogProbOptions
 from sde_models.models.base import Model, check_model
@@ -48,21 +49,23 @@ class BitsPerDim(HasCost):
         stderr: Standard error of ``value`` over images, dequantisation and probes together,
             scalar; NaN for one image.
         per_image: Bits per dimension of each image, shape ``(B,)``.
+        errors: Errors of ``per_image``, over all draws.
         log_prob: The log-densities of the last draw, with their own errors, in the space of the
             model.
         cost: What they cost over all draws, for each image; ``nfe`` and ``vjps`` are shorthands.
         dequantization_stderr: Standard error of ``value`` for these images from the draws alone,
             scalar; NaN for one repeat. It includes noise of probes that ``probe_stderr`` does not
             know.
-        probe_stderr: Standard error of ``value`` for these images from the probes alone, scalar;
-            0 for the exact trace, NaN for a single probe fixed for the full path.
-        solver_error: Estimated error of ``value`` from the steps and the quadrature, scalar; an
-            upper estimate.
+        probe_stderr: Standard error of ``value`` for these images from the probes and the shifts of
+            the nodes alone, scalar; NaN for a single probe fixed for the full path.
+        solver_error: Error of ``value`` from the steps, scalar: the mean of those of the images,
+            which may all have one sign.
     """
 
     value: Tensor
     stderr: Tensor
     per_image: Tensor
+    errors: Errors
     log_prob: LogProb
     cost: Cost
     dequantization_stderr: Tensor
@@ -170,8 +173,7 @@ class _Bound:
     """A bound on log P from K draws, in nats, with its errors to first order, all ``(B,)``."""
 
     value: Tensor
-    probe_variance: Tensor
-    solver_error: Tensor
+    errors: Errors
     last: LogProb
 
     @classmethod
@@ -179,35 +181,47 @@ class _Bound:
         """Take the mean of the importance weights, whose logarithms the draws are."""
         columns = []
         for log_weight, last in draws:
-            error = last.solver_error + last.quadrature_error
-            columns.append((log_weight, last.stderr.detach(), error.detach()))
-        log_weights, stderr, error = (torch.stack(column) for column in zip(*columns, strict=True))
+            sources = last.stderr, last.solver_error, last.quadrature_error
+            columns.append((log_weight, *(source.detach() for source in sources)))
+        log_weights, *errors = (torch.stack(column) for column in zip(*columns, strict=True))
         share = log_weights.detach().softmax(0)
-        return cls(
-            value=log_weights.logsumexp(0) - math.log(len(log_weights)),
-            probe_variance=(share * stderr).square().sum(0),
-            solver_error=(share * error).sum(0),
-            last=last,
-        )
+        value = log_weights.logsumexp(0) - math.log(len(log_weights))
+        return cls(value, _mean_errors(share, *errors), last)
+
+
+def _mean_errors(shares: Tensor, stderr: Tensor, steps: Tensor, quadrature: Tensor) -> Errors:
+    """Errors of weighted sums: those of steps may have one sign, the others are independent."""
+    return Errors(
+        stderr=torch.linalg.vector_norm(shares * stderr, dim=0),
+        solver_error=(shares * steps).sum(0),
+        quadrature_error=torch.linalg.vector_norm(shares * quadrature, dim=0),
+    )
 
 
 def _summary(bounds: list[_Bound], size: int, cost: Cost) -> BitsPerDim:
     """Average the bounds on each image, and the images."""
     values = torch.stack([bound.value for bound in bounds], dim=1)
     per_image = bits_from_log_prob(values.mean(1), size, 1.0)
-    probes = torch.stack([bound.probe_variance for bound in bounds]).mean() / values.numel()
-    spread = standard_error(values.detach()).square().mean() / len(values)
     unit = size * math.log(2)
+    sources = (
+        torch.stack([getattr(bound.errors, field.name) for bound in bounds]) / unit
+        for field in fields(Errors)
+    )
+    errors = _mean_errors(torch.full_like(values.detach().T, 1 / len(bounds)), *sources)
+    random = torch.hypot(errors.stderr, errors.quadrature_error / 2)
+    probes = random.square().mean() / len(values)
+    spread = standard_error(values.detach()).square().mean() / len(values) / unit**2
     return BitsPerDim(
         value=per_image.mean(),
         stderr=standard_error(per_image[None].detach())[0],
         per_image=per_image,
+        errors=errors,
         log_prob=bounds[-1].last,
         cost=cost,
         # The spread of the repeats includes that of their probes.
-        dequantization_stderr=(spread - probes.nan_to_num()).clamp_min(0).sqrt() / unit,
-        probe_stderr=probes.sqrt() / unit,
-        solver_error=torch.stack([bound.solver_error for bound in bounds]).mean() / unit,
+        dequantization_stderr=(spread - probes.nan_to_num()).clamp_min(0).sqrt(),
+        probe_stderr=probes.sqrt(),
+        solver_error=errors.solver_error.mean(),
     )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -24,6 +25,9 @@ from torch import Tensor
 from sde_models._utils.conditions import as_conditions
 from sde_models._utils.counting import Cost, HasCost, count_evaluations
 from sde_models._utils.randomness import Source, as_source, repeatable
+from sde_models.likelihood.errors import HasError
+from sde_models.likelihood.paths import moved
+from sde_models.likelihood.refinement import error_of_finest, least_error
 from sde_models.likelihood.settings import LogProbOptions, Settings
 from sde_models.likelihood.strategies import (
     STRATEGIES,
@@ -31,31 +35,29 @@ from sde_models.likelihood.strategies import (
     Likelihood,
     QuadratureLikelihood,
 )
-from sde_models.likelihood.tolerance import AdaptiveLikelihood
+from sde_models.likelihood.tolerance import estimate_to
 from sde_models.models.base import Model
 from sde_models.solvers import Solution, Solver
-from sde_models.solvers.options import check_options
+from sde_models.solvers.options import SolveOptions, check_options
 
 
 @dataclass(frozen=True)
-class LogProb(HasCost):
+class LogProb(HasCost, HasError):
     """Log-densities, their errors and their cost.
 
     Attributes:
         value: Log-density of each sample in nats, shape ``(B,)``.
         stderr: Standard error of ``value`` from the probes, shape ``(B,)``; 0 for the exact
             trace. NaN for a single probe that is fixed for the full path, which has no spread.
-        solver_error: Estimated error of ``value`` from the errors of the steps, in nats, shape
-            ``(B,)``. For ``adams-batch`` the sum over the steps; for other solvers the difference
-            to a coarser solve with the same probes, which estimates the error of the coarser one.
-            Both are upper estimates. NaN if it was not asked for, or where a single step leaves
-            nothing coarser.
-        quadrature_error: Difference in nats to the integral on every other node, shape ``(B,)``,
-            an upper estimate too; 0 where the integral was solved with the path.
+        solver_error: Error of ``value`` from the steps, in nats, shape ``(B,)``, from the changes
+            between three solves. NaN if it was not asked for, or is not known: see ``reason``.
+        quadrature_error: Error of the quadrature at 95%, in nats, shape ``(B,)``, from the spectrum
+            of the divergence at the nodes; 0 where the integral was solved with the path.
         z: Latents, shape of the data.
         cost: What they cost, the coarser solve included; ``nfe`` and ``vjps`` are shorthands.
         accepted: Steps taken by the finer solve.
         rejected: Steps it rejected; None where the library does not report them.
+        reason: Why errors are NaN, and what to do; empty if none is.
     """
 
     value: Tensor
@@ -66,11 +68,7 @@ class LogProb(HasCost):
     cost: Cost
     accepted: int
     rejected: int | None
-
-    @property
-    def error(self) -> Tensor:
-        """Error in nats at 95%: two standard errors, plus the other errors."""
-        return 2 * self.stderr + self.solver_error + self.quadrature_error
+    reason: str = ""
 
 
 def log_prob(
@@ -91,31 +89,30 @@ def log_prob(
             controls errors in units of the noise, as densities need, while most solvers do so in
             units of x; or "rk-batch" for an SDE without a Gaussian kernel.
         cond: Conditions by name, as for :func:`~sde_models.solve`.
-        generator: Source of the probes; torch's global one if None. With a sequence each sample
-            has its own, and its probes do not depend on the others.
+        generator: Source of the probes and of the shifts of the nodes. With a sequence each sample
+            has its own, which do not depend on the others. If None torch's global one for
+            the probes; the shifts are the same in each call.
         trace: "quadrature" solves the path, then integrates the divergence along it, with fresh
             probes at each node; "augmented" solves both together, with probes drawn once. If None
             "quadrature" for solvers made for diffusion, which can solve nothing else, and
             "augmented" for those that take any equation.
         divergence: "exact", "hutchinson", "hutch++", "xtrace", an object such as
             ``sm.Hutchinson(probes=4, distribution="gaussian")``, or "auto": exact for small events,
-            otherwise as many probes at each node as make their error equal to that of the path,
-            which follows from its tolerance and the dimension. If None "auto" where ``tol`` is
-            given, and "exact" elsewhere.
-        intervals: Intervals between the nodes of the quadrature, a multiple of 4, 64 if None.
-        tol: Total error to reach, in nats for each sample: two standard errors of the probes, plus
-            the error of the steps and that of the quadrature. Tolerances, intervals and probes are
+            otherwise as many probes at each node as ``tol`` needs; without that, two. If None
+            "auto" where ``tol`` is given, and "exact" elsewhere.
+        intervals: Number of nodes of the quadrature, a multiple of 4, 12 or more; 64 if None.
+        tol: Error at 95% to reach, in nats for each sample. Tolerances, intervals and probes are
             then chosen; ``error`` of the result is the error that was reached.
         prior: Distribution at ``t_max``, in place of the SDE's own.
-        estimate_solver_error: For solvers that do not report their error, solve a second time at
-            ten times the tolerance, or with half the steps, and report the difference. True if left
+        estimate_solver_error: Solve twice more, at ten and a hundred times the tolerance, or with
+            half and a quarter of the steps, and report an error from the differences. True if left
             out.
         **options: Those of :func:`~sde_models.solve`, except ``path``. A ``callback`` gets steps
             whose ``x`` are the samples; the coarser solve calls nothing.
 
     Raises:
         ValueError: If the solver is for SDEs, for unknown names, for a number of intervals that
-            has no half, and whatever :func:`~sde_models.solve` raises.
+            is no multiple of 4, and whatever :func:`~sde_models.solve` raises.
         TypeError: If ``x`` is not a floating tensor, or for an unknown option.
 
     Example:
@@ -188,42 +185,80 @@ def _integrate_flow(
         ValueError, TypeError: As :func:`~sde_models.log_prob`.
     """
     source = as_source(generator, len(x))
-    if settings.estimator.exact:  # draws nothing
-        source = torch.Generator().manual_seed(0)
+    probes = repeatable(source, len(x), x.device)
+    # Without a generator the nodes are the same in each call, so that an exact trace draws nothing.
+    shifts = probes if generator is not None else partial(torch.Generator().manual_seed, 0)
     strategy = STRATEGIES[settings.trace](
-        model, x, settings.solver, settings.estimator, settings.prior,
-        repeatable(source, len(x), x.device), as_conditions(cond, len(x), x.device),
-        settings.intervals, decodes,
+        model, x, settings.solver, settings.estimator, settings.prior, probes, shifts,
+        as_conditions(cond, len(x), x.device), settings.intervals, decodes,
     )  # fmt: skip
     with count_evaluations() as counter:
         if settings.tol is None:
             estimate = strategy.run(settings.options)
-            solver_error = estimate.solution.density_error
+            solver_error, reason = _solver_error(strategy, settings, estimate)
         else:
             assert isinstance(strategy, QuadratureLikelihood)  # as the settings have checked
-            adaptive = AdaptiveLikelihood(settings.tol, settings.options)
-            estimate, solver_error = adaptive.run(strategy)
-        if solver_error is None:
-            solver_error = _change_of_coarser(strategy, settings, estimate)
+            estimate, solver_error = estimate_to(settings.tol, strategy, settings.options)
+            reason = _unknown(solver_error, "a larger tol= or float64")
+    dtype = estimate.z.dtype  # sums were taken in double precision
     log_prob = LogProb(
-        value=estimate.value,
-        stderr=estimate.stderr,
-        solver_error=solver_error.to(estimate.value.dtype),
-        quadrature_error=estimate.quadrature_error,
+        value=estimate.value.to(dtype),
+        stderr=estimate.stderr.to(dtype),
+        solver_error=solver_error.to(dtype),
+        quadrature_error=estimate.quadrature_error.to(dtype),
         z=estimate.z.clone(),
         cost=counter.cost(len(x)),
         accepted=estimate.solution.accepted,
         rejected=estimate.solution.rejected,
+        reason=(reason + _unknown_spread(estimate.stderr)).strip(),
     )
     return log_prob, estimate.solution
 
 
-def _change_of_coarser(strategy: Likelihood, settings: Settings, estimate: Estimate) -> Tensor:
-    """Difference to the same solve with larger steps; NaN if there is none, or it is not to be."""
-    value = estimate.value.detach()
-    coarser = settings.solver.coarser(settings.options) if settings.estimate_solver_error else None
-    if coarser is None:
-        return torch.full_like(value, torch.nan)
-    coarser["progress"] = settings.options.get("progress", False)
+def _solver_error(
+    strategy: Likelihood, settings: Settings, estimate: Estimate
+) -> tuple[Tensor, str]:
+    """The error from the steps by two coarser solves, and why it is NaN where it is."""
+    nothing = torch.full_like(estimate.value.detach(), torch.nan)
+    if not settings.estimate_solver_error:
+        return nothing, "The error of the steps was not asked for (estimate_solver_error=False). "
+    finer = "smaller rtol= and atol=" if settings.solver.adaptive else "more steps="
+    coarser: list[SolveOptions] = []
+    options = settings.options
+    while len(coarser) < 2:
+        further = settings.solver.coarser(options)
+        if further is None:
+            return nothing, (
+                "The error of the steps is not known, since there are no two coarser solves to "
+                f"compare with: use {finer}. "
+            )
+        options = {**further, "progress": settings.options.get("progress", False)}
+        coarser.append(options)
+    x, solver = estimate.x.detach(), settings.solver
+    in_x = (0.0, 0.0) if solver.in_noise_units or not solver.adaptive else settings.tolerances
     with torch.no_grad():
-        return (strategy.run(coarser).value - value).abs()
+        starts = moved(x, *in_x), x
+        resolutions = strategy.compared(estimate, list(zip(starts, coarser, strict=True)))
+    error = error_of_finest(resolutions, solver)
+    if solver.in_noise_units:
+        error = torch.maximum(error, least_error(sum(settings.tolerances), x[0].numel()))
+    return error, _unknown(error, finer)
+
+
+def _unknown(error: Tensor, remedy: str) -> str:
+    count = int(error.isnan().sum())
+    return (
+        f"The error of the steps of {count} of {len(error)} samples is not known, since finer "
+        f"steps change the log-density by more than coarser ones do: use {remedy}. "
+        if count
+        else ""
+    )
+
+
+def _unknown_spread(stderr: Tensor) -> str:
+    return (
+        "The error of the probes is not known, since a single probe that is fixed for the path has "
+        "no spread: use two or more, or trace='quadrature'."
+        if bool(stderr.isnan().any())
+        else ""
+    )

@@ -8,21 +8,23 @@ The path does not depend on the divergence, so it is solved first. In half log-S
           + \int_{\lambda_{t_{max}}}^{\lambda_{t_{min}}}
             \sigma\, \nabla \cdot \hat\epsilon\; d\lambda .
 
-The first term is known. The integrand of the second is a count of dimensions, from 0 to D, that
-rises where the data turn into noise. It is evaluated at equally spaced nodes with fresh probes at
-each, and summed by the trapezoidal rule with Gregory's corrections at the ends, which for smooth
-integrands that level off is as good as a Gauss rule. Every other node gives the same rule with half
-as many nodes: the difference of the two is the reported error.
+The first term is known, and so is the part of the second that Gaussian data of the same spread
+have, :math:`\sigma\, \nabla \cdot \hat\epsilon = D / (1 + s^2 e^{2 \lambda})`. The rest f is
+evaluated at the random nodes of :class:`~sde_models.likelihood.nodes.Nodes`, with fresh probes at
+each.
 
-References:
-    Trefethen and Weideman 2014, The exponentially convergent trapezoidal rule, SIAM Review 56;
-    Chen et al. 2018, Neural ordinary differential equations, arXiv:1806.07366.
+The error is read from the spectrum of f at the nodes. Independent errors of the nodes, such as
+those of probes, have a flat one, and its power is the variance of the mean of f, however they are
+distributed. Oscillations that the nodes do not resolve are folded into it. So the mean power P of
+the upper third of the frequencies is the variance of the integral, or more where the spectrum still
+falls: then the error is that of frequencies beyond, and P is reduced by the fall below it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -30,56 +32,21 @@ from torch import Tensor
 
 from sde_models._utils.conditions import Conditions, copied
 from sde_models._utils.randomness import Source, of_some_rows
+from sde_models._utils.shapes import time_precision
 from sde_models._utils.split_batches import draw_rows
 from sde_models.divergence.base import MOST_NUMBERS, Divergence
+from sde_models.likelihood.nodes import Nodes
 from sde_models.models.base import Model
 
-GREGORY = (3 / 8, 7 / 6, 23 / 24)
-"""Weights at the ends that make the trapezoidal rule exact for cubics."""
 STUDENT = 1.2
 """The 97.5% quantile of Student's t is near 2 (1 + 1.2 / n) for n degrees of freedom."""
-COARSE_SHARE = 0.1
-"""Part of the last but one difference that an error is at least taken to be."""
+FALL, LEAST = 30.0, 0.1
+"""A spectrum that falls by a factor r from one third to the next reduces P to FALL r P, and to no
+less than LEAST P. Measured on trained, random and exact networks; see benchmarks/calibration.py."""
 
 
-def node_times(sde: Any, intervals: int) -> Tensor:
-    """Times of the nodes from ``t_min`` to ``t_max``, equally spaced in log-SNR."""
-    first, last = sde.log_snr(sde.times([sde.t_min, sde.t_max])).tolist()
-    levels = torch.linspace(first, last, intervals + 1, dtype=torch.float64)
-    times = sde.t_from_log_snr(sde.times(levels)).detach().to("cpu", torch.float64)
-    times[0], times[-1] = sde.t_min, sde.t_max
-    return times
-
-
-def gregory_weights(intervals: int) -> Tensor:
-    """Weights of equally spaced nodes on an interval of length 1, shape ``(intervals + 1,)``.
-
-    Below five intervals, where the ends would meet, those of the trapezoidal rule.
-    """
-    weights = torch.full((intervals + 1,), 1 / intervals, dtype=torch.float64)
-    if intervals < 5:
-        weights[0] = weights[-1] = 0.5 / intervals
-        return weights
-    ends = torch.tensor(GREGORY, dtype=torch.float64) / intervals
-    weights[:3], weights[-3:] = ends, ends.flip(0)
-    return weights
-
-
-@dataclass(frozen=True)
-class TraceIntegral:
-    """The integral of the divergence along each path.
-
-    Attributes:
-        value: The total change of the log-density, shape ``(B,)``, with a graph if asked for.
-        stderr: Its standard error from the probes, shape ``(B,)``; two of it hold 95%.
-        error: The larger of the difference to the rule on every other node and a tenth of the next
-            such difference, since one of them may be small by chance; each less the noise of the
-            probes, shape ``(B,)``.
-    """
-
-    value: Tensor
-    stderr: Tensor
-    error: Tensor
+END = 1.0
+"""Factor on what the last order of the corrections changes, at an end, which the window hides."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +54,25 @@ class Traces:
     """Estimates of the divergence of eps at nodes along the paths of samples.
 
     Attributes:
-        value: Their means, shape ``(M, B)``, with a graph if asked for.
+        value: Their means less the isotropic part, times sigma, shape ``(M, B)``, with a graph if
+            asked for.
         stderr: Standard errors, shape ``(M, B)``; 0 if exact.
-        products: Number of vector-Jacobian products of each, shape ``(M, B)``.
-        degrees: Number of independent numbers behind each standard error, shape ``(M, B)``.
+        products: Number of vector-Jacobian products of each, shape ``(M, B)``; 0 where unknown.
+        unit: Variance of an estimate from one product, shape ``(M, B)``.
+        exact: Where there is no error, shape ``(M, B)``.
     """
 
     value: Tensor
     stderr: Tensor
     products: Tensor
-    degrees: Tensor
+    unit: Tensor
+    exact: Tensor
+
+    @classmethod
+    def none(cls, states: Tensor) -> Traces:
+        """Without any product yet, for states ``(M, B, *event)``."""
+        zeros = states.detach().new_zeros(states.shape[:2], dtype=time_precision(states))
+        return cls(zeros, zeros, zeros, zeros, zeros > 0)
 
     def at(self, pairs: Any) -> Traces:
         """Those at some nodes, and of some samples."""
@@ -115,33 +91,92 @@ class Traces:
             )
         )
 
+    def spread(self, nodes: Nodes, factor: int) -> Traces:
+        """In their places among finer nodes, with zeros elsewhere."""
+        return Traces(*(nodes.spread(getattr(self, f.name), factor) for f in fields(self)))
+
+    def smoothed(self, length: float = math.inf) -> Traces:
+        """With standard errors by the variances of each node and its neighbours.
+
+        Those of its own few probes are small where these are small by luck.
+
+        Args:
+            length: Number of probes without replacement that give the trace exactly.
+        """
+        unit = 0.5 * (self.unit + neighbours(self.unit))
+        left = (1 - (self.products - 1) / (length - 1)).clamp(min=0)
+        stderr = (unit / self.products.clamp(min=1) * left).sqrt()
+        return replace(self, stderr=stderr.masked_fill(self.exact, 0))
+
+    def pooled(self, others: Traces) -> Traces:
+        """Means with independent estimates of the same, by their numbers of products."""
+        total = self.products + others.products
+        own, other = self.products / total, others.products / total
+        return Traces(
+            own * self.value + other * others.value,
+            ((own * self.stderr).square() + (other * others.stderr).square()).sqrt(),
+            total,
+            torch.where(self.products > 0, own * self.unit + other * others.unit, others.unit),
+            others.exact,
+        )
+
+
+def neighbours(values: Tensor) -> Tensor:
+    """Means of the two neighbours of each node, shape ``(M, B)``; of one at the ends, twice."""
+    padded = torch.cat([values[1:2], values, values[-2:-1]])
+    return 0.5 * (padded[:-2] + padded[2:])
+
+
+@dataclass(frozen=True)
+class TraceIntegral:
+    """The integral of the divergence along each path.
+
+    Attributes:
+        value: The total change of the log-density, shape ``(B,)``, with a graph if asked for.
+        stderr: Its standard error from the probes, shape ``(B,)``.
+        error: Error of the quadrature at 95%, shape ``(B,)``.
+        total: Variance of the integral by its spectrum, shape ``(B,)``.
+    """
+
+    value: Tensor
+    stderr: Tensor
+    error: Tensor
+    total: Tensor
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Probes that are drawn already, shape ``(k, n, *event)`` for n points."""
+
+    drawn: Tensor
+
 
 def estimate_traces(
     model: Model,
     t: Tensor,
     x: Tensor,
     estimator: Divergence,
-    source: Source,
+    source: Source | Probes,
     cond: Conditions,
 ) -> Traces:
-    r"""Estimate the divergence of eps at points, with probes for each; fields of shape ``(n,)``.
+    r"""Estimate the integrand f at points, with probes for each; fields of shape ``(n,)``.
 
-    The divergence for Gaussian data of the same spread,
-    :math:`D\,\sigma / (\alpha^2 s^2 + \sigma^2)`, is taken analytically. As many points as memory
-    allows go through the network as one batch.
+    As many points as memory allows go through the network as one batch.
 
     Args:
         model: The model whose eps it is.
         t: Times as the SDE makes them, shape ``(n,)``.
         x: Points, shape ``(n, *event)``.
         estimator: Trace estimator.
-        source: Source of the probes; a sequence has a generator for each point.
+        source: Source of the probes, where a sequence has a generator for each point; or probes
+            that are drawn already.
         cond: Conditions of the points.
     """
     sde: Any = model.sde
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     isotropic = (sigma / ((alpha * sde.data_std).square() + sigma.square())).detach().to(x)
-    window = max(1, MOST_NUMBERS // (x[0].numel() * estimator.probes))
+    size = x[0].numel()
+    window = max(1, MOST_NUMBERS // (size * estimator.probes))
     window = window if cond.repeatable else 1
     found = []
     for rows in torch.arange(len(x), device=x.device).split(window):
@@ -151,72 +186,65 @@ def estimate_traces(
         def eps(y: Tensor, at: Tensor = at, own: Conditions = own) -> Tensor:
             return model.denoise(at.clone(), y, **copied(own))[1]
 
-        probes = draw_rows(estimator.draw, part.clone(), of_some_rows(source, rows), dim=1)
+        probes: Tensor | None
+        if isinstance(source, Probes):
+            probes = source.drawn[:, rows].to(x.dtype)
+        else:
+            probes = draw_rows(estimator.draw, part.clone(), of_some_rows(source, rows), dim=1)
         found.append(estimator(eps, part, probes, isotropic[rows])[1])
-    value = torch.cat([trace.value for trace in found])
-    stderr = torch.cat([trace.stderr for trace in found])
-    products = torch.full_like(stderr, estimator.count_products(x[0].numel()))
-    return Traces(value, stderr, products, torch.full_like(stderr, estimator.degrees))
+    scale = sigma.detach().to(x.device, time_precision(x))
+    value = torch.cat([trace.value for trace in found]).to(scale) - size * isotropic.to(scale)
+    stderr = torch.cat([trace.stderr for trace in found]).to(scale)
+    products = torch.full_like(stderr, estimator.count_products(size))
+    stderr = scale * stderr
+    exact = torch.full_like(stderr, estimator.exact, dtype=torch.bool)
+    return Traces(scale * value, stderr, products, stderr.square() * products, exact)
 
 
-def node_weights(model: Model, intervals: int, like: Tensor) -> Tensor:
-    """Factor of the divergence of eps at each node in the integral, ``(M,)``."""
-    sde: Any = model.sde
-    times = sde.times(node_times(sde, intervals))
-    length, _ = _constants(sde, times, like)
-    return length * gregory_weights(intervals).to(like) * sde.sigma(times).to(like)
-
-
-def integrate_traces(model: Model, found: Traces, size: int) -> TraceIntegral:
+def integrate_traces(nodes: Nodes, found: Traces, size: int) -> TraceIntegral:
     """Integrate the divergence from its estimates at the nodes.
 
     Args:
-        model: The model whose flow it is.
-        found: The estimates at all nodes.
+        nodes: The nodes.
+        found: The estimates at all of them.
         size: Number of dimensions D.
     """
-    sde: Any = model.sde
-    intervals = len(found.value) - 1
-    _, shrinks = _constants(sde, sde.times(node_times(sde, intervals)), found.value)
-    weights = node_weights(model, intervals, found.value)
-    value = (weights[:, None] * found.value).sum(0)
-    stderr = probe_error(weights.detach(), found)
-    changes = _change(model, found), COARSE_SHARE * _change(model, found.at(slice(None, None, 2)))
-    return TraceIntegral(size * shrinks + value, stderr, torch.maximum(*changes))
+    weights = nodes.weights.to(found.value)
+    value = size * known_part(nodes) + (weights * found.value).sum(0)
+    probes = (weights * found.stderr).square().sum(0)
+    total, degrees = spectral_variance(nodes, found.value.detach())
+    error = 2 * (1 + STUDENT / degrees) * (total - probes).clamp(min=0).sqrt()
+    ends = [(part.to(found.value) * found.value.detach()).sum(0) for part in nodes.end_weights]
+    return TraceIntegral(
+        value,
+        probes.sqrt(),
+        torch.linalg.vector_norm(torch.stack([error, *(END * end for end in ends)]), dim=0),
+        total,
+    )
 
 
-def probe_error(weights: Tensor, found: Traces) -> Tensor:
-    """Standard error of the integral, enlarged for few probes so that two of it hold 95%.
-
-    The factor is that of Student's t, with the degrees of freedom at the nodes that matter.
-
-    Args:
-        weights: Of the nodes, shape ``(M,)``.
-        found: The estimates at all nodes.
-    """
-    variances = (weights[:, None] * found.stderr).square()
-    total, squares = variances.sum(0), (variances.square() / found.degrees.clamp(min=1)).sum(0)
-    share = squares / total.square().clamp(min=torch.finfo(total.dtype).tiny)
-    return total.sqrt() * (1 + STUDENT * share)
+def spectral_variance(nodes: Nodes, values: Tensor) -> tuple[Tensor, int]:
+    """Variance of the integral of values ``(M, B)``, shape ``(B,)``, and its degrees of freedom."""
+    rates, window = nodes.rates.to(values), nodes.window.to(values)
+    weights, count = nodes.weights.to(values) / rates, nodes.count
+    power = torch.fft.fft(window * rates * values, dim=0).abs().square()
+    upper, middle = math.ceil(count / 3), math.ceil(count / 6)
+    high, mid = power[upper : count - upper + 1].mean(0), power[middle:upper].mean(0)
+    fall = (FALL * high / mid.clamp(min=torch.finfo(values.dtype).tiny)).clamp(LEAST, 1)
+    variance = high * fall * weights.square().sum(0) / window.square().sum(0)
+    return variance, count - 2 * upper + 1
 
 
-def _change(model: Model, found: Traces) -> Tensor:
-    """Difference to the rule on every other node, less the noise of the probes."""
-    intervals = len(found.value) - 1
-    change = node_weights(model, intervals, found.value).detach()
-    change[::2] -= node_weights(model, intervals // 2, found.value).detach()
-    difference = (change[:, None] * found.value.detach()).sum(0).abs()
-    noise = _root_sum_of_squares(change, found.stderr)
-    return (difference - noise).clamp(min=0)
-
-
-def _root_sum_of_squares(weights: Tensor, noise: Tensor) -> Tensor:
-    return (weights[:, None] * noise).square().sum(0).sqrt()
-
-
-def _constants(sde: Any, times: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Length of the path in half log-SNR, and the change of log alpha along it."""
-    ends = times[[0, -1]]
-    start, end = (0.5 * sde.log_snr(ends)).unbind()
-    first, last = sde.alpha(ends).log().unbind()
-    return (start - end).to(like), (last - first).to(like)
+def known_part(nodes: Nodes) -> float:
+    """The change of the log-density for each dimension of Gaussian data of the same spread."""
+    sde = nodes.sde
+    ends = sde.times([sde.t_min, sde.t_max])
+    first, last = sde.alpha(ends).log().tolist()
+    spread = 2 * math.log(sde.data_std)
+    # The integral of 1 / (1 + s^2 e^(2 l)).
+    data, noise = (
+        level - 0.5 * math.log1p(math.exp(-abs(2 * level + spread)))
+        - max(0.0, level + 0.5 * spread)
+        for level in nodes.ends
+    )  # fmt: skip
+    return float(last - first + data - noise)

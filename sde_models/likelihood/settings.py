@@ -20,7 +20,7 @@ from sde_models.solvers import Solver, make_solver
 from sde_models.solvers.options import SolveOptions, check_callback
 
 DEFAULT_INTERVALS = 64
-"""Intervals between the nodes of a quadrature, where none are given."""
+"""Number of nodes of a quadrature, where none is given."""
 TRACES = ("quadrature", "augmented")
 
 
@@ -47,7 +47,7 @@ class Settings:
         solver: Solver of the path.
         trace: "quadrature" or "augmented".
         estimator: Trace estimator.
-        intervals: Intervals between the nodes of a quadrature.
+        intervals: Number of nodes of a quadrature.
         tol: Total error in nats, or None.
         prior: Distribution at ``t_max``.
         estimate_solver_error: Whether to solve again more coarsely.
@@ -62,6 +62,15 @@ class Settings:
     prior: Prior
     estimate_solver_error: bool
     options: SolveOptions
+
+    @property
+    def tolerances(self) -> tuple[float, float]:
+        """Relative and absolute tolerance of the solve."""
+        rtol, atol = self.options.get("rtol"), self.options.get("atol")
+        return (
+            self.solver.default_rtol if rtol is None else rtol,
+            self.solver.default_atol if atol is None else atol,
+        )
 
     @classmethod
     def of(
@@ -130,13 +139,13 @@ def _check_tol(tol: Any, solver: Solver, trace: str, options: Mapping[str, Any])
         raise ValueError(f"tol= chooses {given[0]} by itself: leave {given[0]}= or tol= out")
     if trace != "quadrature" or not solver.in_noise_units:
         raise ValueError(
-            f"tol= needs a solver that reports the error of a density, and trace='quadrature': "
+            f"tol= needs a solver whose errors are in units of the noise, and trace='quadrature': "
             f"use solver='adams-batch' in place of {solver.name!r}"
         )
 
 
 def _check_intervals(intervals: int | None) -> int:
-    """Intervals of the quadrature; refuse a number that cannot be halved twice.
+    """Intervals of the quadrature; refuse a number of which there is no part for comparisons.
 
     Raises:
         ValueError: If they are odd or too few.
@@ -147,6 +156,6 @@ def _check_intervals(intervals: int | None) -> int:
     if count % 4 or count < 12:
         raise ValueError(
             f"intervals must be a multiple of 4, 12 or more, got {intervals!r}: the error "
-            "follows from the rules on every other node, and on every fourth"
+            "of the steps follows from part of the nodes, equally spaced"
         )
     return count

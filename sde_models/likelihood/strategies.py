@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sde_models._utils.conditions import Conditions
-from sde_models._utils.randomness import Source, Streams, of_some_rows
+from sde_models._utils.randomness import Source, of_some_rows, rademacher_like
 from sde_models._utils.shapes import time_precision
 from sde_models._utils.split_batches import draw_rows
 from sde_models.divergence.base import Divergence
+from sde_models.divergence.exact import Exact
+from sde_models.divergence.hutchinson import Hutchinson
 from sde_models.likelihood.augmented_flow import AugmentedFlow
-from sde_models.likelihood.probe_allocation import Allocation, Pairs
+from sde_models.likelihood.nodes import Nodes
+from sde_models.likelihood.paths import solve_path
 from sde_models.likelihood.quadrature import (
+    Probes,
     Traces,
     estimate_traces,
     integrate_traces,
-    node_times,
-    node_weights,
 )
 from sde_models.models.base import Model
 from sde_models.models.systems import ProbabilityFlow
@@ -31,9 +33,13 @@ from sde_models.sdes.priors import Prior
 from sde_models.solvers import Solution, Solver, Step, solve
 from sde_models.solvers.options import SolveOptions
 
-STEPS_IN_ERROR = 3.0
-"""Ratio of a path's error to the root of D times its tolerance in noise units, roughly."""
+PILOT = 8
+"""Most nodes at which paths of several resolutions are compared."""
+EXACT_DIFFERENCES = 4
+"""Largest event whose differences between paths are computed with the exact trace."""
 Callback = Callable[[Step], object]
+Pairs = tuple[Tensor, ...]
+"""Numbers of nodes and of samples."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +50,19 @@ class Estimate:
         value: Log-density of each sample in nats, shape ``(B,)``.
         stderr: Standard error from the probes, shape ``(B,)``.
         quadrature_error: Error of the quadrature, shape ``(B,)``.
+        x: Data.
         z: Latents.
         solution: The solve; its ``x`` is where the paths end.
+        states: States at the nodes, if there are any.
     """
 
     value: Tensor
     stderr: Tensor
     quadrature_error: Tensor
+    x: Tensor
     z: Tensor
     solution: Solution
+    states: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -66,8 +76,9 @@ class Likelihood(ABC):
         estimator: Trace estimator.
         prior: Distribution at ``t_max``.
         fresh_source: Gives a source of the same probes each time.
+        shift_source: Gives a source of the same shifts of nodes each time.
         cond: Conditions of the batch.
-        intervals: Intervals between the nodes of a quadrature.
+        intervals: Number of nodes of a quadrature.
         decodes: Whether ``x`` are latents, and paths run from them down to data.
     """
 
@@ -79,6 +90,7 @@ class Likelihood(ABC):
     estimator: Divergence
     prior: Prior
     fresh_source: Callable[[], Source]
+    shift_source: Callable[[], Source]
     cond: Conditions
     intervals: int
     decodes: bool = False
@@ -92,6 +104,19 @@ class Likelihood(ABC):
     @abstractmethod
     def run(self, options: SolveOptions) -> Estimate:
         """Compute the log-densities, with these options of :func:`~sde_models.solve`."""
+
+    @abstractmethod
+    def compared(
+        self, found: Estimate, coarser: Sequence[tuple[Tensor, SolveOptions]]
+    ) -> list[Tensor]:
+        """Parts of the log-densities of the data found, each ``(P, B)``, the coarsest solve first.
+
+        All have the same probes, and may have another common error than the values found.
+
+        Args:
+            found: What :meth:`run` returned.
+            coarser: Starts and options of coarser solves, the coarsest last.
+        """
 
     def prior_log_prob(self, z: Tensor) -> Tensor:
         """Log-density of the latents under the prior.
@@ -129,11 +154,20 @@ class AugmentedLikelihood(Likelihood):
         given["callback"] = report
         solution = solve(augmented, start, self.span, self.solver, **given)
         end, integrals = augmented.split(solution.x)
-        z = self.x if self.decodes else end
+        x, z = (end, self.x) if self.decodes else (self.x, end)
         estimates = self.prior_log_prob(z)[:, None] + (-integrals if self.decodes else integrals)
         none = torch.zeros_like(estimates[:, 0].detach())
         stderr = self.estimator.spread_error(estimates.detach(), augmented.size)
-        return Estimate(estimates.mean(dim=1), stderr, none, z, replace(solution, x=end))
+        return Estimate(estimates.mean(dim=1), stderr, none, x, z, replace(solution, x=end))
+
+    def compared(
+        self, found: Estimate, coarser: Sequence[tuple[Tensor, SolveOptions]]
+    ) -> list[Tensor]:
+        upward = replace(self, decodes=False)
+        runs = [replace(upward, x=start).run(options) for start, options in coarser[::-1]]
+        runs.append(found)
+        latents = [self.prior_log_prob(run.z) for run in runs]
+        return [torch.stack([z, run.value - z]) for z, run in zip(latents, runs, strict=True)]
 
 
 class QuadratureLikelihood(Likelihood):
@@ -141,90 +175,110 @@ class QuadratureLikelihood(Likelihood):
 
     name = "quadrature"
 
+    @cached_property
+    def pilot(self) -> Nodes:
+        """A few nodes, the same in each run."""
+        count = next(n for n in range(PILOT, 0, -1) if self.intervals % n == 0)
+        return Nodes.draw(self.model.sde, count, self.x, self.shift_source())
+
+    @cached_property
+    def pilot_probes(self) -> Tensor | None:
+        """Probes at the pilot nodes, the same for all paths: shape ``(k, M, B, *event)``."""
+        if self.comparison.exact:
+            return None
+        like, source = self.x.detach(), self.fresh_source()
+        rows = like.expand(self.pilot.count, *like.shape).transpose(0, 1)
+        drawn: Tensor = draw_rows(rademacher_like, rows, source)
+        return drawn.transpose(0, 1)[None]
+
+    @property
+    def size(self) -> int:
+        """Numbers in an event."""
+        return self.x[0].numel()
+
+    @property
+    def flow(self) -> ProbabilityFlow:
+        """The probability flow."""
+        return ProbabilityFlow(self.model, cond=self.cond)
+
+    @property
+    def comparison(self) -> Divergence:
+        """The estimator of differences between paths, which all have the same probes."""
+        return Exact() if self.size <= EXACT_DIFFERENCES else Hutchinson()
+
     def run(self, options: SolveOptions) -> Estimate:
-        solution = self.solve(options)
-        states, source = self.states(solution), self.fresh_source()
-        if self.estimator.alternatives:
-            target = STEPS_IN_ERROR * math.sqrt(self.x[0].numel()) * self._tolerance(options)
-            traces = self.traces_to_target(states, target, source)
-        else:
-            traces = self.traces(states, self.estimator, _all_pairs(states), source)
-            traces = traces.reshaped(states.shape[:2])
-        integral = integrate_traces(self.model, traces, self.x[0].numel())
-        z = self.x if self.decodes else solution.x
-        value = self.prior_log_prob(z) + integral.value
-        return Estimate(value, integral.stderr, integral.error, z, solution)
+        nodes = self.pilot.finer(self.intervals // self.pilot.count)
+        path = solve_path(self.flow, self.x, nodes, self.solver, options, decodes=self.decodes)
+        source = self.fresh_source()
+        traces = self.all_traces(nodes, path.states, self.estimator, source).smoothed()
+        integral = integrate_traces(nodes, traces, self.size)
+        value = self.prior_log_prob(path.z) + integral.value
+        return Estimate(
+            value, integral.stderr, integral.error, path.x, path.z, path.solution, path.states
+        )
 
-    def _tolerance(self, options: SolveOptions) -> float:
-        """Tolerance of the path in units of the noise."""
-        names = ("rtol", "atol")
-        given = [options.get("rtol"), options.get("atol")]
-        usual = [getattr(self.solver, f"default_{name}", None) or 1e-4 for name in names]
-        return sum(float(u if g is None else g) for g, u in zip(given, usual, strict=True))
+    def compared(
+        self, found: Estimate, coarser: Sequence[tuple[Tensor, SolveOptions]]
+    ) -> list[Tensor]:
+        assert found.states is not None  # as run() leaves them
+        values = [self.pilot_parts(found.z, self.pilot.among(found.states))]
+        for start, options in coarser:
+            path = solve_path(self.flow, start, self.pilot, self.solver, options)
+            values.append(self.pilot_parts(path.z, path.states))
+        return values[::-1]
 
-    def solve(self, options: SolveOptions) -> Solution:
-        """Solve the path, and keep the states at the nodes."""
-        times = node_times(self.model.sde, self.intervals)
-        times = times.flip(0) if self.decodes else times
-        flow = ProbabilityFlow(self.model, cond=self.cond)
-        given = options.copy()
-        given["path"] = times
-        return solve(flow, self.x, self.span, self.solver, **given)
+    def pilot_parts(self, z: Tensor, states: Tensor) -> Tensor:
+        """What latents and pilot nodes add to the log-density, shape ``(1 + M, B)``.
 
-    def states(self, solution: Solution) -> Tensor:
-        """States at the nodes from the data on, shape ``(M, B, *event)``."""
-        path: Any = solution.path
-        return path.flip(0) if self.decodes else path
-
-    def traces_to_target(
-        self, states: Tensor, target: float, source: Source, known: Traces | None = None
-    ) -> Traces:
-        """Traces at all nodes, with as many probes as bring their part of the error to a target.
-
-        Args:
-            states: States at the nodes, shape ``(M, B, *event)``.
-            target: Standard error in nats.
-            source: Source of the probes.
-            known: Traces at every other node, if they are known.
+        The probes are the same for all paths.
         """
+        with torch.no_grad():
+            probes = self.pilot_probes
+            source = None if probes is None else Probes(probes.flatten(1, 2))
+            traces = self.all_traces(self.pilot, states.detach(), self.comparison, source)
+            latents = self.prior_log_prob(z.detach()).to(traces.value)
+            return torch.cat([latents[None], self.pilot.weights.to(traces.value) * traces.value])
 
-        def estimate(estimator: Divergence, pairs: Pairs) -> Traces:
-            return self.traces(states, estimator, pairs, source)
+    def all_traces(
+        self, nodes: Nodes, states: Tensor, estimator: Divergence, source: Source | Probes
+    ) -> Traces:
+        """Traces at all nodes, fields of shape ``(M, B)``."""
+        pairs = torch.ones(states.shape[:2], device=states.device).nonzero().unbind(1)
+        return self.traces(nodes, states, estimator, pairs, source).reshaped(states.shape[:2])
 
-        weights = node_weights(self.model, len(states) - 1, states).detach()
-        allocation = Allocation(
-            estimate, self.estimator, weights, states[0, 0].numel(), target,
-            separate=isinstance(source, Streams),
-        )  # fmt: skip
-        return allocation.run(states.shape[1], known)
-
-    def traces(self, states: Tensor, estimator: Divergence, pairs: Pairs, source: Source) -> Traces:
-        """Estimates of the divergence of eps, fields of shape ``(n,)``.
+    def traces(
+        self,
+        nodes: Nodes,
+        states: Tensor,
+        estimator: Divergence,
+        pairs: Pairs,
+        source: Source | Probes,
+    ) -> Traces:
+        """Traces at some nodes of some samples, fields of shape ``(n,)``.
 
         Args:
-            states: States at the nodes, shape ``(M, B, *event)``.
+            nodes: The nodes.
+            states: States at them, shape ``(M, B, *event)``.
             estimator: Trace estimator.
             pairs: Numbers of the nodes and of the samples, shape ``(n,)`` each.
             source: Source of the probes.
         """
-        sde: Any = self.model.sde
-        nodes, samples = pairs
-        times = sde.times(node_times(sde, len(states) - 1))
-        times = times.to(states.device, time_precision(states))
+        times = nodes.times.to(states.device, time_precision(states))
         # A trace is a derivative, and cannot be taken in inference mode.
         with torch.inference_mode(False), torch.set_grad_enabled(states.requires_grad):
             return estimate_traces(
-                self.model, times[nodes], states[nodes, samples], estimator,
-                of_some_rows(source, samples), self.cond.take(samples),
+                self.model, times[pairs], states[pairs], estimator,
+                source if isinstance(source, Probes) else of_some_rows(source, pairs[1]),
+                self.cond.take(pairs[1]),
             )  # fmt: skip
 
     def part(self, rows: Tensor) -> QuadratureLikelihood:
         """The same for some samples."""
-        return replace(self, x=self.x[rows], cond=self.cond.take(rows))
-
-
-def _all_pairs(states: Tensor) -> Pairs:
-    return torch.ones(states.shape[:2], device=states.device).nonzero().unbind(1)
+        part = replace(self, x=self.x[rows], cond=self.cond.take(rows))
+        part.__dict__["pilot"] = self.pilot.of_rows(rows)
+        probes = self.pilot_probes
+        part.__dict__["pilot_probes"] = None if probes is None else probes[:, :, rows]
+        return part
 
 
 STRATEGIES: dict[str, type[Likelihood]] = {

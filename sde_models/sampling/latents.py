@@ -28,7 +28,6 @@ class Encoding(HasCost):
     rejected: int | None
     times: Tensor | None = None
     path: Tensor | None = None
-    density_error: Tensor | None = None
 
 
 @dataclass(frozen=True)

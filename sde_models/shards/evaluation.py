@@ -18,6 +18,7 @@ from sde_models._utils.seeds import generator_at
 from sde_models._utils.standard_errors import standard_error
 from sde_models.data.cell_densities import Dequantization
 from sde_models.likelihood.bits_per_dimension import bits_per_dim
+from sde_models.likelihood.errors import HasError
 from sde_models.likelihood.log_densities import log_prob
 from sde_models.likelihood.settings import TraceOptions
 from sde_models.models.base import Model
@@ -61,7 +62,7 @@ class EvaluateOptions(BitsOptions, TraceOptions, StepOptions, total=False):
 
 
 @dataclass(frozen=True)
-class Evaluation(HasCost):
+class Evaluation(HasCost, HasError):
     """Likelihoods of a dataset, on the CPU, in the order of its samples.
 
     Attributes:
@@ -96,13 +97,12 @@ class Evaluation(HasCost):
     def summary(self) -> dict[str, str | int | float | None]:
         """The mean with its errors and cost as plain numbers; None for those that are not known.
 
-        ``sample_error`` is the mean over the samples of :attr:`~sde_models.LogProb.error`.
+        ``sample_error`` is the mean of ``error`` over the samples.
         """
-        error = 2 * self.stderr + self.solver_error + self.quadrature_error
         figures = {
             "mean": self.mean,
             "mean_stderr": self.mean_stderr,
-            "sample_error": error.double().mean(),
+            "sample_error": self.error.double().mean(),
         }
         numbers = {name: float(value) for name, value in figures.items()}
         return {
@@ -200,12 +200,12 @@ def evaluate(
         given: dict[str, Any] = {"cond": cond, "generator": generator, **engine.arguments}
         if levels is None:
             density = log_prob(engine.model, x, **given)
-            value, unit = density.value, 1.0
+            errors: HasError = density
+            value = density.value
         else:
             images = bits_per_dim(engine.model, x, levels, **given)
-            value, density = images.per_image, images.log_prob
-            unit = 1 / (x[0].numel() * math.log(2))
-        return {"value": value} | {name: unit * getattr(density, name) for name in RESULTS[1:]}
+            value, errors = images.per_image, images.errors
+        return {"value": value} | {name: getattr(errors, name) for name in RESULTS[1:]}
 
     shards = engine.run(
         out, len(source), settings, source.each(work), size=NUMBERS * len(RESULTS),

@@ -18,6 +18,8 @@ from sde_models.solvers.problem import Problem
 
 DEFAULT_TOLERANCE = 1e-5
 """Relative and absolute tolerance of adaptive solvers if none is given."""
+COARSEST = 0.5
+"""Tolerances in units of x above this make no difference."""
 
 
 def check_option_names(name: str, options: Iterable[str], known: Sequence[str]) -> None:
@@ -152,15 +154,15 @@ class Solver(ABC):
     def coarser(self, options: StepOptions) -> SolveOptions | None:
         """Options of the same solve at ten times the tolerance, or on every other node.
 
-        The difference of the two results estimates the error of the coarser one. None for a single
-        step, where there is no coarser solve.
+        None where there is no coarser solve that says anything: for a single step, and for
+        tolerances in units of x above ``COARSEST``.
         """
         if self.adaptive:
-            return {
-                "rtol": 10 * (options.get("rtol") or self.default_rtol),
-                "atol": 10 * (options.get("atol") or self.default_atol),
-                "max_steps": options.get("max_steps"),
-            }
+            rtol = 10 * (options.get("rtol") or self.default_rtol)
+            atol = 10 * (options.get("atol") or self.default_atol)
+            if max(rtol, atol) > COARSEST and not self.in_noise_units:
+                return None
+            return {"rtol": rtol, "atol": atol, "max_steps": options.get("max_steps")}
         grid, steps = options.get("grid"), options.get("steps")
         if grid is None or isinstance(grid, str) or callable(grid):
             steps = self.default_steps if steps is None else steps

@@ -27,8 +27,6 @@ class Solution(HasCost):
         times: Times of the saved states, shape ``(T,)``, or ``(T, B)`` if they were given so; None
             unless ``path`` was asked for.
         path: Saved states, shape ``(T, B, *event)``; None unless ``path`` was asked for.
-        density_error: Estimated error in a log-density along the path from the errors of the steps,
-            in nats, shape ``(B,)``; None for solvers that do not report it.
     """
 
     x: Tensor
@@ -37,7 +35,6 @@ class Solution(HasCost):
     rejected: int | None
     times: Tensor | None = None
     path: Tensor | None = None
-    density_error: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,6 @@ class Recorder:
         self.rejected: int | None = 0
         self.save_all = save_all
         self.save_at = save_at
-        self.density_error: Tensor | None = None
         self._counter, self._batch = counter, batch
         self._max_steps = max_steps
         self._callback = callback
@@ -102,9 +98,8 @@ class Recorder:
 
     def save(self, t: float, x: Tensor) -> None:
         """Keep a state if that at this time was asked for."""
-        shared = self.save_at is not None and self.save_at.ndim == 1
-        asked = shared and bool((self.save_at == t).any())
-        if self.save_all or asked:
+        at = self.save_at
+        if self.save_all or (at is not None and at.ndim == 1 and bool((at == t).any())):
             self.keep(t, x)
 
     def keep(self, t: float | Tensor, x: Tensor) -> None:
@@ -159,6 +154,4 @@ class Recorder:
         if self.save_all or self.save_at is not None:
             times = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t, _ in self._saved])
             path = torch.stack([state for _, state in self._saved])
-        return Solution(
-            x.clone(), self.cost, self.accepted, self.rejected, times, path, self.density_error
-        )
+        return Solution(x.clone(), self.cost, self.accepted, self.rejected, times, path)

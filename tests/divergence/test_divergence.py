@@ -241,7 +241,7 @@ def test_exact_trace_of_large_events_is_refused_with_its_cost() -> None:
 def test_auto_looks_at_the_dimension() -> None:
     assert find_divergence("auto", 8).exact
     assert not find_divergence("auto", 64).exact
-    assert find_divergence("auto", 64).count_products(64) == 1
+    assert find_divergence("auto", 64).count_products(64) == 2
     assert find_divergence("auto", 64, along_a_path=False).count_products(64) == 16
     assert not find_divergence("auto", 64, along_a_path=False).exact
 

@@ -1,4 +1,4 @@
-"""Each part of the error that is told by itself: the truth is within it as often as is stated.
+"""Each part of the reported error by itself: it covers as often as is stated.
 
 The full study, with more points and settings, is ``benchmarks/calibration.py``.
 """
@@ -37,14 +37,18 @@ class Case:
         )  # fmt: skip
 
 
-def within(off: list[Tensor], told: list[Tensor]) -> float:
-    return float((torch.cat(off).abs() <= torch.cat(told) + 1e-7).double().mean())
+def within(off: list[Tensor], reported: list[Tensor]) -> float:
+    """How often errors that are known cover."""
+    errors = torch.cat(reported)
+    known = ~errors.isnan()
+    assert known.double().mean() > 0.6
+    return float((torch.cat(off).abs() <= errors + 1e-7)[known].double().mean())
 
 
 @pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-3])
 def test_steps(tolerance: float) -> None:
     """300 points; covering 97% of the time, fewer than 93% have a chance of 2e-4."""
-    off, told = [], []
+    off, reported = [], []
     for sde in SDES:
         for dim in (2, 64):
             case = Case(dim, sde, 30)
@@ -53,21 +57,21 @@ def test_steps(tolerance: float) -> None:
                 rtol=half, atol=half, intervals=96
             )  # so many that only the steps err
             off.append(lp.value - case.truth)
-            told.append(lp.solver_error)
-    assert within(off, told) >= 0.93
+            reported.append(lp.solver_error)
+    assert within(off, reported) >= 0.93
 
 
 @pytest.mark.parametrize("nodes", [24, 48])
 def test_quadrature(nodes: int) -> None:
     """As for the steps."""
-    off, told = [], []
+    off, reported = [], []
     for sde in SDES:
         for dim in (2, 64):
             case = Case(dim, sde, 30)
             lp = case.log_prob(intervals=nodes, **FINE)
             off.append(lp.value - case.truth)
-            told.append(lp.quadrature_error)
-    assert within(off, told) >= 0.93
+            reported.append(lp.quadrature_error)
+    assert within(off, reported) >= 0.93
 
 
 PROBED = {"intervals": 40, "rtol": 1e-4, "atol": 1e-4}
@@ -87,9 +91,9 @@ def probed() -> list[tuple[Case, Tensor]]:
 )
 def test_probes(divergence: sm.Divergence, probed: list[tuple[Case, Tensor]]) -> None:
     """600 points; at 95%, fewer than 92% have a chance of 6e-4."""
-    off, told = [], []
+    off, reported = [], []
     for case, exact in probed:
         lp = case.log_prob(divergence=divergence, **PROBED)
         off.append(lp.value - exact)
-        told.append(2 * lp.stderr)
-    assert within(off, told) >= 0.92
+        reported.append(2 * lp.stderr)
+    assert within(off, reported) >= 0.92

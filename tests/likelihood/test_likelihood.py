@@ -104,7 +104,7 @@ def test_with_the_true_prior_the_density_is_the_data_density() -> None:
     exact = ProductMixture(sde, (2,))
     x = exact.sample(10, 0.0, generator())
     true_prior = exact.mixture.diffuse(sde, 1.0)
-    lp = sm.log_prob(exact.model, x, prior=true_prior, rtol=1e-8, atol=1e-8, intervals=96)
+    lp = sm.log_prob(exact.model, x, prior=true_prior, rtol=1e-8, atol=1e-8, intervals=128)
     truth = exact.mixture.diffuse(sde, 0.0).log_prob(x)
     assert (lp.value - truth).abs().max() < 1e-6
 

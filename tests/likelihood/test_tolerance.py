@@ -10,7 +10,6 @@ from scipy import stats
 from torch import Tensor
 
 import sde_models as sm
-from sde_models.likelihood.quadrature import gregory_weights, node_times
 
 SDES = [sm.VPSDE(), sm.SubVPSDE(), sm.VESDE(), sm.CosineSDE(), sm.FlowMatchingSDE()]
 
@@ -85,7 +84,7 @@ def test_more_is_spent_only_where_it_is_needed() -> None:
     assert (tight.value - truth).abs().max() < 1e-3
     # A sample's own answer does not depend on what its batch-mates need.
     alone = sm.log_prob(model, x[:1], tol=1e-3, prior=prior)
-    torch.testing.assert_close(alone.value, tight.value[:1], rtol=0, atol=1e-3)
+    torch.testing.assert_close(alone.value, tight.value[:1], rtol=0, atol=2e-3)
 
 
 def test_tolerance_is_reached_on_a_network_with_noisy_traces() -> None:
@@ -108,13 +107,17 @@ def test_gradient_is_that_of_finite_differences_in_the_parameters(solver: str, w
     torch.manual_seed(0)
     network = sm.nn.ResidualNetwork((2,), width=8, depth=1).double().eval()
     model = sm.ScoreModel(network, sm.VPSDE(t_min=1e-2), event_shape=(2,))
+    with torch.no_grad():  # its last layer begins with zeros
+        for parameter in network.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator(2)))
     x = torch.randn(3, 2, generator=generator(), dtype=torch.float64)
     weight = next(network.parameters())
 
     def value(gradient: str | None) -> Tensor:
         return sm.log_prob(
-            model, x, solver, rtol=1e-9, atol=1e-9, gradient=gradient, estimate_solver_error=False
-        ).value.sum()
+            model, x, solver, rtol=1e-9, atol=1e-9, gradient=gradient,
+            estimate_solver_error=False, generator=generator(3),
+        ).value.sum()  # fmt: skip
 
     (gradient,) = torch.autograd.grad(value(way), weight)
     direction = torch.randn(weight.shape, generator=generator(1), dtype=torch.float64)
@@ -162,14 +165,121 @@ def test_maximum_likelihood_fine_tunes_a_model() -> None:
     assert network.log_std.item() == pytest.approx(wanted, abs=0.05)
 
 
-@pytest.mark.parametrize("intervals", [5, 10, 24])
-def test_gregory_weights_are_exact_for_cubics(intervals: int) -> None:
-    s = torch.linspace(0, 1, intervals + 1, dtype=torch.float64)
-    for power in range(4):
-        integral = float(gregory_weights(intervals) @ s**power)
-        assert integral == pytest.approx(1 / (power + 1), rel=1e-12)
+def line(size: int, batch: int) -> tuple[sm.Model, Tensor, Tensor]:
+    """A network for data near a line, whose Jacobian is c I plus rank one; points, their density.
+
+    The flow is linear, so its density is in closed form.
+    """
+    sde = sm.VPSDE()
+    along = torch.randn(size, generator=generator(), dtype=torch.float64)
+    along /= along.norm()
+
+    class Line(torch.nn.Module):
+        def forward(self, t: Tensor, x: Tensor) -> Tensor:
+            alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+            part = (x @ along)[:, None] * along
+            near, far = ((alpha * s).square() + sigma.square() for s in (0.01, 1.0))
+            return sigma * ((x - part) / near + part / far)
+
+    noise = torch.randn(batch, size, generator=generator(1), dtype=torch.float64)
+    on = (noise @ along)[:, None] * along
+    x = on + 0.01 * (noise - on)
+    ends = sde.times([sde.t_min, sde.t_max])
+    alpha, sigma = sde.alpha(ends), sde.sigma(ends)
+    near, far = (((alpha * s).square() + sigma.square()).sqrt() for s in (0.01, 1.0))
+    part = (x @ along)[:, None] * along
+    z = (far[1] / far[0]) * part + (near[1] / near[0]) * (x - part)
+    growth = (far[1] / far[0]).log() + (size - 1) * (near[1] / near[0]).log()
+    truth = -0.5 * z.square().sum(1) - 0.5 * size * math.log(2 * math.pi) + growth
+    return sm.ScoreModel(Line(), sde, event_shape=(size,)), x, truth
 
 
-@pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
-def test_every_other_node_is_a_node_of_half_as_many(sde: sm.GaussianSDE) -> None:
-    torch.testing.assert_close(node_times(sde, 40)[::2], node_times(sde, 20))
+@pytest.mark.parametrize("divergence", ["auto", sm.Hutchinson(2, "gaussian"), sm.XTrace(4)])
+def test_probes_that_are_chosen_by_their_variance_are_unbiased(
+    divergence: str | sm.Divergence,
+) -> None:
+    """A Jacobian of rank one, where an estimate and its spread are small together.
+
+    300 points in 48 dimensions: the mean signed error is 0 within 4 standard errors, and 90% are
+    covered, which has a chance of 1e-4 to fail at 95%.
+    """
+    model, x, truth = line(48, 300)
+    lp = sm.log_prob(model, x, tol=0.5, divergence=divergence, generator=generator(2))
+    off = lp.value - truth
+    assert off.mean().abs() < 4 * off.std() / math.sqrt(300) + lp.solver_error.mean()
+    assert float((off.abs() <= lp.error).double().mean()) > 0.9
+    assert float(lp.error.max()) <= 0.5
+
+
+class Rough(torch.nn.Module):
+    """A random network of the time's sines up to ``frequency`` radians: no score of anything."""
+
+    def __init__(self, frequency: float) -> None:
+        super().__init__()
+        draw = generator(int(frequency))
+        self.rates = frequency * torch.rand(12, generator=draw, dtype=torch.float64)
+        self.first = torch.randn(14, 32, generator=draw, dtype=torch.float64) / math.sqrt(14)
+        self.last = torch.randn(32, 2, generator=draw, dtype=torch.float64) / math.sqrt(32)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        features = torch.cat([x, (t[:, None] * self.rates).sin()], 1)
+        return x / (1 + 0.5 * x.square()) + (features @ self.first).tanh() @ self.last
+
+
+@pytest.mark.parametrize("frequency", [10.0, 100.0])
+def test_errors_cover_on_networks_that_are_no_scores(frequency: float) -> None:
+    """150 points, three tolerances and two others solvers, 88% each; a path and a trace of 1e-9.
+
+    At 95% fewer than 88% have a chance of 3e-4 each.
+    """
+    sde = sm.VPSDE(t_min=1e-3)
+    model = sm.ScoreModel(Rough(frequency), sde, event_shape=(2,))
+    x = torch.randn(150, 2, generator=generator(), dtype=torch.float64)
+    exact = sm.log_prob(
+        model, x, "scipy:DOP853", trace="augmented", rtol=1e-9, atol=1e-9,
+        estimate_solver_error=False,
+    ).value  # fmt: skip
+    settings: list[dict[str, object]] = [{"tol": tol} for tol in (1.0, 0.1, 0.01)]
+    settings += [
+        {"solver": "dpmpp-2m", "steps": 80, "intervals": 96},
+        {"solver": "ode:dopri5", "rtol": 1e-3, "atol": 1e-3},
+    ]
+    for options in settings:
+        lp = sm.log_prob(model, x, generator=generator(1), **options)  # type: ignore[arg-type]
+        known = ~lp.error.isnan()
+        assert float(known.double().mean()) > 0.6
+        covered = ((lp.value - exact).abs() <= lp.error)[known]
+        assert float(covered.double().mean()) > 0.88, options
+        assert bool((lp.error <= options.get("tol", math.inf)).all())  # type: ignore[operator]
+
+
+def test_rounding_of_single_precision_is_in_the_error() -> None:
+    """Data 100 from the origin and 0.01 wide: float32 knows no more than 3e-3 nats or so."""
+    means = 100 + 0.05 * torch.randn(3, 2, generator=generator(), dtype=torch.float64)
+    narrow = sm.GaussianMixture(means.float(), 0.01)
+    precise = sm.GaussianMixture(means.float().double(), 0.01)
+    sde = sm.VPSDE()
+    data = precise.diffuse(sde, sde.t_min)
+    x = data.sample(100, generator=generator(1)).float()
+    lp = sm.log_prob(
+        narrow.score_model(sde), x, tol=0.01, prior=narrow.diffuse(sde, sde.t_max),
+        generator=generator(2),
+    )  # fmt: skip
+    off = (lp.value - data.log_prob(x.double())).abs()
+    assert off.mean() > 1e-3
+    assert float((off <= lp.error).double().mean()) > 0.85
+
+
+def test_reasons_are_given_for_errors_that_are_not_known() -> None:
+    model, x, *_ = case(2, sm.VPSDE(), 4)
+    assert sm.log_prob(model, x, tol=0.3).reason == ""
+    few = sm.log_prob(model, x, "ddim", steps=3)
+    assert bool(few.solver_error.isnan().all())
+    assert "no two coarser solves" in few.reason
+    assert "more steps=" in few.reason
+    loose = sm.log_prob(model, x, "ode:dopri5", rtol=0.1, atol=0.1)
+    assert "smaller rtol= and atol=" in loose.reason
+    single = sm.log_prob(model, x, "ode:dopri5", divergence="hutchinson")
+    assert "single probe" in single.reason
+    off = sm.log_prob(model, x, estimate_solver_error=False)
+    assert "estimate_solver_error=False" in off.reason

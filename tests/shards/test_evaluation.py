@@ -208,8 +208,10 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
 def test_a_first_call_that_fails_binds_nobody(tmp_path: Path, whole: sm.Evaluation) -> None:
     with pytest.raises(TypeError, match="did you mean steps="):
         evaluate(tmp_path, step=3)
-    with pytest.raises(ValueError, match="nosuch") as caught:
+    with pytest.raises(ValueError, match="nosuch"):
         evaluate(tmp_path, solver="nosuch")
+    with pytest.raises(ValueError, match="nosuch") as caught:
+        evaluate(tmp_path, divergence="nosuch")
     assert caught.value.__notes__ == ["while samples 0 to 3 were evaluated"]
     assert_same(evaluate(tmp_path), whole)
 

@@ -366,7 +366,6 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"predictor": sm.make_solver("ode:rk4")}, "name .* or a solver with a stepper.*'ode:rk4'"),
     ({"predictor": 3}, "name .* or a solver with a stepper.*got 3"),
     ({"corrector": "langevine"}, "unknown corrector 'langevine'; did you mean 'langevin'"),
-    ({"corrector": None}, "unknown corrector None"),
     ({"corrector_steps": 0}, "corrector_steps must be an integer of 1 or more, got 0"),
     ({"corrector_steps": 1.5}, "corrector_steps must be an integer"),
     ({"corrector_steps": True}, "corrector_steps must be an integer"),

@@ -37,9 +37,6 @@ from sde_models.solvers.problem import Problem
 CONTROL = StepControl(safety=0.8, shrink=0.2, grow=2.0)
 FIRST_STEP = 0.05
 """In units of the clock; steps grow from there with the order."""
-BEYOND_FIRST_ORDER = 20.0
-"""Correction of the reported error of a density, which is of first order in the tolerance: with it
-most errors are covered also at 0.1, where steps are few and large."""
 
 
 class AdamsBatch(BatchSolver):
@@ -53,9 +50,7 @@ class AdamsBatch(BatchSolver):
 
     with the root mean square as norm. Tolerances are thus in units of the noise, whose estimate is
     itself of size 1. Every sample has its own time, step and order; it starts with order 1 and a
-    small step. A step's error d changes the computed log-density by about
-    :math:`\hat\epsilon \cdot d / \sigma`; the sum of the sizes of these is
-    ``Solution.density_error``.
+    small step.
 
     For latents and densities; for samples, whose errors count in units of x, ``rk-batch`` takes
     fewer steps. ``accepted``, ``rejected``, ``max_steps`` and callbacks are as for ``rk-batch``.
@@ -83,6 +78,10 @@ class AdamsBatch(BatchSolver):
         return _Solve(problem, int(self.order))
 
 
+ROUNDINGS = 4.0
+"""Roundings of the state that an error may be above the tolerance: no step lowers them."""
+
+
 @dataclass(frozen=True)
 class _Samples(Samples):
     """The samples that are still being solved.
@@ -107,10 +106,9 @@ class _Solve(BatchSolve[_Samples]):
         super().__init__(problem, AdamsBatch.name, "log-snr")
         self.order = order
         self.rate = float(self.sign)  # eps from data to noise, x0 from noise to data
-        self.density_error = torch.zeros_like(self.t)
         x, clock = self.x, self.clock_start.expand(len(self.x))
         alpha, sigma = self._scales(self.t)
-        estimate, _ = self._estimate(self.t, x)
+        estimate = self._estimate(self.t, x)
         self.samples = _Samples(
             t=self.t, clock=clock, x=x, step=torch.full_like(self.t, FIRST_STEP), alpha=alpha,
             sigma=sigma, count=torch.ones_like(self.t).long(),
@@ -119,7 +117,7 @@ class _Solve(BatchSolve[_Samples]):
         )  # fmt: skip
 
     def round(self) -> None:
-        samples, rows = self.samples, self.part.rows
+        samples = self.samples
         lengths, landing = self.next_steps()
         clock = torch.where(landing, self.clock_end, samples.clock + self.sign * lengths)
         t = torch.where(landing, self.end, self.clock.time(clock))
@@ -129,14 +127,17 @@ class _Solve(BatchSolve[_Samples]):
         state, scale = self._factors(samples, alpha, sigma)
         kept_state = per_sample(state, samples.x).to(samples.x) * samples.x
         predicted = kept_state + _weighted(scale, old[:, 1:], samples.estimates)
-        estimate, eps = self._estimate(t, predicted)
+        estimate = self._estimate(t, predicted)
         estimates = torch.cat([estimate[:, None], samples.estimates], 1)
         change = self._weights(samples, nodes, samples.count, clock, corrector=True) - old
         correction = _weighted(scale, change, estimates)
         corrected = predicted + correction
         difference = correction.detach() / per_sample(sigma, correction).to(correction)
         error = self.part.system.error_norm(difference).to(clock)
-        error = (error / (self.problem.atol + self.problem.rtol)).nan_to_num(nan=torch.inf)
+        rounding = ROUNDINGS * torch.finfo(corrected.dtype).eps
+        size = self.part.system.error_norm(corrected.detach()).to(clock) / sigma
+        allowed = self.problem.atol + self.problem.rtol + rounding * size
+        error = (error / allowed).nan_to_num(nan=torch.inf)
         kept = is_accepted(error)
         count = torch.where(kept, (samples.count + 1).clamp(max=self.order), samples.count)
         keep, keeps = per_sample(kept, corrected), per_sample(kept, estimates)
@@ -152,21 +153,13 @@ class _Solve(BatchSolve[_Samples]):
             nodes=torch.where(kept[:, None], nodes[:, :-1], samples.nodes),
             estimates=torch.where(keeps, estimates[:, :-1], samples.estimates),
         )
-        work = (difference * eps.detach()).flatten(1).sum(1).abs() / (samples.count + 1)
-        work = torch.where(kept, work.to(clock), 0.0)
-        self.density_error = self.density_error.index_add(0, rows, work)
         between = partial(self._between, samples, nodes, estimates)
         self.advance(kept, samples.t, t, corrected, landing, between)
 
-    def finish(self) -> Tensor:
-        beyond = 1 + BEYOND_FIRST_ORDER * (self.problem.rtol + self.problem.atol)
-        self.recorder.density_error = beyond * self.density_error
-        return super().finish()
-
-    def _estimate(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What is interpolated, and the estimate of the noise."""
+    def _estimate(self, t: Tensor, x: Tensor) -> Tensor:
+        """What is interpolated: the estimate of the data, or of the noise."""
         x0, eps = self.part.denoise(t, x)
-        return (x0 if self.rate > 0 else eps), eps
+        return x0 if self.rate > 0 else eps
 
     def _weights(
         self, samples: _Samples, nodes: Tensor, count: Tensor, clock: Tensor,

@@ -37,6 +37,8 @@ from sde_models.solvers.clocks import CLOCKS, Rates, has_gaussian_clock
 from sde_models.solvers.problem import Problem
 
 TABLEAUS: dict[Any, Tableau] = {3: BOGACKI_SHAMPINE, 5: DORMAND_PRINCE}
+ROUNDINGS = 4.0
+"""Least relative tolerance, in roundings of the state: smaller steps do not lower these."""
 CONTROL = StepControl(safety=0.6, shrink=0.2, grow=4.0)
 """Long steps have errors that the estimate misses, hence the safety. In single precision the error
 estimate of a small first step is mere rounding. The step then grows to the limit, so that rounding
@@ -222,7 +224,8 @@ class _Solve(BatchSolve[_Samples]):
     @torch.no_grad()
     def _size(self, error: Tensor, x: Tensor) -> Tensor:
         """Size of each sample's error in units of tolerance."""
-        allowed = self.problem.atol + self.problem.rtol * x
+        rtol = max(self.problem.rtol, ROUNDINGS * torch.finfo(x.dtype).eps)
+        allowed = self.problem.atol + rtol * x
         return self.part.system.error_norm(error / allowed).to(self.t.dtype)
 
 
