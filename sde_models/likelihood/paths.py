@@ -115,12 +115,12 @@ def interpolate(sde: Any, times: Tensor, states: Tensor, nodes: Nodes) -> Tensor
         sde: Forward SDE.
         times: Times of the states, rising, shape ``(K,)``.
         states: States, shape ``(K, B, *event)``.
-        nodes: Where they are wanted.
+        nodes: Where they are needed.
     """
     clock = sde.times(times)
     alpha, level = sde.alpha(clock).double().cpu(), _level(sde, clock)
-    wanted = sde.times(nodes.times)
-    at, scale = _level(sde, wanted), sde.alpha(wanted).double().cpu()
+    inner = sde.times(nodes.times)
+    at, scale = _level(sde, inner), sde.alpha(inner).double().cpu()
     count = min(NEIGHBOURS, len(times))
     first = (torch.searchsorted(level, at.contiguous()) - count // 2).clamp(0, len(level) - count)
     index = first[None] + torch.arange(count)[:, None, None]

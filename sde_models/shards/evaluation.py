@@ -97,16 +97,17 @@ class Evaluation(HasCost, HasError):
     def summary(self) -> dict[str, str | int | float | None]:
         """The mean with its errors and cost as plain numbers; None for those that are not known.
 
-        ``sample_error`` is the mean of ``error`` over the samples.
+        ``sample_error`` is the mean of ``error`` over the samples for which it is known.
         """
         figures = {
             "mean": self.mean,
             "mean_stderr": self.mean_stderr,
-            "sample_error": self.error.double().mean(),
+            "sample_error": self.error.double().nanmean(),
         }
         numbers = {name: float(value) for name, value in figures.items()}
         return {
             "samples": len(self.value),
+            "unknown_errors": int(self.error.isnan().sum()),
             "unit": self.unit,
             **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
             **asdict(self.cost),
@@ -117,6 +118,8 @@ class Evaluation(HasCost, HasError):
         within = "" if known["mean_stderr"] is None else f" ± {known['mean_stderr']:.2g}"
         error = known["sample_error"]
         each = "" if error is None else f", each known to within {error:.2g}"
+        if known["unknown_errors"]:
+            each += f", the error of {known['unknown_errors']} not known"
         return (
             f"{known['mean']:.6g}{within} {self.unit} over {len(self.value)} samples{each} "
             f"({self.cost} for each)"

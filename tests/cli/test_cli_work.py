@@ -213,7 +213,7 @@ def test_digits_by_name(images: Path, tmp_path: Path) -> None:
     z, bits = tmp_path / "z.npz", tmp_path / "bits.npz"
     run("encode", images, "digits", "--n", 3, "--solver", "ddim", "--steps", 3, "--out", z)
     assert read_array(z).shape == (3, 1, 8, 8)
-    quick = ("--n", 3, "--divergence", "hutchinson", "--rtol", 0.1, "--intervals", 12)
+    quick = ("--n", 3, "--divergence", "hutchinson", "--rtol", 0.01, "--intervals", 12)
     said = run("log-prob", images, "digits", *quick, "--out", bits)
     assert " bits per dimension over 3 samples, each known to within " in said
     with np.load(bits) as archive:

@@ -90,10 +90,13 @@ def probed() -> list[tuple[Case, Tensor]]:
     ids=repr,
 )
 def test_probes(divergence: sm.Divergence, probed: list[tuple[Case, Tensor]]) -> None:
-    """600 points; at 95%, fewer than 92% have a chance of 6e-4."""
+    """600 points; at 95%, fewer than 92% have a chance of 6e-4.
+
+    Of few probes in two dimensions half have no spread at a node; the spectrum sees their errors.
+    """
     off, reported = [], []
     for case, exact in probed:
         lp = case.log_prob(divergence=divergence, **PROBED)
         off.append(lp.value - exact)
-        reported.append(2 * lp.stderr)
+        reported.append(torch.hypot(2 * lp.stderr, lp.quadrature_error))
     assert within(off, reported) >= 0.92
