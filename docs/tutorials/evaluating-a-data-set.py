@@ -410,7 +410,7 @@ quick |= {
 }
 scores = sm.evaluate(digit_model, tests, work / "digits", **quick)
 inside, outside = scores.value[known], scores.value[~known]
-reported = 2 * scores.stderr + scores.solver_error + scores.quadrature_error
+reported = scores.error
 print(f"known digits: {float(inside.mean()):.2f} bits per dimension on average,")
 print(f"with a mean reported error of {float(reported[known].mean()):.2f}")
 

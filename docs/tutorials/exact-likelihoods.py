@@ -233,8 +233,9 @@ assert gain > 3
 # | the path is solved in steps | `lp.solver_error` | `rtol=`, `atol=` |
 # | the integral is a sum | `lp.quadrature_error` | `intervals=` |
 #
-# and `lp.error` is $2 \cdot$ `stderr` $+$ `solver_error` $+$ `quadrature_error`, meant to cover the
-# true error 95 times in 100. To test each, vary one parameter and keep the others so fine that they do
+# The error of the steps may have one sign for all points, the other two are random: `lp.error` is
+# `solver_error` plus the root of the sum of squares of $2 \cdot$ `stderr` and `quadrature_error`. It is meant to
+# cover the true error 95 times in 100. To test each, vary one parameter and keep the others so fine that they do
 # not matter. The dots (true errors) should lie below the lines (reported errors), both falling together.
 
 # %% alt="Three panels: true errors lie below the reported ones, for steps, quadrature and probes"

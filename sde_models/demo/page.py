@@ -45,7 +45,7 @@ def _add_density(page: Page, metrics: dict[str, Any], results: Results) -> None:
     page.text(
         f"The model's took {bits['nfe']:g} evaluations of the network and {bits['vjps']:g} "
         f"vector-Jacobian products for each image, {bits['seconds']:.0f} seconds in all, for the "
-        "exact trace. A solve at ten times the tolerance differs by "
+        "exact trace. The reported error of its steps is "
         f"{bits['mean_solver_error_nats']:.2g} nats per image on average."
     )
     axes = new_axes("Bits per dimension of each test image", "bits/dim", "images")

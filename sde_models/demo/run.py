@@ -212,7 +212,7 @@ def collect_metrics(results: Results) -> dict[str, Any]:
         "bits_per_dim": {
             "value": float(bits.value),
             "stderr": float(bits.stderr),
-            "mean_solver_error_nats": float(bits.log_prob.solver_error.mean()),
+            "mean_solver_error_nats": float(bits.log_prob.solver_error.nanmean()),
             "nfe": bits.nfe,
             "vjps": bits.vjps,
             "seconds": density.seconds,
