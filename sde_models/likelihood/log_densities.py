@@ -232,8 +232,8 @@ def _solver_error(
                 "The error of the steps is not known, since there are no two coarser solves to "
                 f"compare with: use {finer}. "
             )
-        options = {**further, "progress": settings.options.get("progress", False)}
-        coarser.append(options)
+        coarser.append(further)
+        options = further
     x, solver = estimate.x.detach(), settings.solver
     in_x = (0.0, 0.0) if solver.in_noise_units or not solver.adaptive else settings.tolerances
     with torch.no_grad():

@@ -153,14 +153,14 @@ def test_costs_add_up_and_are_read_aloud() -> None:
 def test_products_are_for_each_sample_however_many_go_together(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """33 nodes with one probe are 33 products, and as many passes next to the steps of the path."""
+    """32 nodes with one probe are 32 products, and as many passes next to the steps of the path."""
     monkeypatch.setattr(quadrature, "MOST_NUMBERS", 2 * at_once)
     lp = sm.log_prob(
         MIXTURE, points(32), "ddim", steps=20, intervals=32, divergence=sm.Hutchinson(1),
         estimate_solver_error=False,
     )  # fmt: skip
-    steps, batches = lp.accepted, -(-33 * 32 // at_once)
-    assert lp.cost == sm.Cost(nfe=steps + 33.0, vjps=33.0, calls=steps + batches)
+    steps, batches = lp.accepted, -(-32 * 32 // at_once)
+    assert lp.cost == sm.Cost(nfe=steps + 32.0, vjps=32.0, calls=steps + batches)
     assert (lp.nfe, lp.vjps) == (lp.cost.nfe, lp.cost.vjps)
 
 
@@ -177,20 +177,21 @@ def test_both_methods_of_a_trace_count_alike(probes: sm.Divergence, products: in
         intervals=12, estimate_solver_error=False,
     )  # fmt: skip
     path = 4 * apart.accepted
-    assert apart.cost == sm.Cost(nfe=path + 13.0, vjps=13.0 * products, calls=path + 1)
+    assert apart.cost == sm.Cost(nfe=path + 12.0, vjps=12.0 * products, calls=path + 1)
 
 
-def test_a_coarser_solve_is_part_of_the_cost() -> None:
+def test_coarser_solves_are_part_of_the_cost() -> None:
+    """All three are compared at six of the twelve nodes."""
     with count_evaluations() as counter:
         lp = sm.log_prob(MIXTURE, points(4), "ddim", steps=20, intervals=12)
     fine = sm.log_prob(
         MIXTURE, points(4), "ddim", steps=20, intervals=12, estimate_solver_error=False
     )
-    half = sm.log_prob(
-        MIXTURE, points(4), "ddim", steps=10, intervals=12, estimate_solver_error=False
-    )
-    assert lp.cost == counter.cost(4) == fine.cost + half.cost
-    assert lp.vjps == 2 * 2 * 13
+    compared = sm.Cost(nfe=6.0, vjps=12.0, calls=1)
+    half, quarter = (sm.Cost(nfe=float(steps), calls=steps) for steps in (10, 5))
+    assert lp.cost == counter.cost(4)
+    assert lp.cost == fine.cost + half + quarter + compared + compared + compared
+    assert lp.vjps == 2 * 12 + 3 * 2 * 6
 
 
 OWN_STEPS: dict[str, Callable[[Tensor], Any]] = {
@@ -209,7 +210,8 @@ def test_a_sample_costs_the_same_in_one_batch_or_two(name: str) -> None:
     for shorthand in ("nfe", "vjps"):
         parts = (8 * getattr(first, shorthand) + 4 * getattr(last, shorthand)) / 12
         assert getattr(whole, shorthand) == pytest.approx(parts, rel=1e-12)
-    assert whole.cost.calls == max(first.cost.calls, last.cost.calls) or name == "tol"
+    if name in ("rk-batch", "adams-batch"):  # the others solve several times
+        assert whole.cost.calls == max(first.cost.calls, last.cost.calls)
 
 
 def test_noise_of_each_sample_costs_the_same_in_one_batch_or_two() -> None:
@@ -231,13 +233,13 @@ def test_what_is_done_to_samples_after_the_solve_adds_up() -> None:
         density={"intervals": 12, "estimate_solver_error": False}, **start,
     )  # fmt: skip
     steps = dense.accepted
-    assert dense.cost == sm.Cost(nfe=steps + 13.0, vjps=26.0, calls=steps + 1)
+    assert dense.cost == sm.Cost(nfe=steps + 12.0, vjps=24.0, calls=steps + 1)
     bits = sm.bits_per_dim(
         MIXTURE, torch.zeros(6, 2, dtype=torch.uint8), levels=4, importance_samples=3, repeats=2,
         solver="ddim", steps=10, intervals=12, estimate_solver_error=False,
     )  # fmt: skip
     assert bits.cost == sum([bits.log_prob.cost] * 6, sm.Cost())
-    assert (bits.vjps, bits.cost.calls) == (6 * 26.0, 6 * (bits.log_prob.accepted + 1))
+    assert (bits.vjps, bits.cost.calls) == (6 * 24.0, 6 * (bits.log_prob.accepted + 1))
 
 
 def test_an_energy_model_costs_a_product_for_each_evaluation() -> None:

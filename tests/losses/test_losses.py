@@ -457,7 +457,7 @@ def test_an_energy_model_trains_by_the_noise() -> None:
         loss = denoising_score_matching(model, x0, 0.4, noise, weighting=weighting)
         (gradient,) = torch.autograd.grad(loss, list(model.parameters()))
         assert abs(float(gradient)) < 1e-12
-    with pytest.raises(TypeError, match="'simple' or 'likelihood'"):
+    with pytest.raises(TypeError, match="use weighting='simple', 'edm', 'min-snr' or 'likelihood'"):
         denoising_score_matching(model, x0)
 
 
