@@ -173,7 +173,8 @@ def as_markdown(rows: list[Row]) -> str:
             lines.append(f"| {r['model']} | {r['setting']} | {failure} | {r['unknown']} | | | |")
     lines += ["", "Mean signed errors with estimators of the trace: 0 where these are unbiased, "
               "except for those of path and nodes, which count where an estimator has almost no "
-              "noise (XTrace on a line).", "", "| model | estimator | values | mean | standard errors |",
+              "noise (XTrace on a line).",
+              "", "| model | estimator | values | mean | standard errors |",
               "|---|---|---:|---:|---:|"]  # fmt: skip
     lines += [
         f"| {r['model']} | {r['setting']} | {r['points']} | {r['mean']:+.4f} "
