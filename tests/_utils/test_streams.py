@@ -19,9 +19,6 @@ from torch import Tensor
 
 import sde_models as sm
 from sde_models._utils.randomness import Streams, as_source
-from sde_models.divergence.hutchinson import Automatic
-from sde_models.likelihood import probe_allocation
-from sde_models.likelihood.quadrature import Traces
 from sde_models.sdes.brownian import FreshBrownian, StackedBrownian, remembering_brownian
 
 EVENT = (1, 3, 6)
@@ -215,37 +212,6 @@ def test_a_density_is_the_same_alone_and_in_every_batch(options: dict[str, Any])
     close = {**ROUNDING, "equal_nan": True}
     torch.testing.assert_close(torch.cat([run([i]) for i in range(3)]), batch, **close)
     torch.testing.assert_close(run([2, 0]), batch[[2, 0]], **close)
-
-
-def test_each_sample_tries_an_alternative_by_itself() -> None:
-    """One gains by it and the other does not; in a joint trial the two would decide together."""
-    nodes, few = 129, probe_allocation.A_FEW
-    worth = {0: 0.01, 1: 3.0}  # variance for one product compared with that of the first estimator
-
-    def run(samples: list[int]) -> tuple[dict[int, int], Tensor]:
-        asked = dict.fromkeys(samples, 0)
-
-        def estimate(estimator: sm.Divergence, pairs: Any) -> Traces:
-            products = torch.full((len(pairs[0]),), float(estimator.count_products(1000)))
-            unit = torch.ones(len(products))
-            if isinstance(estimator, sm.XTrace):
-                for place, number in enumerate(pairs[1].tolist()):
-                    unit[place] = worth[samples[number]]
-                    asked[samples[number]] += estimator.probes == 8
-            return Traces(unit, (unit / products).sqrt(), products, products)
-
-        weights = torch.full((nodes,), 1 / nodes)
-        allocation = probe_allocation.Allocation(
-            estimate, Automatic(), weights, 1000, 0.01, separate=True
-        )
-        return asked, allocation.run(len(samples)).stderr
-
-    together, stderr = run([0, 1])
-    alone = [run([i]) for i in (0, 1)]
-    assert together[0] == nodes + len(range(0, nodes, 5))
-    assert together[1] <= few
-    assert {i: alone[i][0][i] for i in (0, 1)} == together
-    assert torch.equal(stderr, torch.cat([found for _, found in alone], dim=1))
 
 
 def test_bits_samples_and_their_densities_are_the_same_alone() -> None:
