@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from common.sampler_problems import CACHE, digits_problem
+from common.sampler_problems import digits_model
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
@@ -152,9 +152,7 @@ def trained_cases(points: int) -> Iterator[Case]:
         precise = model.double().eval()
         points_of = typical(precise, points, seed=number)
         yield Case(f"{data}, {prediction}", precise, points_of, solved(precise, points_of))
-    if not (CACHE / "digits.safetensors").exists():
-        digits_problem()
-    model = sm.load_model(CACHE / "digits.safetensors").double().eval()
+    model = digits_model().eval()
     x = typical(model, max(16, points // 6), seed=1)
     yield Case("digits, EDM", model, x, solved(model, x, 1e-6), small=False)
 

@@ -62,8 +62,8 @@ class Problem:
         return float((x - self.reference).square().mean().sqrt())
 
 
-def mixture_problem(dim: int, seed: int) -> Problem:
-    """A mixture of 8 to 12 round Gaussians of unequal weight, of unit variance in all."""
+def mixture(dim: int, seed: int) -> sm.GaussianMixture:
+    """8 to 12 round Gaussians of unequal weight, of unit variance in all."""
     generator = torch.Generator().manual_seed(1000 * dim + seed)
     random = partial(torch.rand, generator=generator, dtype=torch.float64)
     count = int(torch.randint(8, 13, (), generator=generator))
@@ -74,8 +74,13 @@ def mixture_problem(dim: int, seed: int) -> Problem:
     means = means - weights @ means
     between = float(weights @ means.square().mean(1))
     means = means * math.sqrt((1 - float(weights @ stds.square())) / between)
-    mixture = sm.GaussianMixture(means, stds, weights)
-    model = mixture.score_model(sm.VPSDE())
+    return sm.GaussianMixture(means, stds, weights)
+
+
+def mixture_problem(dim: int, seed: int) -> Problem:
+    """The exact score of a :func:`mixture`."""
+    density = mixture(dim, seed)
+    model = density.score_model(sm.VPSDE())
     x = starts(model, STARTS, (dim,), seed=2)
     return Problem(
         name=f"mixture-{dim}d-{seed}",
@@ -83,22 +88,33 @@ def mixture_problem(dim: int, seed: int) -> Problem:
         x=x,
         reference=flow(model, x, 1e-10),
         tolerance=1e-10,
-        exact=mixture.diffuse(model.sde, model.sde.t_min).sample(
+        exact=density.diffuse(model.sde, model.sde.t_min).sample(
             EXACT, generator=torch.Generator().manual_seed(3)
         ),
     )
 
 
-def digits_problem() -> Problem:
-    """The score model of handwritten digits that the demonstration trains."""
-    path = CACHE / "digits.safetensors"
+def digits_model(name: str = "digits", settings: DemoSettings | None = None) -> sm.Model:
+    """The score model of handwritten digits that the demonstration trains, in double precision.
+
+    Args:
+        name: What its file is called.
+        settings: Amount of work; the full demonstration if None.
+    """
+    path = CACHE / f"{name}.safetensors"
     if not path.exists():
         data = digits()
         generator = torch.Generator().manual_seed(0)
-        fit = train(data.train, data.levels, DemoSettings(), generator=generator, progress=True)
+        settings = settings or DemoSettings()
+        fit = train(data.train, data.levels, settings, generator=generator, progress=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         sm.save_model(path, fit.model)
-    model = sm.load_model(path).double()
+    return sm.load_model(path).double()
+
+
+def digits_problem() -> Problem:
+    """The model of handwritten digits."""
+    model = digits_model()
     shape = model.event_shape
     assert shape is not None
     x = starts(model, STARTS, shape, seed=2)
