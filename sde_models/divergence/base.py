@@ -17,6 +17,7 @@ from sde_models._utils.counting import record_vjps
 from sde_models._utils.shapes import check_not_empty, leaf_copy
 from sde_models._utils.standard_errors import standard_error
 from sde_models._utils.user_networks import value_with_graph
+from sde_models.divergence.complement import Complement
 
 Field = Callable[[Tensor], Tensor]
 MOST_NUMBERS = 2**18
@@ -32,11 +33,18 @@ class Products:
         point: The points, shape ``(B, *event)``.
         isotropic: c, a number or shape ``(B,)``.
         differentiable: Whether products carry a graph.
+        complement: Directions to leave out, if any.
     """
 
     def __init__(
-        self, value: Tensor, point: Tensor, isotropic: Tensor | float, differentiable: bool
+        self,
+        value: Tensor,
+        point: Tensor,
+        isotropic: Tensor | float,
+        differentiable: bool,
+        complement: Complement | None = None,
     ) -> None:
+        self._complement = complement
         self._value, self._point, self._differentiable = value, point, differentiable
         self._isotropic = torch.as_tensor(
             isotropic, dtype=value.dtype, device=value.device
@@ -49,6 +57,11 @@ class Products:
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Take products with flat vectors of shape ``(k, B, D)``, in chunks."""
+        if self._complement is not None:
+            return self._complement.restrict(self._chunks, vectors)
+        return self._chunks(vectors)
+
+    def _chunks(self, vectors: Tensor) -> Tensor:
         chunk = max(1, MOST_NUMBERS // vectors[0].numel())
         found = [self._products(part) for part in vectors.split(chunk)]
         products = found[0] if len(found) == 1 else torch.cat(found)
@@ -148,7 +161,12 @@ class Divergence(ABC):
         """
 
     def __call__(
-        self, field: Field, x: Tensor, drawn: Tensor | None, isotropic: Tensor | float = 0.0
+        self,
+        field: Field,
+        x: Tensor,
+        drawn: Tensor | None,
+        isotropic: Tensor | float = 0.0,
+        complement: Complement | None = None,
     ) -> tuple[Tensor, TraceEstimate]:
         """Evaluate a field and its divergence.
 
@@ -158,6 +176,7 @@ class Divergence(ABC):
             drawn: What :meth:`draw` returned.
             isotropic: Factor c of a multiple c I of the identity near the Jacobian, a number or
                 shape ``(B,)``: its trace is known, and only the rest is estimated.
+            complement: Leaves out directions: the trace of the rest is estimated.
 
         Returns:
             The field, shape of ``x``, and the trace. They carry a graph if gradients are enabled.
@@ -172,7 +191,7 @@ class Divergence(ABC):
         with torch.inference_mode(False), torch.enable_grad():
             point = x if differentiable and x.requires_grad else leaf_copy(x)
             value = value_with_graph(field, point)
-            products = Products(value, point, isotropic, differentiable)
+            products = Products(value, point, isotropic, differentiable, complement)
             found = self.estimate(products, None if drawn is None else drawn.flatten(2).clone())
             known = size * torch.as_tensor(isotropic, dtype=x.dtype, device=x.device).reshape(-1, 1)
             trace = TraceEstimate(found.estimates + known, found.stderr.detach())

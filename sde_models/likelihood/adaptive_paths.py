@@ -9,11 +9,12 @@ show what rounding does; steps that are finer than rounding are of no use.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from sde_models._utils.fields import Fields
 from sde_models.likelihood.nodes import Nodes
 from sde_models.likelihood.paths import Path, moved, solve_path
 from sde_models.likelihood.refinement import error_of_finest, least_error
@@ -36,7 +37,7 @@ KEPT = 4
 
 
 @dataclass(frozen=True)
-class Paths:
+class Paths(Fields):
     """Solved paths, an entry for each sample.
 
     Attributes:
@@ -44,25 +45,14 @@ class Paths:
         z: Latents.
         error: Of the steps, in nats.
         tolerance: That of the solve, in noise units.
+        sketches: Of the Jacobians at the pilot's nodes, shape ``(B, N, D)``.
     """
 
     states: Tensor
     z: Tensor
     error: Tensor
     tolerance: Tensor
-
-    def at(self, rows: Tensor) -> Paths:
-        """Those of some samples."""
-        return Paths(*(getattr(self, f.name)[rows] for f in fields(self)))
-
-    def put(self, rows: Tensor, others: Paths) -> Paths:
-        """With others in these rows."""
-        return Paths(
-            *(
-                getattr(self, f.name).index_copy(0, rows, getattr(others, f.name))
-                for f in fields(self)
-            )
-        )
+    sketches: Tensor
 
 
 class PathSolver:
@@ -91,15 +81,16 @@ class PathSolver:
             part = strategy.part(rows)
             start = replace(part, x=moved(part.x)) if number % 2 else part
             path = self._solve(start, self.kept(part), tolerance)
-            parts = part.pilot_parts(path.z, part.pilot.among(path.states))
+            parts, sketches = part.pilot_sketches(path.z, part.pilot.among(path.states))
             resolutions = [*resolutions[-2:], parts]
             error, last = _error_of_steps(resolutions, part.solver)
             error = torch.maximum(error, least_error(tolerance, part.size))
             finest = tolerance <= AT_ROUNDING * _rounding(part)
             error = torch.where(finest, torch.maximum(error, WITH_ROUNDING * last), error)
             states = path.states.transpose(0, 1)
-            found = Paths(states, path.z, error, torch.full_like(error, tolerance))
-            paths = found if paths is None else paths.put(rows, found)
+            same = torch.full_like(error, tolerance)
+            found = Paths(states, path.z, error, same, sketches.transpose(0, 1))
+            paths = found if paths is None else paths.put((rows,), found)
             small = (error <= SHARE * tol) & (tolerance <= FINE_ENOUGH)
             late = ~(small | finest) | torch.isinf(error)
             rows, resolutions = rows[late], [parts[:, late] for parts in resolutions]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sde_models.divergence.exact import LARGEST_EXACT
-from sde_models.likelihood.quadrature import Traces, neighbours
+from sde_models.likelihood.traces import Traces, neighbours
 
 WORTH_OF_EXACT = 0.8
 """From this fraction of D products on, the exact trace is taken instead."""
@@ -50,6 +50,8 @@ def needed_products(
         total = share * rest.sum(0) / left.clamp(min=torch.finfo(share.dtype).tiny)
         exact |= (total >= WORTH_OF_EXACT * size) & (size <= LARGEST_EXACT)
     more = (total - traces.products).masked_fill(total <= ENOUGH * traces.products, 0).clamp(min=0)
-    more = torch.where(traces.products == 0, more.clamp(min=1), more)
+    new = (traces.products == 0) & ~traces.exact
+    more = torch.where(new, more.clamp(min=1), more).masked_fill(traces.exact, 0)
     rounded = 2 ** ((more.clamp(min=1).log2() * FINENESS).ceil() / FINENESS)
-    return rounded.ceil().masked_fill(more == 0, 0).masked_fill(exact, math.inf)
+    found = rounded.ceil().masked_fill(more == 0, 0)
+    return found.masked_fill(exact & ~traces.exact, math.inf)

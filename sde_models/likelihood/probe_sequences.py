@@ -22,7 +22,7 @@ from torch import Tensor
 from sde_models._utils.randomness import Source, rademacher_like, uniform_like
 from sde_models._utils.split_batches import draw_rows
 from sde_models.likelihood.nodes import Nodes
-from sde_models.likelihood.quadrature import Probes
+from sde_models.likelihood.traces import Probes
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,13 @@ from sde_models._utils.randomness import Source, of_some_rows, rademacher_like
 from sde_models._utils.shapes import time_precision
 from sde_models._utils.split_batches import draw_rows
 from sde_models.divergence.base import Divergence
+from sde_models.divergence.complement import Complement
 from sde_models.divergence.exact import Exact
-from sde_models.divergence.hutchinson import Hutchinson
 from sde_models.likelihood.augmented_flow import AugmentedFlow
 from sde_models.likelihood.nodes import Nodes
 from sde_models.likelihood.paths import solve_path
-from sde_models.likelihood.quadrature import (
-    Probes,
-    Traces,
-    estimate_traces,
-    integrate_traces,
-)
+from sde_models.likelihood.quadrature import integrate_traces
+from sde_models.likelihood.traces import Points, Probes, Traces
 from sde_models.models.base import Model
 from sde_models.models.systems import ProbabilityFlow
 from sde_models.sdes.priors import Prior
@@ -184,7 +180,7 @@ class QuadratureLikelihood(Likelihood):
     @cached_property
     def pilot_probes(self) -> Tensor | None:
         """Probes at the pilot nodes, the same for all paths: shape ``(k, M, B, *event)``."""
-        if self.comparison.exact:
+        if self.size <= EXACT_DIFFERENCES:
             return None
         like, source = self.x.detach(), self.fresh_source()
         rows = like.expand(self.pilot.count, *like.shape).transpose(0, 1)
@@ -200,11 +196,6 @@ class QuadratureLikelihood(Likelihood):
     def flow(self) -> ProbabilityFlow:
         """The probability flow."""
         return ProbabilityFlow(self.model, cond=self.cond)
-
-    @property
-    def comparison(self) -> Divergence:
-        """The estimator of differences between paths, which all have the same probes."""
-        return Exact() if self.size <= EXACT_DIFFERENCES else Hutchinson()
 
     def run(self, options: SolveOptions) -> Estimate:
         nodes = self.pilot.finer(self.intervals // self.pilot.count)
@@ -232,12 +223,29 @@ class QuadratureLikelihood(Likelihood):
 
         The probes are the same for all paths.
         """
-        with torch.no_grad():
-            probes = self.pilot_probes
-            source = None if probes is None else Probes(probes.flatten(1, 2))
-            traces = self.all_traces(self.pilot, states.detach(), self.comparison, source)
-            latents = self.prior_log_prob(z.detach()).to(traces.value)
-            return torch.cat([latents[None], self.pilot.weights.to(traces.value) * traces.value])
+        return self.pilot_sketches(z, states)[0]
+
+    def pilot_sketches(self, z: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """The parts of :meth:`pilot_parts`, and sketches of the Jacobians, shape ``(M, B, D)``.
+
+        These are products less their isotropic part, times the weights; none for small events.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            states, count = states.detach(), states.shape[:2]
+            weights, probes = self.pilot.weights.to(states.device), self.pilot_probes
+            if probes is None:
+                value = self.all_traces(self.pilot, states, Exact(), None).value
+                sketches = value.new_zeros(0, count[1], self.size)
+            else:
+                pairs = torch.ones(count, device=states.device).nonzero().unbind(1)
+                drawn = probes[0].flatten(0, 1).flatten(1).to(weights)
+                points = self.points(self.pilot, states, pairs)
+                forms, products = points.forms(drawn[None].to(points.x))
+                value = forms[0].reshape(count)
+                rest = products[0] - forms[0][:, None] / self.size * drawn
+                sketches = weights[..., None] * rest.reshape(*count, -1)
+            latents = self.prior_log_prob(z.detach()).to(value)
+            return torch.cat([latents[None], weights.to(value) * value]), sketches
 
     def all_traces(
         self, nodes: Nodes, states: Tensor, estimator: Divergence, source: Source | Probes
@@ -253,6 +261,7 @@ class QuadratureLikelihood(Likelihood):
         estimator: Divergence,
         pairs: Pairs,
         source: Source | Probes,
+        complement: Complement | None = None,
     ) -> Traces:
         """Traces at some nodes of some samples, fields of shape ``(n,)``.
 
@@ -262,15 +271,17 @@ class QuadratureLikelihood(Likelihood):
             estimator: Trace estimator.
             pairs: Numbers of the nodes and of the samples, shape ``(n,)`` each.
             source: Source of the probes.
+            complement: Directions to leave out, if any.
         """
-        times = nodes.times.to(states.device, time_precision(states))
         # A trace is a derivative, and cannot be taken in inference mode.
         with torch.inference_mode(False), torch.set_grad_enabled(states.requires_grad):
-            return estimate_traces(
-                self.model, times[pairs], states[pairs], estimator,
-                source if isinstance(source, Probes) else of_some_rows(source, pairs[1]),
-                self.cond.take(pairs[1]),
-            )  # fmt: skip
+            own = source if isinstance(source, Probes) else of_some_rows(source, pairs[1])
+            return self.points(nodes, states, pairs).estimate(estimator, own, complement)
+
+    def points(self, nodes: Nodes, states: Tensor, pairs: Pairs) -> Points:
+        """Some nodes of some samples."""
+        times = nodes.times.to(states.device, time_precision(states))
+        return Points(self.model, times[pairs], states[pairs], self.cond.take(pairs[1]))
 
     def part(self, rows: Tensor) -> QuadratureLikelihood:
         """The same for some samples."""
