@@ -32,7 +32,7 @@ from common.results import common_options, read_options, save
 from torch import Tensor, nn
 
 import sde_models as sm
-from sde_models.likelihood import quadrature as trace_quadrature
+from sde_models.likelihood import traces
 
 Works = dict[str, Callable[[], object]]
 
@@ -284,12 +284,12 @@ class Benchmark:
 
 def taking(numbers: int, work: Callable[[], object]) -> object:
     """Run with so many numbers through the derivative at once."""
-    usual = trace_quadrature.MOST_NUMBERS
-    trace_quadrature.MOST_NUMBERS = numbers
+    usual = traces.MOST_NUMBERS
+    traces.MOST_NUMBERS = numbers
     try:
         return work()
     finally:
-        trace_quadrature.MOST_NUMBERS = usual
+        traces.MOST_NUMBERS = usual
 
 
 def main() -> None:

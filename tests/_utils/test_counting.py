@@ -19,7 +19,7 @@ from sde_models._utils.counting import (
     record_call,
     record_vjps,
 )
-from sde_models.likelihood import quadrature
+from sde_models.likelihood import traces
 from sde_models.models.energy_model import EnergyModel
 from sde_models.models.gaussian_mixture import GaussianMixture
 from sde_models.models.score_model import ScoreModel
@@ -154,7 +154,7 @@ def test_products_are_for_each_sample_however_many_go_together(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """32 nodes with one probe are 32 products, and as many passes next to the steps of the path."""
-    monkeypatch.setattr(quadrature, "MOST_NUMBERS", 2 * at_once)
+    monkeypatch.setattr(traces, "MOST_NUMBERS", 2 * at_once)
     lp = sm.log_prob(
         MIXTURE, points(32), "ddim", steps=20, intervals=32, divergence=sm.Hutchinson(1),
         estimate_solver_error=False,

@@ -12,7 +12,7 @@ import sde_models as sm
 from sde_models.likelihood.nodes import Nodes
 from sde_models.likelihood.probe_allocation import needed_products
 from sde_models.likelihood.probe_sequences import ProbeSequence
-from sde_models.likelihood.quadrature import Traces
+from sde_models.likelihood.traces import Traces
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -123,14 +123,13 @@ class _Solve(BatchSolve[_Samples]):
         t = torch.where(landing, self.end, self.clock.time(clock))
         alpha, sigma = self._scales(t)
         nodes = torch.cat([clock[:, None], samples.nodes], 1)
-        old = self._weights(samples, nodes, samples.count, clock)
+        old, new = self._both_weights(samples, nodes, clock)
         state, scale = self._factors(samples, alpha, sigma)
         kept_state = per_sample(state, samples.x).to(samples.x) * samples.x
         predicted = kept_state + _weighted(scale, old[:, 1:], samples.estimates)
         estimate = self._estimate(t, predicted)
         estimates = torch.cat([estimate[:, None], samples.estimates], 1)
-        change = self._weights(samples, nodes, samples.count, clock, corrector=True) - old
-        correction = _weighted(scale, change, estimates)
+        correction = _weighted(scale, new - old, estimates)
         corrected = predicted + correction
         difference = correction.detach() / per_sample(sigma, correction).to(correction)
         error = self.part.system.error_norm(difference).to(clock)
@@ -161,22 +160,27 @@ class _Solve(BatchSolve[_Samples]):
         x0, eps = self.part.denoise(t, x)
         return x0 if self.rate > 0 else eps
 
-    def _weights(
-        self, samples: _Samples, nodes: Tensor, count: Tensor, clock: Tensor,
-        *, corrector: bool = False,
-    ) -> Tensor:  # fmt: skip
-        """Weights in steps to ``clock`` of the new estimate, for a corrector, and those before it.
+    def _both_weights(
+        self, samples: _Samples, nodes: Tensor, clock: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Weights of predictor and corrector in steps to ``clock``, computed together.
 
         Args:
             samples: Where the steps begin.
             nodes: Of the new estimate and those before it, shape ``(n, 1 + p)``.
-            count: How many of those before it are used.
             clock: Where the steps end.
-            corrector: Whether the new one is used.
         """
-        number = torch.arange(nodes.shape[1], device=nodes.device)
-        known = (number <= count[:, None]) & (number >= int(not corrector))
-        return known_integrals(nodes, known, samples.clock, clock, self.rate)
+        known = self._known(nodes, samples.count)
+        earlier = known.clone()
+        earlier[:, 0] = False  # a predictor has not seen the end of the step
+        nodes, start, end = (torch.cat([part] * 2) for part in (nodes, samples.clock, clock))
+        both = known_integrals(nodes, torch.cat([earlier, known]), start, end, self.rate)
+        predictor, corrector = both.chunk(2)
+        return predictor, corrector
+
+    def _known(self, nodes: Tensor, count: Tensor) -> Tensor:
+        """Which nodes a corrector uses: the new one, and as many as are known before it."""
+        return torch.arange(nodes.shape[1], device=nodes.device) <= count[:, None]
 
     def _factors(self, start: _Samples, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of the state and of the integral in steps to where alpha and sigma are these."""
@@ -189,9 +193,9 @@ class _Solve(BatchSolve[_Samples]):
     ) -> Tensor:
         """States inside the steps of some samples: the corrector's polynomial integrated so far."""
         own = samples.only(which)
-        weights = self._weights(
-            own, nodes[which], own.count, self.clock.read(t), corrector=True
-        )  # fmt: skip
+        nodes = nodes[which]
+        known, clock = self._known(nodes, own.count), self.clock.read(t)
+        weights = known_integrals(nodes, known, own.clock, clock, self.rate)
         state, scale = self._factors(own, *self._scales(t))
         return per_sample(state, own.x).to(own.x) * own.x + _weighted(
             scale, weights, estimates[which]
