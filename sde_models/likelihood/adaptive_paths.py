@@ -24,7 +24,7 @@ from sde_models.solvers.options import SolveOptions
 
 SHARE = 0.3
 """Part of the tolerance that the steps may take."""
-FIRST, LOOSEST = 0.1, 0.3
+FIRST, LOOSEST = 0.01, 0.3
 """The first paths have the tolerance FIRST tol / sqrt(D) in units of the noise, at most LOOSEST."""
 FINE_ENOUGH = 0.1
 """Looser paths are no evidence."""

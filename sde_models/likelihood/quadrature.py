@@ -34,11 +34,11 @@ from sde_models.likelihood.traces import Traces
 
 STUDENT = 1.2
 """The 97.5% quantile of Student's t is near 2 (1 + 1.2 / n) for n degrees of freedom."""
-FALL, LEAST = 10.0, 0.1
-"""A spectrum that falls by a factor r from one third to the next reduces P to FALL r P, and to no
-less than LEAST P. Measured on trained, random and exact networks; see benchmarks/calibration.py."""
-
-
+FALL, LATEST, LEAST = 10.0, 3.0, 0.1
+"""A spectrum that falls by a factor r from one third to the next, and by r' within the last one,
+reduces P to the larger of FALL r P and LATEST r'^1.5 P, and to no less than LEAST P: the first
+alone would overlook a flat rest below a steep peak. Measured on trained, random and exact networks;
+see benchmarks/calibration.py."""
 END = 1.0
 """Factor on what the last order of the corrections changes, at an end, which the window hides."""
 
@@ -90,11 +90,17 @@ def spectral_variance(nodes: Nodes, values: Tensor) -> tuple[Tensor, int]:
     rates, window = nodes.rates.to(values), nodes.window.to(values)
     weights, count = nodes.weights.to(values) / rates, nodes.count
     power = torch.fft.fft(window * rates * values, dim=0).abs().square()
-    upper, middle = math.ceil(count / 3), math.ceil(count / 6)
-    high, mid = power[upper : count - upper + 1].mean(0), power[middle:upper].mean(0)
-    fall = (FALL * high / mid.clamp(min=torch.finfo(values.dtype).tiny)).clamp(LEAST, 1)
+    middle, upper, last = (math.ceil(part * count / 12) for part in (2, 4, 5))
+    high, latest = (power[first : count - first + 1].mean(0) for first in (upper, last))
+    mid, early = power[middle:upper].mean(0), power[upper:last].mean(0)
+    fall = torch.maximum(FALL * _ratio(high, mid), LATEST * _ratio(latest, early).pow(1.5))
+    fall = fall.clamp(LEAST, 1)
     variance = high * fall * weights.square().sum(0) / window.square().sum(0)
     return variance, count - 2 * upper + 1
+
+
+def _ratio(one: Tensor, other: Tensor) -> Tensor:
+    return one / other.clamp(min=torch.finfo(other.dtype).tiny)
 
 
 def known_part(nodes: Nodes) -> float:
