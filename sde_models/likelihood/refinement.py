@@ -27,7 +27,7 @@ PARTS, BEFORE = 0.5, 0.1
 """For tolerances: factors on the last change of the parts and on the change before."""
 OF_TWO = 2.0
 """Factor on the only change of two results."""
-OTHER_UNITS = 2.0
+OTHER_UNITS = 3.0
 """Factor on the error of solvers that do not control errors in units of the noise."""
 MARGIN, LARGEST = 3.0, 0.75
 """For numbers of steps: the factor on what is left, and the largest ratio in that."""
