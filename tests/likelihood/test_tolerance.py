@@ -81,7 +81,9 @@ def test_more_is_spent_only_where_it_is_needed() -> None:
     model, x, truth, prior = case(64, sm.VPSDE(), 32)
     loose, tight = (sm.log_prob(model, x, tol=tol, prior=prior) for tol in (1.0, 1e-3))
     assert loose.nfe < 0.5 * tight.nfe
-    assert (tight.value - truth).abs().max() < 1e-3
+    off = (tight.value - truth).abs()  # the error at 95% is two standard errors
+    assert off.max() < 2e-3
+    assert float((off <= tight.error).double().mean()) >= 0.9
     # A sample's own answer does not depend on what its batch-mates need.
     alone = sm.log_prob(model, x[:1], tol=1e-3, prior=prior)
     torch.testing.assert_close(alone.value, tight.value[:1], rtol=0, atol=2e-3)
