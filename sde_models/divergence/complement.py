@@ -16,11 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sde_models._utils.fields import Fields
+
 Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Complement:
+class Complement(Fields):
     """What is orthogonal to some directions, for each of a batch of points.
 
     Attributes:
@@ -30,10 +32,6 @@ class Complement:
 
     basis: Tensor
     mean: Tensor
-
-    def at(self, rows: Tensor) -> Complement:
-        """Those of some points."""
-        return Complement(self.basis[rows], self.mean[rows])
 
     def project(self, vectors: Tensor) -> Tensor:
         """The part of vectors ``(n, B, D)`` that is orthogonal to the directions."""

@@ -192,7 +192,7 @@ class _Solve(BatchSolve[_Samples]):
         self, samples: _Samples, nodes: Tensor, estimates: Tensor, t: Tensor, which: Tensor
     ) -> Tensor:
         """States inside the steps of some samples: the corrector's polynomial integrated so far."""
-        own = samples.only(which)
+        own = samples.at(which)
         nodes = nodes[which]
         known, clock = self._known(nodes, own.count), self.clock.read(t)
         weights = known_integrals(nodes, known, own.clock, clock, self.rate)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, Generic, Self, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from sde_models._utils.conditions import copied
 from sde_models._utils.errors import StepLimitError, StepSizeError
+from sde_models._utils.fields import Fields
 from sde_models._utils.shapes import (
     describe_rows,
     has_finite_sum,
@@ -109,7 +110,7 @@ class InnerStates:
 
 
 @dataclass(frozen=True)
-class Samples:
+class Samples(Fields):
     """The samples that are still being solved; every field has one entry for each of them.
 
     Attributes:
@@ -123,10 +124,6 @@ class Samples:
     clock: Tensor
     x: Tensor
     step: Tensor
-
-    def only(self, which: Tensor) -> Self:
-        """Some of them."""
-        return type(self)(*(getattr(self, field.name)[which] for field in fields(self)))
 
 
 AnySamples = TypeVar("AnySamples", bound=Samples)
@@ -199,7 +196,7 @@ class BatchSolve(ABC, Generic[AnySamples]):
         rows = self.part.rows
         which = kept.nonzero().flatten()
         if len(which) < len(kept):
-            late = self.samples.only(~kept)
+            late = self.samples.at(~kept)
             ahead = self.sign * late.step
             self._check_steps(rows[~kept], late.clock, ahead)
         if len(which) == 0:
@@ -212,7 +209,7 @@ class BatchSolve(ABC, Generic[AnySamples]):
         self.recorder.notify(self.t, self.x)
         arrived = kept & landing
         if bool(arrived.any()):
-            self.samples = self.samples.only(~arrived)
+            self.samples = self.samples.at(~arrived)
             self.part = PartOfBatch(self.problem, rows[~arrived])
 
     def check_cap(self) -> None:
